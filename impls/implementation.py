@@ -1,0 +1,198 @@
+"""The contract that an implementation meets, and finding implementations on disk.
+
+An implementation is a folder of ``impls/`` with an ``impl.toml`` (what it offers), a pinned ``requirements-DEVICE.txt``
+for each kind of device, ``layers.py`` (one function or small module per layer kind) and ``runtime.py``, which holds a
+class ``Runtime``. Nothing else in the project names it. It never times itself: the harness owns the clock.
+
+Arrays that cross the contract are NumPy arrays; this module imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impls.precision import PRECISIONS
+from impls.spec import ModelSpec, Shape
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout."""
+
+
+class ManifestError(ValueError):
+    """An impl.toml that does not say what it must; the message names file and key."""
+
+
+class CannotError(RuntimeError):
+    """Something that this implementation cannot do here; the message is the reason that a skipped row shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A way of executing: its name, how people see it, and the executables it needs on the PATH (any one of ``needs``)."""
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What an implementation offers on one kind of device.
+
+    ``precisions`` can be certified. Those in ``untimed`` are not measured and those in ``cannot`` do not run at all;
+    each comes with its reason.
+    """
+
+    name: str
+    requirements: Path
+    precisions: tuple[str, ...]
+    untimed: Mapping[str, str]
+    cannot: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An ``impl.toml``. ``distribution`` is the package whose version stands for the framework's."""
+
+    name: str
+    title: str
+    distribution: str
+    default_mode: str
+    modes: Mapping[str, Mode]
+    devices: Mapping[str, Device]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read one ``impl.toml``; the implementation is called as its folder.
+
+    Raises:
+        ManifestError: unreadable, a key missing or unknown, a precision that does not exist.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        modes = {
+            name: Mode(name, entry.pop("title"), tuple(entry.pop("needs", ())))
+            for name, entry in document.pop("modes").items()
+            if isinstance(entry, dict)
+        }
+        devices = {
+            name: Device(
+                name,
+                path.parent / f"requirements-{name}.txt",
+                tuple(entry["precisions"]),
+                dict(entry.get("untimed", {})),
+                dict(entry.get("cannot", {})),
+            )
+            for name, entry in document.pop("devices").items()
+        }
+        manifest = Manifest(
+            path.parent.name, document.pop("title"), document.pop("distribution"), document.pop("default_mode"), modes, devices
+        )
+    except KeyError as error:
+        raise ManifestError(f"{path}: the key {error} is missing") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        raise ManifestError(f"{path}: {error}") from None
+    if document:
+        raise ManifestError(f"{path}: unknown keys: {', '.join(sorted(document))}")
+    if manifest.default_mode not in modes:
+        raise ManifestError(f"{path}: default_mode {manifest.default_mode!r} is not one of its modes: {', '.join(modes)}")
+    for device in devices.values():
+        named = (*device.precisions, *device.untimed, *device.cannot)
+        if unknown := sorted(set(named) - set(PRECISIONS)):
+            raise ManifestError(f"{path}: devices.{device.name} names precisions that do not exist: {', '.join(unknown)}")
+        if not device.requirements.is_file():
+            raise ManifestError(f"{path}: {device.requirements.name} is missing")
+    return manifest
+
+
+def find(root: Path = ROOT) -> dict[str, Manifest]:
+    """Every implementation of the checkout at ``root``, by name.
+
+    Raises:
+        ManifestError: one of them has a faulty ``impl.toml``.
+    """
+    return {path.parent.name: read_manifest(path) for path in sorted(root.glob("impls/*/impl.toml"))}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is fixed for a whole process, before the framework's first operation."""
+
+    device: str
+    precision: str
+    threads: int
+    deterministic: bool
+
+
+class Network(ABC):
+    """One model with its weights, ready to run in one mode on inputs of one shape.
+
+    A batch goes ``put`` -> ``run`` -> ``wait`` -> ``get``. ``run`` may return before the work is done; ``wait`` returns
+    when it is. Nothing else may happen in these four: they are the timed path.
+    """
+
+    host_layout: str
+    """"NCHW" or "NHWC": the order in memory in which ``put`` takes host images without rearranging them."""
+
+    @abstractmethod
+    def put(self, images: Any) -> Any:
+        """Host images, float32 (fp64: float64), logical NCHW with the memory order of ``host_layout``, to a device batch."""
+
+    @abstractmethod
+    def run(self, batch: Any) -> Any:
+        """Enqueue one forward pass; the batch is left as it was."""
+
+    @abstractmethod
+    def wait(self, output: Any) -> None:
+        """Return when the output has been computed."""
+
+    @abstractmethod
+    def get(self, output: Any) -> Any:
+        """The logits on the host, (N, classes), float32 (fp64: float64)."""
+
+    @abstractmethod
+    def taps(self, images: Any) -> dict[str, Any]:
+        """Every layer's output by layer name, float32 (fp64: float64), NCHW, computed unfused from the held weights."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Any]:
+        """The weights read back from the framework, canonical names and layout, float32 (fp64: float64)."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What was really used, as the framework reports it: at least threads, precision, tf32, layout, deterministic."""
+
+
+class Runtime(ABC):
+    """A framework in this process."""
+
+    @abstractmethod
+    def __init__(self, settings: Settings) -> None:
+        """Import the framework and make the settings.
+
+        Raises:
+            CannotError: the device or the precision is not to be had here.
+        """
+
+    @abstractmethod
+    def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> Network:
+        """Load float32 weights (cast to the process's precision by rounding to nearest even) and build the mode's network.
+
+        ``input_shape`` is (N, C, H, W). Compilation may wait for the first ``run``.
+
+        Raises:
+            CannotError: this mode cannot run this model here.
+        """
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of the framework and of the libraries under it that decide its results."""
+
+    def device_memory(self) -> dict[str, int]:
+        """Peak bytes of the device's allocator since the process began, by the framework's own counters; empty on CPU."""
+        return {}

@@ -1,0 +1,337 @@
+"""What a network is: layers, blocks and models as frozen data, and what follows from the data alone.
+
+Every number is explicit: no default of any framework is relied on, and padding is always four integers.
+Layers carry the names under which their tensors stand in the weight file (torchvision's names) and under which
+their outputs ("taps") are compared. The spec owns the wiring; an implementation owns the arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Shape = tuple[int, ...]
+T = TypeVar("T")
+
+
+class SpecError(ValueError):
+    """A network that does not fit together; the message names the layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Rows and columns added around an image, in elements."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @classmethod
+    def same_on_all_sides(cls, size: int) -> Padding:
+        return cls(size, size, size, size)
+
+
+NO_PADDING = Padding(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2d:
+    """Cross-correlation with a square kernel; zero padding. Weight is OIHW, bias (O,)."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    padding: Padding
+    bias: bool
+
+    def tensors(self) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {"weight": (self.out_channels, self.in_channels, self.kernel, self.kernel)}
+        return shapes | {"bias": (self.out_channels,)} if self.bias else shapes
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm2d:
+    """(x - mean) / sqrt(var + eps) * weight + bias, per channel (Ioffe and Szegedy, arXiv 1502.03167).
+
+    In inference mean and var are the stored running statistics. In training they are the batch's, var with divisor n;
+    the running statistics become (1 - momentum) * old + momentum * batch, with divisor n - 1 where
+    ``running_variance`` is "unbiased" and n where it is "biased".
+    """
+
+    name: str
+    channels: int
+    eps: float
+    momentum: float
+    running_variance: Literal["unbiased", "biased"]
+
+    def tensors(self) -> dict[str, Shape]:
+        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (self.channels,))
+
+
+@dataclass(frozen=True, slots=True)
+class Relu:
+    """max(x, 0), with derivative 0 at 0."""
+
+    name: str
+
+    def tensors(self) -> dict[str, Shape]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool2d:
+    """Maximum over a square window; padding holds minus infinity, so a pad is never the maximum."""
+
+    name: str
+    kernel: int
+    stride: int
+    padding: Padding
+
+    def tensors(self) -> dict[str, Shape]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalAvgPool2d:
+    """Mean over height and width: (N, C, H, W) to (N, C)."""
+
+    name: str
+
+    def tensors(self) -> dict[str, Shape]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x @ weight.T + bias: (N, in_features) to (N, out_features)."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+    def tensors(self) -> dict[str, Shape]:
+        return {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
+
+
+@dataclass(frozen=True, slots=True)
+class PadShortcut:
+    """The paper's option A: every ``stride``-th row and column from the first, and zero channels added on both sides."""
+
+    name: str
+    stride: int
+    channels_before: int
+    channels_after: int
+
+    def tensors(self) -> dict[str, Shape]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Sum of its inputs, in the order of the branches."""
+
+    name: str
+
+    def tensors(self) -> dict[str, Shape]:
+        return {}
+
+
+Layer = Conv2d | BatchNorm2d | Relu | MaxPool2d | GlobalAvgPool2d | Linear | PadShortcut | Add
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Branches that take the same input, are joined by ``merge`` and go through ``then``.
+
+    An empty branch is the identity shortcut.
+    """
+
+    name: str
+    branches: tuple[tuple[Node, ...], ...]
+    merge: Add
+    then: tuple[Layer, ...]
+
+
+Node = Layer | Block
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A network with a name.
+
+    ``input_chw`` is the size that the published accuracy is for; every function here takes other sizes too.
+    ``source`` says where the numbers come from.
+    """
+
+    name: str
+    input_chw: tuple[int, int, int]
+    classes: int
+    body: tuple[Node, ...]
+    source: str
+
+
+def walk(nodes: tuple[Node, ...], apply: Callable[..., T], x: T) -> T:
+    """Evaluate the tree: ``apply(layer, *inputs)`` for every layer in topological order.
+
+    The one walk that shapes, counts, the oracle and all implementations share. It keeps no intermediate result longer
+    than the wiring needs it, so an eager framework can free each activation as soon as it is used.
+    """
+    for node in nodes:
+        if isinstance(node, Block):
+            x = apply(node.merge, *(walk(branch, apply, x) for branch in node.branches))
+            x = walk(node.then, apply, x)
+        else:
+            x = apply(node, x)
+    return x
+
+
+def layers(nodes: tuple[Node, ...]) -> Iterator[Layer]:
+    """Every layer below ``nodes`` in topological order."""
+    for node in nodes:
+        if isinstance(node, Block):
+            for branch in node.branches:
+                yield from layers(branch)
+            yield node.merge
+            yield from layers(node.then)
+        else:
+            yield node
+
+
+def tensor_shapes(model: ModelSpec) -> dict[str, Shape]:
+    """Name and shape of every tensor in the weight file, in topological order."""
+    return {f"{layer.name}.{leaf}": shape for layer in layers(model.body) for leaf, shape in layer.tensors().items()}
+
+
+def parameter_count(model: ModelSpec) -> int:
+    """Trainable parameters: every tensor but the running statistics."""
+    return sum(math.prod(shape) for name, shape in tensor_shapes(model).items() if ".running_" not in name)
+
+
+def _window(size: int, before: int, after: int, kernel: int, stride: int) -> int:
+    return (size + before + after - kernel) // stride + 1
+
+
+def output_shape(layer: Layer, *inputs: Shape) -> Shape:
+    """Shape of a layer's output in NCHW (or NC).
+
+    Raises:
+        SpecError: the layer does not take inputs of these shapes.
+    """
+    shape = inputs[0]
+    match layer:
+        case Conv2d() | MaxPool2d():
+            if len(shape) != 4 or (isinstance(layer, Conv2d) and shape[1] != layer.in_channels):
+                raise SpecError(f"{layer.name}: cannot take an input of shape {shape}")
+            channels = layer.out_channels if isinstance(layer, Conv2d) else shape[1]
+            pad = layer.padding
+            height = _window(shape[2], pad.top, pad.bottom, layer.kernel, layer.stride)
+            width = _window(shape[3], pad.left, pad.right, layer.kernel, layer.stride)
+            if height < 1 or width < 1:
+                raise SpecError(f"{layer.name}: an input of shape {shape} is too small for its {layer.kernel}x{layer.kernel} window")
+            return (shape[0], channels, height, width)
+        case BatchNorm2d():
+            if len(shape) != 4 or shape[1] != layer.channels:
+                raise SpecError(f"{layer.name}: has {layer.channels} channels, its input is {shape}")
+            return shape
+        case Relu():
+            return shape
+        case GlobalAvgPool2d():
+            return shape[:2]
+        case Linear():
+            if shape[1:] != (layer.in_features,):
+                raise SpecError(f"{layer.name}: takes {layer.in_features} features, its input is {shape}")
+            return (shape[0], layer.out_features)
+        case PadShortcut():
+            channels = shape[1] + layer.channels_before + layer.channels_after
+            return (shape[0], channels, -(-shape[2] // layer.stride), -(-shape[3] // layer.stride))
+        case Add():
+            if any(other != shape for other in inputs[1:]):
+                raise SpecError(f"{layer.name}: its branches differ in shape: {', '.join(map(str, inputs))}")
+            return shape
+
+
+def tap_shapes(model: ModelSpec, batch: int, height: int, width: int) -> dict[str, Shape]:
+    """Shape of every tap, keyed by layer name in topological order, for an input of (batch, C, height, width).
+
+    Raises:
+        SpecError: the network does not fit together at this size.
+    """
+    shapes: dict[str, Shape] = {}
+
+    def apply(layer: Layer, *inputs: Shape) -> Shape:
+        shapes[layer.name] = output_shape(layer, *inputs)
+        return shapes[layer.name]
+
+    walk(model.body, apply, (batch, model.input_chw[0], height, width))
+    return shapes
+
+
+def _layer_macs(layer: Layer, output: Shape) -> int:
+    match layer:
+        case Conv2d():
+            return math.prod(output) * layer.in_channels * layer.kernel**2
+        case Linear():
+            return math.prod(output) * layer.in_features
+        case _:
+            return 0
+
+
+def macs(model: ModelSpec, height: int | None = None, width: int | None = None) -> int:
+    """Multiply-accumulates of one image in convolutions and linear layers; 1 MAC = 2 FLOP.
+
+    The convention of torchvision's ``_ops`` field (which calls them GFLOPS) and of the paper's "FLOPs".
+    """
+    shapes = tap_shapes(model, 1, height or model.input_chw[1], width or model.input_chw[2])
+    return sum(_layer_macs(layer, shapes[layer.name]) for layer in layers(model.body))
+
+
+def bytes_moved(model: ModelSpec, storage_bytes: int, batch: int, height: int | None = None, width: int | None = None) -> int:
+    """Bytes that one batch reads and writes when every convolution is one kernel.
+
+    Batch norm, ReLU and the residual sum are taken to happen inside the convolution before them, so a kernel reads its
+    inputs and weights once and writes its output once, and nothing stays in a cache between kernels. A separate
+    shortcut (pool, option A) is a kernel of its own. This is the least traffic that layer-by-layer execution has.
+    """
+    total = 0
+
+    def apply(layer: Layer, *inputs: Shape) -> Shape:
+        nonlocal total
+        output = output_shape(layer, *inputs)
+        if isinstance(layer, Add):
+            total += sum(math.prod(shape) for shape in inputs[1:])
+        elif not isinstance(layer, (BatchNorm2d, Relu)):
+            total += math.prod(inputs[0]) + math.prod(output)
+        total += sum(math.prod(shape) for leaf, shape in layer.tensors().items() if leaf in ("weight", "bias"))
+        return output
+
+    walk(model.body, apply, (batch, model.input_chw[0], height or model.input_chw[1], width or model.input_chw[2]))
+    return total * storage_bytes
+
+
+def as_json(model: ModelSpec) -> dict[str, object]:
+    """The whole spec as JSON values, every node with its ``kind``; the identity of a network is this document."""
+
+    def node_json(node: Node) -> dict[str, object]:
+        if isinstance(node, Block):
+            return {
+                "kind": "Block",
+                "name": node.name,
+                "branches": [[node_json(child) for child in branch] for branch in node.branches],
+                "merge": node_json(node.merge),
+                "then": [node_json(child) for child in node.then],
+            }
+        return {"kind": type(node).__name__, **dataclasses.asdict(node)}
+
+    return {
+        "name": model.name,
+        "input_chw": list(model.input_chw),
+        "classes": model.classes,
+        "source": model.source,
+        "body": [node_json(node) for node in model.body],
+    }
