@@ -335,3 +335,70 @@ def as_json(model: ModelSpec) -> dict[str, object]:
         "source": model.source,
         "body": [node_json(node) for node in model.body],
     }
+
+
+_KINDS: dict[str, type] = {
+    kind.__name__: kind for kind in (Conv2d, BatchNorm2d, Relu, MaxPool2d, GlobalAvgPool2d, Linear, PadShortcut, Add, Padding)
+}
+
+
+def from_json(document: object) -> ModelSpec:
+    """The model that ``as_json`` described; nothing of the document is trusted.
+
+    Raises:
+        SpecError: an unknown kind or field, a missing field, or a value of the wrong type.
+    """
+
+    def fields(value: object, expected: set[str], what: str) -> dict[str, object]:
+        if not isinstance(value, dict) or set(value) != expected:
+            found = sorted(value) if isinstance(value, dict) else type(value).__name__
+            raise SpecError(f"{what}: expected the fields {sorted(expected)}, found {found}")
+        return value
+
+    def leaf(value: object, kind: str) -> object:
+        cls = _KINDS.get(kind)
+        if cls is None:
+            raise SpecError(f"there is no layer kind {kind!r}")
+        types: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        found = fields(value, set(types), kind)
+        arguments: dict[str, object] = {}
+        for name, declared in types.items():
+            item = found[name]
+            if declared == "Padding":
+                arguments[name] = leaf(item, "Padding")
+            elif declared.startswith("Literal"):
+                if item not in ("unbiased", "biased"):
+                    raise SpecError(f"{kind}.{name}: {item!r} is not a variance convention")
+                arguments[name] = item
+            else:
+                wanted: tuple[type, ...] = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}[declared]
+                if not isinstance(item, wanted) or (declared != "bool" and isinstance(item, bool)):
+                    raise SpecError(f"{kind}.{name}: {item!r} is not of type {declared}")
+                arguments[name] = item
+        return cls(**arguments)
+
+    def node(value: object) -> Node:
+        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+            raise SpecError(f"a node of the body has no kind: {str(value)[:80]}")
+        rest = {name: item for name, item in value.items() if name != "kind"}
+        if value["kind"] == "Block":
+            block = fields(rest, {"name", "branches", "merge", "then"}, "Block")
+            merge = node(block["merge"])
+            then = sequence(block["then"])
+            if not isinstance(merge, Add) or any(isinstance(child, Block) for child in then) or not isinstance(block["branches"], list):
+                raise SpecError(f"block {block['name']!r} is not branches, an Add and layers after it")
+            return Block(str(block["name"]), tuple(sequence(branch) for branch in block["branches"]), merge, then)  # type: ignore[arg-type]
+        return leaf(rest, value["kind"])  # type: ignore[return-value]
+
+    def sequence(value: object) -> tuple[Node, ...]:
+        if not isinstance(value, list):
+            raise SpecError(f"expected a list of nodes, found {type(value).__name__}")
+        return tuple(node(child) for child in value)
+
+    top = fields(document, {"name", "input_chw", "classes", "source", "body"}, "model")
+    chw = top["input_chw"]
+    if not isinstance(chw, list) or len(chw) != 3 or not all(isinstance(size, int) and size > 0 for size in chw):
+        raise SpecError(f"model: input_chw must be three positive integers, found {chw!r}")
+    if not isinstance(top["classes"], int) or not isinstance(top["name"], str) or not isinstance(top["source"], str):
+        raise SpecError("model: name and source must be strings and classes an integer")
+    return ModelSpec(top["name"], (chw[0], chw[1], chw[2]), top["classes"], sequence(top["body"]), top["source"])

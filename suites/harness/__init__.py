@@ -1,0 +1,1 @@
+"""The machinery that asks: plan, environments, workers, clock, runner."""
