@@ -1,0 +1,1 @@
+"""Reports: pandas frames from records; the table, the figures and the page made of them."""
