@@ -1,0 +1,284 @@
+"""ONNX Runtime: an ONNX model built node by node from the spec, run by one inference session.
+
+On the CPU the session optimises the graph at the highest level, where it blocks the channels of activations and
+weights itself (NCHWc) and fuses ReLU and the residual sum into convolutions. ONNX Runtime's CPU provider has no float64
+Conv, so fp64 is evaluated by ``onnx.reference``, the standard's own NumPy semantics, on the same model in float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import ModelProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+from impls import implementation, spec
+from impls.implementation import CannotError, Settings, read_manifest
+from impls.onnx.layers import FUNCTIONS, Graph, to_canonical, to_framework
+from impls.spec import Layer, ModelSpec, Shape
+
+Array = npt.NDArray[Any]
+
+# ONNX 1.12's pair: the newest opset in which every operator used here has kernels in ONNX Runtime 1.30 and 1.31, CPU and CUDA.
+OPSET_VERSION = 17
+IR_VERSION = 8
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DTYPES: dict[str, npt.DTypeLike] = {"fp64": np.float64, "fp32": np.float32, "tf32": np.float32, "fp16": np.float16}
+
+IMAGES = "images"
+
+
+def build(model: ModelSpec, weights: Mapping[str, Any], dtype: npt.DTypeLike, input_shape: Shape) -> bytes:
+    """The model serialised, checked against the standard, with every tap's shape declared as the spec has it.
+
+    Images enter in float32 (float64 in a float64 model) and are cast inside where the model is narrower.
+
+    Raises:
+        onnx.checker.ValidationError, onnx.shape_inference.InferenceError: the model is not valid ONNX, or ONNX infers
+            another shape for a tap than the spec does.
+    """
+    graph = Graph(dtype)
+    for name in spec.tensor_shapes(model):
+        graph.constant(name, to_framework(np.asarray(weights[name]).astype(graph.dtype)))
+
+    def apply(layer: Layer, *inputs: str) -> str:
+        return FUNCTIONS[type(layer)](layer, graph, *inputs)
+
+    inner_type = helper.np_dtype_to_tensor_dtype(graph.dtype)
+    outer_type = helper.np_dtype_to_tensor_dtype(np.result_type(graph.dtype, np.float32))
+    x = IMAGES if inner_type == outer_type else graph.node("Cast", IMAGES, output=f"{IMAGES}.cast", to=inner_type)
+    logits = spec.walk(model.body, apply, x)
+
+    batch, _, height, width = input_shape
+    taps = {
+        name: helper.make_tensor_value_info(name, inner_type, shape) for name, shape in spec.tap_shapes(model, batch, height, width).items()
+    }
+    images = helper.make_tensor_value_info(IMAGES, outer_type, input_shape)
+    proto = helper.make_graph(graph.nodes, model.name, [images], [taps.pop(logits)], graph.initializers, value_info=list(taps.values()))
+    opsets = [helper.make_opsetid("", OPSET_VERSION)]
+    serialised = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="levelfield").SerializeToString()
+    onnx.checker.check_model(serialised, full_check=True)
+    return serialised
+
+
+def _with_every_tap_an_output(model: ModelProto, images_shape: Shape, layers: list[Layer]) -> ModelProto:
+    """The model for images of any batch and size, with all taps for outputs."""
+    graph = model.graph
+    element_type = graph.output[0].type.tensor_type.elem_type
+    outer_type = graph.input[0].type.tensor_type.elem_type
+    for declarations in (graph.input, graph.output, graph.value_info):
+        del declarations[:]
+    graph.input.append(helper.make_tensor_value_info(IMAGES, outer_type, images_shape))
+    graph.output.extend(helper.make_tensor_value_info(layer.name, element_type, None) for layer in layers)
+    return model
+
+
+def _at_least_float32(array: Array) -> Array:
+    return array.astype(np.result_type(array.dtype, np.float32), copy=False)
+
+
+def _weights(model: ModelProto, spec_model: ModelSpec) -> dict[str, Array]:
+    arrays = {initializer.name: initializer for initializer in model.graph.initializer}
+    return {name: _at_least_float32(to_canonical(numpy_helper.to_array(arrays[name]))) for name in spec.tensor_shapes(spec_model)}
+
+
+class SessionNetwork(implementation.Network):
+    """A model in an inference session.
+
+    A session does not give its weights back, so the serialised model that it was created from is kept in an unnamed
+    file, outside the memory of the process.
+    """
+
+    host_layout = "NCHW"
+
+    def __init__(self, model: ModelSpec, serialised: bytes, settings: Settings) -> None:
+        self._model = model
+        self._settings = settings
+        self._device_type = settings.device
+        self._session = _session(serialised, settings, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        self._output_name = self._session.get_outputs()[0].name
+        self._file = tempfile.TemporaryFile()
+        self._file.write(serialised)
+
+    def _proto(self) -> ModelProto:
+        self._file.seek(0)
+        return onnx.load_model_from_string(self._file.read())
+
+    def put(self, images: Array) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(images, self._device_type, 0)
+
+    def run(self, batch: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(IMAGES, batch)
+        binding.bind_output(self._output_name, self._device_type, 0)
+        # ONNX Runtime synchronises the device at the end of every run.
+        self._session.run_with_iobinding(binding)
+        return binding.get_outputs()[0]
+
+    def wait(self, output: onnxruntime.OrtValue) -> None:
+        """Nothing is left to wait for: ``run`` returns when the output has been computed."""
+
+    def get(self, output: onnxruntime.OrtValue) -> Array:
+        return _at_least_float32(output.numpy())
+
+    def taps(self, images: Array) -> dict[str, Array]:
+        layers = list(spec.layers(self._model.body))
+        observed = _with_every_tap_an_output(self._proto(), images.shape, layers)
+        session = _session(observed.SerializeToString(), self._settings, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+        names = [layer.name for layer in layers]
+        return {name: _at_least_float32(tap) for name, tap in zip(names, session.run(names, {IMAGES: images}), strict=True)}
+
+    def weights(self) -> dict[str, Array]:
+        return _weights(self._proto(), self._model)
+
+    def settings(self) -> dict[str, Any]:
+        options = self._session.get_session_options()
+        provider, *_ = self._session.get_providers()
+        provider_options = self._session.get_provider_options()[provider]
+        return {
+            "threads": options.intra_op_num_threads,
+            "inter_op_threads": options.inter_op_num_threads,
+            "precision": self._settings.precision,
+            "input_type": self._session.get_inputs()[0].type,
+            "output_type": self._session.get_outputs()[0].type,
+            "tf32": provider_options.get("use_tf32") == "1",
+            "layout": "NHWC" if provider_options.get("prefer_nhwc") == "1" else "NCHW",
+            "deterministic": options.use_deterministic_compute,
+            "graph_optimization_level": options.graph_optimization_level.name,
+            "execution_mode": options.execution_mode.name,
+            "allow_spinning": options.get_session_config_entry("session.intra_op.allow_spinning") == "1",
+            "provider": provider,
+            "provider_options": provider_options,
+        }
+
+
+class ReferenceNetwork(implementation.Network):
+    """A model in ``onnx.reference``, one NumPy operation after the other."""
+
+    host_layout = "NCHW"
+
+    def __init__(self, model: ModelSpec, serialised: bytes, settings: Settings) -> None:
+        self._model = model
+        self._settings = settings
+        self._proto = onnx.load_model_from_string(serialised)
+        self._evaluator = ReferenceEvaluator(self._proto)
+
+    def put(self, images: Array) -> Array:
+        return images
+
+    def run(self, batch: Array) -> Array:
+        (logits,) = self._evaluator.run(None, {IMAGES: batch})
+        return logits
+
+    def wait(self, output: Array) -> None:
+        """Nothing is left to wait for."""
+
+    def get(self, output: Array) -> Array:
+        return output
+
+    def taps(self, images: Array) -> dict[str, Array]:
+        results = self._evaluator.run(None, {IMAGES: images}, intermediate=True)
+        return {layer.name: results[layer.name] for layer in spec.layers(self._model.body)}
+
+    def weights(self) -> dict[str, Array]:
+        return _weights(self._proto, self._model)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "threads": None,  # NumPy's BLAS decides, and does not say
+            "precision": self._settings.precision,
+            "tf32": False,
+            "layout": "NCHW",
+            "deterministic": True,
+            "provider": "onnx.reference.ReferenceEvaluator",
+        }
+
+
+def _session(serialised: bytes, settings: Settings, level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
+    """A session on the device that was asked for and on no other.
+
+    Raises:
+        CannotError: the device's provider cannot run all of the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.use_deterministic_compute = settings.deterministic
+    options.log_severity_level = 3  # errors; a fallback is an error below
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    provider = PROVIDERS[settings.device]
+    provider_options: dict[str, str] = {}
+    if settings.device == "cuda":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        tensor_cores = settings.precision in {"tf32", "fp16"}
+        provider_options = {
+            "use_tf32": str(int(settings.precision == "tf32")),
+            # Tensor cores take NHWC; only there does ONNX Runtime have fused bias (OrtCUDAProviderOptionsV2).
+            "prefer_nhwc": str(int(tensor_cores)),
+            "fuse_conv_bias": str(int(tensor_cores)),
+            # EXHAUSTIVE chooses algorithms by timing them, so two sessions can differ.
+            "cudnn_conv_algo_search": "DEFAULT" if settings.deterministic else "EXHAUSTIVE",
+            "cudnn_conv_use_max_workspace": "1",
+        }
+    try:
+        session = onnxruntime.InferenceSession(serialised, options, providers=[(provider, provider_options)], enable_fallback=0)
+    except (errors.NotImplemented, errors.Fail, errors.EPFail) as error:
+        raise CannotError(f"ONNX Runtime cannot run this model on {settings.device}: {error}") from error
+    if session.get_providers()[0] != provider:
+        raise CannotError(f"ONNX Runtime does not use its {provider} here: its CUDA 13 or cuDNN 9 libraries cannot be loaded")
+    return session
+
+
+class Runtime(implementation.Runtime):
+    """ONNX Runtime in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        device = read_manifest(Path(__file__).with_name("impl.toml")).devices.get(settings.device)
+        if device is None:
+            raise CannotError(f"ONNX Runtime is set up here for {' and '.join(PROVIDERS)}, not for {settings.device}")
+        if settings.precision not in device.precisions:
+            raise CannotError(f"ONNX Runtime {settings.precision} on {settings.device}: {device.cannot[settings.precision]}")
+        if settings.device == "cuda":
+            # The libraries come from pip packages, where the loader does not look; what is missing is printed.
+            with contextlib.redirect_stdout(sys.stderr):
+                onnxruntime.preload_dlls()
+        if PROVIDERS[settings.device] not in onnxruntime.get_available_providers():
+            raise CannotError(f"this onnxruntime was built without {settings.device}; install impls/onnx/{device.requirements.name}")
+        self._settings = settings
+
+    def prepare(
+        self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape
+    ) -> SessionNetwork | ReferenceNetwork:
+        if mode != "ort":
+            raise CannotError(f"ONNX Runtime has no mode {mode!r}; its mode is ort")
+        serialised = build(model, weights, DTYPES[self._settings.precision], input_shape)
+        reference = self._settings.device == "cpu" and self._settings.precision == "fp64"
+        return (ReferenceNetwork if reference else SessionNetwork)(model, serialised, self._settings)
+
+    def versions(self) -> dict[str, str]:
+        found = {
+            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime_build": onnxruntime.get_build_info(),
+            "onnx": onnx.__version__,
+            "numpy": np.__version__,
+        }
+        if self._settings.device == "cuda":
+            found["cuda_of_build"] = onnxruntime.cuda_version
+            for package in ("nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-runtime"):
+                with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                    found[package] = importlib.metadata.version(package)
+        return found
