@@ -33,11 +33,15 @@ class CannotError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A way of executing: its name, how people see it, and the executables it needs on the PATH (any one of ``needs``)."""
+    """A way of executing: its name, how people see it, and the executables it needs on the PATH (any one of ``needs``).
+
+    ``build_s`` is about how long one ResNet-50 takes to build, in seconds; only the plan's estimate uses it.
+    """
 
     name: str
     title: str
     needs: tuple[str, ...]
+    build_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +80,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         modes = {
-            name: Mode(name, entry.pop("title"), tuple(entry.pop("needs", ())))
+            name: Mode(name, entry["title"], tuple(entry.get("needs", ())), float(entry["build_s"]))
             for name, entry in document.pop("modes").items()
-            if isinstance(entry, dict)
         }
         devices = {
             name: Device(

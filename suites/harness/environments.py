@@ -1,0 +1,118 @@
+"""One environment per implementation and kind of device, built from its pinned requirements and cached by their hash.
+
+GPU wheels force one environment per framework (their CUDA libraries exclude each other); the CPU uses the same arrangement.
+Environments live in the user's cache folder, so that every checkout and worktree with the same pins shares them.
+An existing interpreter can be named instead, for containers and clusters.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from impls.implementation import Device, Manifest
+
+COMPLETE = "levelfield-complete"
+"""The file whose presence says that an environment was installed to its end."""
+
+
+class EnvironmentBuildError(RuntimeError):
+    """An environment that cannot be had; the message holds the line that would mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """The Python that runs one implementation's workers; ``built`` is false for one that the user named."""
+
+    python: Path
+    built: bool
+
+
+def cache_root() -> Path:
+    """``$LEVELFIELD_CACHE``, else ``levelfield`` in the user's cache folder (XDG base directory specification)."""
+    if named := os.environ.get("LEVELFIELD_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "levelfield"
+
+
+def folder(manifest: Manifest, device: Device) -> Path:
+    """Where the environment of these pins, this Python and this machine type lies or will lie."""
+    content = "\n".join((device.requirements.read_text(encoding="utf-8"), platform.python_version(), platform.machine()))
+    return cache_root() / "environments" / f"{manifest.name}-{device.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def is_built(manifest: Manifest, device: Device) -> bool:
+    """Whether the environment is there, whole."""
+    return (folder(manifest, device) / COMPLETE).is_file()
+
+
+def pip_line(manifest: Manifest, device: Device) -> str:
+    """The command that installs what this implementation needs, for people to copy."""
+    python = folder(manifest, device) / "bin" / "python"
+    return f"{python} -m pip install -r {device.requirements}"
+
+
+def parse_named(values: tuple[str, ...], known: Mapping[str, Manifest]) -> dict[str, Path]:
+    """``current`` or ``IMPLEMENTATION=PYTHON``, as given to ``--env``, by implementation.
+
+    Raises:
+        EnvironmentBuildError: an unknown implementation or an interpreter that is not there.
+    """
+    named: dict[str, Path] = {}
+    for value in values:
+        name, separator, python = value.partition("=")
+        if value == "current":
+            named = dict.fromkeys(known, Path(sys.executable)) | named
+        elif not separator or name not in known:
+            raise EnvironmentBuildError(f"--env {value}: expected 'current' or IMPLEMENTATION=PYTHON with one of {', '.join(known)}")
+        elif (found := shutil.which(python)) is None:
+            raise EnvironmentBuildError(f"--env {value}: there is no interpreter {python}")
+        else:
+            named[name] = Path(found)
+    return named
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file, so that two runs do not build one environment at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def build(manifest: Manifest, device: Device) -> Interpreter:
+    """The environment's interpreter, installed first where it is not there yet.
+
+    Raises:
+        EnvironmentBuildError: venv or pip failed; the message ends with the line that would mend it.
+    """
+    place = folder(manifest, device)
+    python = place / "bin" / "python"
+    with _exclusive(place):
+        if not (place / COMPLETE).is_file():
+            shutil.rmtree(place, ignore_errors=True)
+            steps = (
+                [sys.executable, "-m", "venv", str(place)],
+                [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(device.requirements)],
+            )
+            for step in steps:
+                try:
+                    done = subprocess.run(step, capture_output=True, text=True, check=False)
+                except OSError as error:
+                    raise EnvironmentBuildError(f"cannot run {step[0]}: {error.strerror}") from None
+                if done.returncode:
+                    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip() and not line.startswith("WARNING")]
+                    why = lines[-1].strip() if lines else f"exit code {done.returncode}"
+                    raise EnvironmentBuildError(f"{manifest.title} could not be installed: {why}; to mend it: {pip_line(manifest, device)}")
+            (place / COMPLETE).touch()
+    return Interpreter(python, built=True)

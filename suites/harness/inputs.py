@@ -1,0 +1,113 @@
+"""What the networks are fed: real images that come inside scikit-learn, brought to tensors once, the same bytes for all.
+
+Photographs (``china.jpg`` and ``flower.jpg``, 427 x 640) for ImageNet nets: crops without any resize, RGB on 0..1, minus mean,
+divided by standard deviation. Digits (1797 scans of 8 x 8 pixels with values 0..16; Alpaydin and Kaynak, UCI "Optical
+Recognition of Handwritten Digits") for CIFAR nets: every pixel repeated 4 x 4, the same in R, G and B, value / 8 - 1, which
+float32 holds exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from impls.spec import ModelSpec
+
+Images = npt.NDArray[np.float32]
+
+# torchvision 0.28 transforms/_presets.py ImageClassification: statistics of ImageNet's training images, RGB on 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+POOL = 8
+"""Distinct images of a ring; the oracle computes each once."""
+
+RING = 8
+"""Distinct batches that timed calls go round, so that a cache of results cannot help (MLPerf's TEST04)."""
+
+DIGITS_TEST = 500
+"""The last 500 digits are the test set, the first 1297 the training set."""
+
+
+class NoInputError(ValueError):
+    """No embedded images fit this model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Labelled images: ``images`` (count, 3, H, W) float32, ``labels`` (count,) int64."""
+
+    name: str
+    images: Images
+    labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A pool of distinct images, (POOL, 3, H, W) float32, and where they come from."""
+
+    source: str
+    pool: Images
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the pool: shape and bytes."""
+        return hashlib.sha256(repr(self.pool.shape).encode() + self.pool.tobytes()).hexdigest()
+
+    def members(self, batch_size: int) -> npt.NDArray[np.intp]:
+        """Which image of the pool stands where in the ring: (RING, batch_size); every batch starts with another image."""
+        return (np.arange(RING)[:, None] + np.arange(batch_size)[None, :]) % len(self.pool)
+
+    def ring(self, batch_size: int) -> Images:
+        """The ring of batches: (RING, batch_size, 3, H, W)."""
+        return self.pool[self.members(batch_size)]
+
+
+@functools.cache
+def photographs(height: int, width: int) -> Inputs:
+    """Crops of the two photographs, half from each, evenly spaced from corner to corner."""
+    from sklearn.datasets import load_sample_images  # noqa: PLC0415 - half a second that most commands need not pay
+
+    crops = []
+    for photograph in load_sample_images().images:
+        rows, columns = photograph.shape[0] - height, photograph.shape[1] - width
+        if rows < 0 or columns < 0:
+            raise NoInputError(f"the embedded photographs have {photograph.shape[0]} x {photograph.shape[1]} pixels, not {height} x {width}")
+        for index in range(POOL // 2):
+            top, left = (index % 2) * rows, index * columns // (POOL // 2 - 1)
+            crops.append(photograph[top : top + height, left : left + width])
+    values = np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    mean, std = (np.array(each, np.float32)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    return Inputs("scikit-learn china.jpg and flower.jpg", np.ascontiguousarray((values - mean) / std))
+
+
+@functools.cache
+def digits() -> tuple[Dataset, Dataset]:
+    """Training and test set of the digits, as (count, 3, 32, 32) float32 in [-1, 1]."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
+    bunch = load_digits()
+    small = np.asarray(bunch.images, np.float32) / np.float32(8) - np.float32(1)
+    large = small.repeat(4, axis=1).repeat(4, axis=2)
+    images = np.ascontiguousarray(np.broadcast_to(large[:, None], (len(large), 3, 32, 32)))
+    labels = np.asarray(bunch.target, np.int64)
+    cut = len(images) - DIGITS_TEST
+    return Dataset("digits/train", images[:cut], labels[:cut]), Dataset("digits/test", images[cut:], labels[cut:])
+
+
+def for_model(model: ModelSpec) -> Inputs:
+    """The images that a model is timed on.
+
+    Raises:
+        NoInputError: the model takes another number of channels, or images larger than the photographs.
+    """
+    channels, height, width = model.input_chw
+    if channels != 3:
+        raise NoInputError(f"{model.name} takes {channels} channels; the embedded images have 3")
+    if (height, width) == (32, 32):
+        return Inputs("scikit-learn digits, test set", digits()[1].images[:POOL])
+    return photographs(height, width)

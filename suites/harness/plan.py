@@ -1,0 +1,277 @@
+"""What a run will measure, what it will not and why, and about how long it takes; decided before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from impls import models
+from impls.implementation import Device, Manifest, Mode
+from impls.precision import PRECISIONS
+from impls.spec import ModelSpec, macs
+from results.record import Cell
+
+Scope = Literal["device", "transfer"]
+SCOPES: tuple[Scope, ...] = ("device", "transfer")
+DEVICES = ("cpu", "cuda")
+
+DEFAULT_MODELS = ("resnet50", "cifar_resnet20")
+DEFAULT_PRECISIONS = ("fp32",)
+DEFAULT_BATCH_SIZES = (1, 8)
+DEFAULT_SCOPES: tuple[Scope, ...] = ("transfer",)
+
+
+class UsageError(ValueError):
+    """A request that means nothing here; the message names the word and the nearest that would do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much each cell is measured; fixed before the run, never by what the samples look like.
+
+    ``processes`` fresh processes per implementation (K), in each ``blocks`` visits per cell of about ``visit_s`` seconds and
+    at least ``samples`` samples, after a warm-up of ``warmup_s`` seconds and at least one pass of the ring.
+    """
+
+    processes: int
+    blocks: int
+    visit_s: float
+    samples: int
+    warmup_s: float
+    rewarm_calls: int
+
+
+STANDARD = Effort(processes=3, blocks=2, visit_s=0.5, samples=5, warmup_s=1.0, rewarm_calls=3)
+SMOKE = Effort(processes=1, blocks=1, visit_s=0.0, samples=2, warmup_s=0.0, rewarm_calls=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for. None means the default; ``("all",)`` means everything there is."""
+
+    models: tuple[str, ...] | None = None
+    implementations: tuple[str, ...] | None = None
+    modes: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    batch_sizes: tuple[int, ...] | None = None
+    scopes: tuple[str, ...] | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    processes: int | None = None
+    smoke: bool = False
+    budget_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Cells that will not be measured: the first coordinates, the reason, and whether they were asked for by name."""
+
+    implementation: str
+    mode: str
+    model: str
+    precision: str
+    device: str
+    reason: str
+    by_name: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The cells in the order of the report, the skips, the effort, and what the budget made smaller."""
+
+    cells: tuple[Cell, ...]
+    skips: tuple[Skip, ...]
+    effort: Effort
+    estimated_s: float
+    reductions: tuple[str, ...]
+    smoke: bool
+
+    def arms(self) -> tuple[Cell, ...]:
+        """The distinct (implementation, mode, model, precision, device), each needing one certificate."""
+        return tuple(dict.fromkeys(cell.certificate_cell for cell in self.cells))
+
+
+def choose(what: str, asked: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The words asked for, ``all`` expanded.
+
+    Raises:
+        UsageError: a word that is not known, with the nearest that is.
+    """
+    names = tuple(known)
+    chosen: list[str] = []
+    for word in asked:
+        if word == "all":
+            chosen += names
+        elif word in names:
+            chosen.append(word)
+        else:
+            near = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"there is no {what} {word!r}{hint} (known: {', '.join(names)})")
+    return tuple(dict.fromkeys(chosen))
+
+
+def chosen_models(asked: tuple[str, ...] | None) -> tuple[ModelSpec, ...]:
+    """The models asked for; also those whose names are built on demand.
+
+    Raises:
+        UsageError: a name that no family knows.
+    """
+    found: list[ModelSpec] = []
+    for name in asked or DEFAULT_MODELS:
+        try:
+            found += [models.get(each) for each in models.NAMES] if name == "all" else [models.get(name)]
+        except models.UnknownModelError as error:
+            raise UsageError(str(error)) from None
+    return tuple(dict.fromkeys(found))
+
+
+def available_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def mode_reason(mode: Mode) -> str | None:
+    """Why a mode cannot run on this machine, before any framework is asked."""
+    if mode.needs and not any(shutil.which(program) for program in mode.needs):
+        return f"{mode.title} needs {' or '.join(mode.needs)} on the PATH"
+    return None
+
+
+def precision_reason(manifest: Manifest, device: Device, precision: str, *, timed: bool) -> str | None:
+    """Why a precision is not run (or, where ``timed``, not measured) on this device."""
+    if precision in device.cannot:
+        return device.cannot[precision]
+    if precision not in device.precisions:
+        return f"{manifest.title} does not offer {precision} on {device.name}"
+    return device.untimed.get(precision) if timed else None
+
+
+def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) -> tuple[tuple[Cell, ...], tuple[Skip, ...]]:
+    """Every (implementation, mode, model, precision) asked for, split into those that can run and those that cannot.
+
+    Raises:
+        UsageError: a word of the request is not known.
+    """
+    if request.device not in DEVICES:
+        raise UsageError(f"there is no device {request.device!r} (known: {', '.join(DEVICES)})")
+    chosen = choose("implementation", request.implementations or ("all",), manifests)
+    all_modes = tuple(dict.fromkeys(mode for name in manifests for mode in manifests[name].modes))
+    modes = choose("mode", request.modes or ("all",), all_modes)
+    precisions = choose("precision", request.precisions or DEFAULT_PRECISIONS, PRECISIONS)
+    named = {
+        "implementation": request.implementations is not None and "all" not in request.implementations,
+        "mode": request.modes is not None and "all" not in request.modes,
+        "precision": request.precisions is not None and "all" not in request.precisions,
+    }
+    cells: list[Cell] = []
+    skips: list[Skip] = []
+    for model in chosen_models(request.models):
+        for precision in precisions:
+            for name in chosen:
+                manifest = manifests[name]
+                own = tuple(mode for mode in modes if mode in manifest.modes)
+                if not own and named["implementation"]:
+                    reason = f"{manifest.title} has no mode {' or '.join(modes)}; it has {', '.join(manifest.modes)}"
+                    skips.append(Skip(name, modes[0], model.name, precision, request.device, reason, by_name=True))
+                for mode in own:
+                    device = manifest.devices.get(request.device)
+                    if device is None:
+                        reason, cause = f"{manifest.title} does not offer {request.device}", "mode"
+                    elif why := precision_reason(manifest, device, precision, timed=timed):
+                        reason, cause = why, "precision"
+                    elif why := mode_reason(manifest.modes[mode]):
+                        reason, cause = why, "mode"
+                    else:
+                        cells.append(Cell(name, mode, model.name, precision, request.device, None, None, None, None))  # type: ignore[arg-type]
+                        continue
+                    by_name = named["implementation"] and named[cause]
+                    skips.append(Skip(name, mode, model.name, precision, request.device, reason, by_name))
+    return tuple(cells), tuple(skips)
+
+
+def scenario(batch_size: int) -> Literal["single_stream", "offline"]:
+    """Batch 1 is measured as latency, larger batches as throughput."""
+    return "single_stream" if batch_size == 1 else "offline"
+
+
+def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
+    """The plan for a request.
+
+    Raises:
+        UsageError: a word of the request is not known, or a number makes no sense.
+    """
+    threads = request.threads or available_threads()
+    if not 1 <= threads <= available_threads():
+        raise UsageError(f"--threads {threads}: this process may use 1 to {available_threads()} cores")
+    batch_sizes = request.batch_sizes or DEFAULT_BATCH_SIZES
+    if min(batch_sizes) < 1:
+        raise UsageError(f"--batch-sizes {min(batch_sizes)}: a batch holds at least one image")
+    scopes = choose("scope", request.scopes or DEFAULT_SCOPES, SCOPES)
+    able, skips = arms(request, manifests, timed=True)
+    effort = SMOKE if request.smoke else STANDARD
+    if request.processes is not None:
+        if request.processes < 1:
+            raise UsageError("--processes: at least 1")
+        effort = dataclasses.replace(effort, processes=request.processes)
+    cells = tuple(
+        dataclasses.replace(arm, batch_size=size, scope=scope, scenario=scenario(size), threads=threads)  # type: ignore[arg-type]
+        for arm in sorted(able, key=lambda arm: [model.name for model in chosen_models(request.models)].index(arm.model))
+        for size in dict.fromkeys(batch_sizes)
+        for scope in scopes
+    )
+    plan = Plan(cells, skips, effort, 0.0, (), request.smoke)
+    return _within_budget(plan, manifests, request.budget_s)
+
+
+def _within_budget(plan: Plan, manifests: Mapping[str, Manifest], budget_s: float | None) -> Plan:
+    """Make a plan smaller until its estimate fits: fewer blocks, fewer processes, then fewer batch sizes."""
+    reductions: list[str] = []
+    while True:
+        plan = dataclasses.replace(plan, estimated_s=estimate_s(plan, manifests), reductions=tuple(reductions))
+        if budget_s is None or plan.estimated_s <= budget_s:
+            return plan
+        effort = plan.effort
+        sizes = sorted({cell.batch_size for cell in plan.cells if cell.batch_size is not None})
+        if effort.blocks > 1:
+            plan = dataclasses.replace(plan, effort=dataclasses.replace(effort, blocks=effort.blocks - 1))
+            reductions = [line for line in reductions if "visit" not in line] + [f"{plan.effort.blocks} visit(s) per cell and process"]
+        elif effort.processes > 1:
+            plan = dataclasses.replace(plan, effort=dataclasses.replace(effort, processes=effort.processes - 1))
+            count = plan.effort.processes
+            without = ", so no interval and no ratio" if count == 1 else ""
+            reductions = [line for line in reductions if "process(es)" not in line] + [f"{count} process(es) per implementation{without}"]
+        elif len(sizes) > 1:
+            plan = dataclasses.replace(plan, cells=tuple(cell for cell in plan.cells if cell.batch_size != sizes[-1]))
+            reductions.append(f"batch size {sizes[-1]} is left out")
+        else:
+            reductions.append(f"the least that can be measured takes about {plan.estimated_s:.0f} s, more than the budget of {budget_s:.0f} s")
+            return dataclasses.replace(plan, reductions=tuple(reductions))
+
+
+# Sustained FLOP/s per core that the estimate assumes: about a third of a current server core's fp32 peak. It decides
+# nothing but the printed estimate and what a budget leaves out.
+ASSUMED_FLOPS_PER_CORE = 1e11
+ASSUMED_CALL_OVERHEAD_S = 1e-3
+
+
+def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
+    """About how long a plan takes with its environments built, in seconds."""
+    effort = plan.effort
+    total = 0.0
+    for cell in plan.cells:
+        assert cell.batch_size is not None
+        assert cell.threads is not None
+        flops = 2 * macs(models.get(cell.model)) * cell.batch_size
+        call_s = flops / (ASSUMED_FLOPS_PER_CORE * cell.threads) + ASSUMED_CALL_OVERHEAD_S
+        warmup = max(effort.warmup_s, 8 * call_s)
+        visit = max(effort.visit_s, effort.samples * call_s) + effort.rewarm_calls * call_s
+        total += effort.processes * (warmup + effort.blocks * visit + manifests[cell.implementation].modes[cell.mode].build_s)
+    for arm in plan.arms():
+        total += 2 * manifests[arm.implementation].modes[arm.mode].build_s + 5.0
+    return total

@@ -1,0 +1,232 @@
+"""One process, one framework: the far end of the pipe.
+
+Started by ``suites.harness.process`` in the environment of one implementation. Requests and replies are JSON, one document a
+line, on two pipes of their own, so whatever a framework prints goes to the log and cannot garble them. Arrays pass as
+safetensors files. Needs only the standard library, numpy, safetensors and the framework.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROTOCOL_VERSION = 1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process, even a stopped one, when its parent dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def use_cores(threads: int) -> None:
+    """Confine the process to as many cores as it may use threads; before any framework counts them."""
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, allowed[:threads])
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size since start or since ``reset_peak_memory`` (VmHWM; ru_maxrss would inherit the parent's)."""
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    if match is None:
+        raise OSError("/proc/self/status has no VmHWM line")
+    return int(match[1]) * 1024
+
+
+def reset_peak_memory() -> None:
+    """Set VmHWM to the present resident size (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+class Worker:
+    """Answers requests for one implementation; each public method is an operation of the protocol."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.networks: dict[str, Any] = {}
+        self.paths: dict[str, Any] = {}
+
+    def start(self) -> dict[str, Any]:
+        """Import the framework and make its settings."""
+        began = time.perf_counter()
+        from impls import implementation  # noqa: PLC0415 - what this costs is part of the start-up time
+
+        module = importlib.import_module(f"impls.{self.arguments.implementation}.runtime")
+        settings = implementation.Settings(
+            self.arguments.device, self.arguments.precision, self.arguments.threads, self.arguments.deterministic
+        )
+        self.runtime = module.Runtime(settings)
+        from suites.harness import clock  # noqa: PLC0415 - numpy and the framework come first
+
+        resolution, overhead = clock.overhead_ns()
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "import_s": time.perf_counter() - began,
+            "versions": self.runtime.versions(),
+            "python": platform.python_version(),
+            "packages": {each.name: each.version for each in importlib.metadata.distributions()},
+            "timer": {"clock": "time.perf_counter_ns", "resolution_ns": resolution, "overhead_ns": overhead},
+        }
+
+    def prepare(self, handle: str, weights: str, mode: str, input_shape: list[int], fold: bool) -> dict[str, Any]:
+        """Load a weight file, whose metadata holds the network, and build one mode of it."""
+        from impls.weights import file, folding  # noqa: PLC0415
+
+        began = time.perf_counter()
+        loaded = file.load(Path(weights))
+        model, tensors = folding.fold_batch_norm(loaded.model, loaded.weights) if fold else (loaded.model, loaded.weights)
+        network = self.runtime.prepare(model, tensors, mode, tuple(input_shape))
+        self.networks[handle] = network
+        return {"load_s": time.perf_counter() - began, "settings": {**network.settings(), "folded": fold}}
+
+    def put(self, handle: str, images: str) -> dict[str, Any]:
+        """Take a ring of batches, (ring, N, C, H, W), arrange each in the network's memory order, and run the first."""
+        import numpy as np  # noqa: PLC0415
+        from safetensors.numpy import load_file  # noqa: PLC0415
+
+        from suites.harness import clock  # noqa: PLC0415
+
+        network = self.networks[handle]
+        dtype = np.float64 if self.arguments.precision == "fp64" else np.float32
+        hosts = []
+        for batch in load_file(images)["images"]:
+            if network.host_layout == "NHWC":
+                hosts.append(np.ascontiguousarray(batch.transpose(0, 2, 3, 1), dtype).transpose(0, 3, 1, 2))
+            else:
+                hosts.append(np.ascontiguousarray(batch, dtype))
+        began = time.perf_counter()
+        network.get(network.run(network.put(hosts[0])))
+        first_call_s = time.perf_counter() - began
+        self.paths[handle] = clock.TimedPath(network, hosts)
+        return {"first_call_s": first_call_s, "settings": network.settings()}
+
+    def visit(self, handle: str, scope: str, samples: int, calls: int) -> dict[str, Any]:
+        """Timed calls; columns of equal length."""
+        taken = self.paths[handle].visit(scope=scope, samples=samples, calls=calls)
+        return {
+            "start_ns": [sample.start_ns for sample in taken],
+            "duration_ns": [sample.duration_ns for sample in taken],
+            "calls": [sample.calls for sample in taken],
+        }
+
+    def outputs(self, handle: str, out: str) -> dict[str, Any]:
+        """Logits of every batch of the ring, (ring, N, classes), through the timed path."""
+        import numpy as np  # noqa: PLC0415
+
+        path = self.paths[handle]
+        network = path.network
+        return self._write(out, {"logits": np.stack([network.get(network.run(network.put(host))) for host in path.hosts])})
+
+    def taps(self, handle: str, images: str, out: str) -> dict[str, Any]:
+        """Every layer's output for one batch, unfused."""
+        from safetensors.numpy import load_file  # noqa: PLC0415
+
+        return self._write(out, self.networks[handle].taps(load_file(images)["images"]))
+
+    def weights(self, handle: str) -> dict[str, Any]:
+        """SHA-256, type and shape of every tensor as the framework holds it, in canonical names and layout."""
+        import numpy as np  # noqa: PLC0415
+
+        held = self.networks[handle].weights()
+        return {
+            name: {
+                "sha256": hashlib.sha256(np.ascontiguousarray(tensor).tobytes()).hexdigest(),
+                "dtype": str(tensor.dtype),
+                "shape": list(tensor.shape),
+            }
+            for name, tensor in held.items()
+        }
+
+    def memory(self, reset: bool) -> dict[str, Any]:
+        """Peak resident memory of this process, and the device allocator's counters."""
+        result = {"peak_memory_bytes": peak_memory_bytes(), **self.runtime.device_memory()}
+        if reset:
+            reset_peak_memory()
+        return result
+
+    def release(self, handle: str) -> dict[str, Any]:
+        """Forget a network and its inputs."""
+        self.networks.pop(handle, None)
+        self.paths.pop(handle, None)
+        return {}
+
+    def _write(self, out: str, arrays: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np  # noqa: PLC0415
+        from safetensors.numpy import save_file  # noqa: PLC0415
+
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, out)
+        return {"arrays": len(arrays)}
+
+
+def error_of(error: BaseException) -> dict[str, str]:
+    """What the parent is told of an exception: a kind that decides the row's status, and one line."""
+    from impls.implementation import CannotError  # noqa: PLC0415
+
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, CannotError):
+        return {"kind": "cannot", "message": message}
+    memory = isinstance(error, MemoryError) or re.search(r"out of memory|RESOURCE_EXHAUSTED|bad_alloc", message, re.IGNORECASE)
+    return {"kind": "memory" if memory else "failed", "message": f"{type(error).__name__}: {message}"[:1000]}
+
+
+def serve(worker: Worker, requests: Any, replies: Any) -> None:
+    """Answer requests until the pipe closes."""
+    operations: dict[str, Callable[..., dict[str, Any]]] = {
+        name: getattr(worker, name)
+        for name in ("start", "prepare", "put", "visit", "outputs", "taps", "weights", "memory", "release")
+    }
+    for line in requests:
+        request = json.loads(line)
+        try:
+            reply = {"id": request["id"], "ok": operations[request["op"]](**request["arguments"])}
+        except Exception as error:  # noqa: BLE001 - whatever an implementation raises becomes a failed record
+            import traceback  # noqa: PLC0415
+
+            traceback.print_exc()
+            reply = {"id": request["id"], "error": error_of(error)}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def main() -> None:
+    """Entry point of ``python -m suites.harness.worker``."""
+    parser = argparse.ArgumentParser(prog="suites.harness.worker")
+    parser.add_argument("--implementation", required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--requests", type=int, required=True)
+    parser.add_argument("--replies", type=int, required=True)
+    arguments = parser.parse_args()
+    die_with_parent(arguments.parent)
+    use_cores(arguments.threads)
+    with (
+        contextlib.suppress(BrokenPipeError),
+        os.fdopen(arguments.requests, encoding="utf-8") as requests,
+        os.fdopen(arguments.replies, "w", encoding="utf-8") as replies,
+    ):
+        serve(Worker(arguments), requests, replies)
+    sys.stdout.flush()
+    os._exit(0)  # a framework's own shutdown has nothing left to save, and some hang in it
+
+
+if __name__ == "__main__":
+    main()
