@@ -96,14 +96,16 @@ def evaluate(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Arra
         case MaxPool2d():
             return _max_pool(x, layer)
         case GlobalAvgPool2d():
-            return np.mean(x, axis=(2, 3))
+            mean: Array = np.mean(x, axis=(2, 3))
+            return mean
         case Linear():
             return x @ tensors["weight"].T + tensors["bias"]
         case PadShortcut():
             kept = x[:, :, :: layer.stride, :: layer.stride]
             return np.pad(kept, ((0, 0), (layer.channels_before, layer.channels_after), (0, 0), (0, 0)))
         case Add():
-            return functools.reduce(np.add, inputs)
+            total: Array = functools.reduce(np.add, inputs)
+            return total
 
 
 def convolve(x: Array, weight: Array, stride: int, padding: Padding) -> Array:

@@ -1,0 +1,223 @@
+"""Rounding noise predicted from theory: how far a correct implementation of a given precision may be from the oracle.
+
+Every operation's error is modelled by its second moment; no constant is fitted. The one number of the model is ``KAPPA``,
+the rms relative error of one rounding to nearest in units of the unit roundoff u. A significand m in [1, 2) is spaced by
+2u, so the error is uniform with variance (2u)^2 / 12 = u^2 / 3 and the relative error has variance u^2 / (3 m^2). For
+log-uniform m, whose density is 1 / (m ln 2), E[m^-2] = 3 / (8 ln 2) = 0.541, hence kappa^2 = 0.541 / 3 = 1 / (8 ln 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from impls import spec
+from impls.oracle.forward import Array, check, convolve, evaluate, tensors_of
+from impls.precision import PRECISIONS
+from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ModelSpec, PadShortcut, Relu
+
+KAPPA = 1.0 / math.sqrt(8.0 * math.log(2.0))
+"""0.425: rms relative error of round-to-nearest in units of u, for log-uniform significands."""
+
+RHO_MAX = 1.5
+"""Largest error of a correct run in units of the predicted noise. Correct runs of PyTorch, JAX, TensorFlow and ONNX Runtime
+lie at 0.45 to 0.76 in fp32 and 0.92 to 1.18 in bf16 and fp16; an fp32 run whose convolutions use TF32 lies near 1000."""
+
+RHO_MIN: Mapping[str, float] = {"bf16": 0.5, "fp16": 0.5}
+"""Smallest error that a run in this precision can have: less means that it was computed in a finer one. There is none
+where accumulation dominates (fp64, fp32) or the hardware may round operands or not (tf32)."""
+
+# Largest exponent of a finite number: IEEE 754-2019 table 3.5; bf16 and TF32 have binary32's.
+_MAX_EXPONENT: Mapping[str, int] = {"fp64": 1023, "fp32": 127, "tf32": 127, "bf16": 127, "fp16": 15}
+
+_EXACT_LAYERS = (Relu, MaxPool2d, PadShortcut)
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """Unit roundoffs of one precision, 0 where nothing is rounded, and the smallest number that is stored.
+
+    ``operand`` rounds what enters a product, ``accumulate`` every product and sum, ``store`` the result that leaves the layer.
+    """
+
+    operand: float
+    accumulate: float
+    store: float
+    smallest: float
+
+
+def arithmetic(precision: str) -> Arithmetic:
+    """How a precision computes: bf16 and fp16 accumulate in fp32 and store rounded; TF32 rounds operands and stores fp32."""
+    unit = PRECISIONS[precision].unit_roundoff
+    single = PRECISIONS["fp32"].unit_roundoff
+    match precision:
+        case "bf16" | "fp16":
+            return Arithmetic(0.0, single, unit, _smallest(precision))
+        case "tf32":
+            return Arithmetic(unit, single, 0.0, _smallest("fp32"))
+        case _:
+            return Arithmetic(0.0, unit, 0.0, _smallest(precision))
+
+
+def _smallest(precision: str) -> float:
+    """Smallest subnormal: emin - (p - 1) with emin = 1 - emax."""
+    return math.ldexp(1.0, 2 - _MAX_EXPONENT[precision] - PRECISIONS[precision].significand_bits)
+
+
+def sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mapping[str, Array], arithmetic: Arithmetic) -> Array:
+    """Predicted standard deviation of the rounding error of every element of ``output``.
+
+    For y = sum of n products with q^2 = sum (w_k x_k)^2, the partial sums s_k of a random order have
+    E s_k^2 = q^2 k/n + (k/n)^2 y^2, and summing over k gives n (q^2/2 + y^2/3): the error of sequential accumulation, which
+    blocked, pairwise, fused and split summation only make smaller. So fp32 is bounded from above; in bf16 and fp16
+    the store dominates and the prediction is two-sided. Below the normal range a store errs by the smallest subnormal
+    eta, with variance eta^2 / 12. ReLU, max-pooling and padding round nothing: 0, demand equality.
+
+    Args:
+        layer: the operation.
+        inputs: its inputs in float64, for example the implementation's own (teacher forcing).
+        output: ``evaluate(layer, inputs, tensors)``.
+        tensors: its float64 tensors by leaf name.
+        arithmetic: of the precision judged.
+    """
+    if isinstance(layer, _EXACT_LAYERS):
+        return np.zeros(output.shape)
+    x = inputs[0]
+    match layer:
+        case Conv2d():
+            products = convolve(x * x, tensors["weight"] ** 2, layer.stride, layer.padding)
+            bias = tensors["bias"][:, None, None] if layer.bias else None
+            variance = _sum_variance(products, output, layer.in_channels * layer.kernel**2, bias, arithmetic)
+        case Linear():
+            products = (x * x) @ (tensors["weight"] ** 2).T
+            variance = _sum_variance(products, output, layer.in_features, tensors["bias"], arithmetic)
+        case GlobalAvgPool2d():
+            terms = x.shape[2] * x.shape[3]
+            products = np.sum(x * x, axis=(2, 3)) / terms**2
+            # A mean is no matrix product, so TF32 does not round what enters it.
+            variance = _sum_variance(products, output, terms, None, replace(arithmetic, operand=0.0))
+        case BatchNorm2d():
+            scale = np.abs(tensors["weight"]) / np.sqrt(tensors["running_var"] + layer.eps)
+            terms_size = (np.abs(x) + np.abs(tensors["running_mean"])[:, None, None]) * scale[:, None, None]
+            variance = arithmetic.accumulate**2 * (4 * terms_size**2 + (tensors["bias"] ** 2)[:, None, None] + output**2)
+        case Add():
+            variance = arithmetic.accumulate**2 * output**2
+        case _:
+            raise TypeError(f"{layer.name}: no rounding model for {type(layer).__name__}")
+    variance += arithmetic.store**2 * output**2
+    variance *= KAPPA**2
+    variance += arithmetic.smallest**2 / 12
+    return np.sqrt(variance, out=variance)
+
+
+def _sum_variance(products: Array, output: Array, terms: int, bias: Array | None, arithmetic: Arithmetic) -> Array:
+    """The variance of a sum of ``terms`` products in units of kappa^2; the bias is one more addend."""
+    variance = 2 * arithmetic.operand**2 * products
+    if bias is not None:
+        products, terms = products + bias**2, terms + 1
+    variance += arithmetic.accumulate**2 * ((1 + terms / 2) * products + terms / 3 * output**2)
+    return variance
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """Where the logits of a correct run lie: around ``logits`` with ``deviation``, both float64 (N, classes).
+
+    ``deviation`` is the rms distance of the noisy runs from the noiseless one.
+    """
+
+    logits: Array
+    deviation: Array
+
+
+def envelope(
+    model: ModelSpec,
+    weights: Mapping[str, npt.NDArray[Any]],
+    images: npt.NDArray[Any],
+    precision: str,
+    *,
+    runs: int = 16,
+    seed: int = 0,
+) -> Envelope:
+    """Carry the predicted rounding noise through the whole network, by Monte Carlo.
+
+    Each run adds sigma * N(0, 1) after every operation; sigma comes from the noiseless run. One image at a time, with its
+    sigmas in float32 (0.11 GB for ResNet-50 at 224x224), so memory does not grow with the batch; the noise of image i
+    depends on ``seed`` and i alone. Costs about 3 + 2 * runs forward passes.
+
+    Pass weights and images as the implementation holds them (:func:`round_to` for bf16 and fp16): the cast is no error.
+
+    Raises:
+        SpecError, WeightsError: as :func:`impls.oracle.forward.forward`.
+    """
+    check(model, weights, images)
+    rules = arithmetic(precision)
+    logits, deviation = [], []
+    for index in range(images.shape[0]):
+        image = np.asarray(images[index : index + 1], dtype=np.float64)
+        sigmas: dict[str, npt.NDArray[np.float32]] = {}
+
+        def clean(layer: Layer, *inputs: Array, sigmas: dict[str, npt.NDArray[np.float32]] = sigmas) -> Array:
+            tensors = tensors_of(layer, weights)
+            output = evaluate(layer, inputs, tensors)
+            if not isinstance(layer, _EXACT_LAYERS):
+                sigmas[layer.name] = sigma(layer, inputs, output, tensors, rules).astype(np.float32)
+            return output
+
+        logits.append(spec.walk(model.body, clean, image))
+        generator = np.random.Generator(np.random.PCG64((seed, index)))
+
+        def noisy(
+            layer: Layer,
+            *inputs: Array,
+            sigmas: dict[str, npt.NDArray[np.float32]] = sigmas,
+            generator: np.random.Generator = generator,
+        ) -> Array:
+            output = evaluate(layer, inputs, tensors_of(layer, weights))
+            if layer.name not in sigmas:
+                return output
+            noise = generator.standard_normal(output.shape, dtype=np.float32)
+            noise *= sigmas[layer.name]
+            return output + noise
+
+        squares = sum((spec.walk(model.body, noisy, image) - logits[-1]) ** 2 for _ in range(runs))
+        deviation.append(np.sqrt(squares / runs))
+    return Envelope(np.concatenate(logits), np.concatenate(deviation))
+
+
+def rho(output: npt.NDArray[Any], envelope: Envelope) -> float:
+    """Error over predicted noise: rms(output - logits) / rms(deviation). NaN or infinite where the output is not finite.
+
+    Raises:
+        ValueError: ``output`` has another shape than the logits, or nothing is compared.
+    """
+    if output.shape != envelope.logits.shape or output.size == 0:
+        raise ValueError(f"logits of shape {output.shape} cannot be compared with {envelope.logits.shape}")
+    error = np.asarray(output, dtype=np.float64) - envelope.logits
+    return float(np.sqrt(np.mean(error**2)) / np.sqrt(np.mean(envelope.deviation**2)))
+
+
+def plausible(rho: float, precision: str) -> bool:
+    """Whether a run declared to be of ``precision`` can have this rho; False for NaN."""
+    return RHO_MIN.get(precision, 0.0) <= rho <= RHO_MAX
+
+
+def round_to(array: npt.NDArray[Any], precision: str) -> npt.NDArray[Any]:
+    """Round to nearest, ties to even, to the values that ``precision`` holds: float64 for fp64, else float32.
+
+    Subnormals are kept and what rounds past the largest finite number becomes infinite (IEEE 754-2019 section 4.3.1).
+    One rounding from the input's own precision, never two in a row.
+    """
+    values = np.asarray(array, dtype=np.float64)
+    if precision == "fp64":
+        return values
+    bits, largest = PRECISIONS[precision].significand_bits, _MAX_EXPONENT[precision]
+    _, exponent = np.frexp(values)  # values = m * 2**exponent with m in [0.5, 1)
+    quantum = np.maximum(exponent - bits, 2 - largest - bits)
+    rounded = np.ldexp(np.rint(np.ldexp(values, -quantum)), quantum)
+    return np.where(np.abs(rounded) >= 2.0 ** (largest + 1), np.copysign(np.inf, values), rounded).astype(np.float32)
