@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Mapping
 
-IMPLEMENTATIONS = {"pytorch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow", "onnx": "ONNX Runtime"}
-MODES = {"xla": "XLA", "ort": ""}  # ONNX Runtime has one way of executing, so its mode adds nothing
+from impls.implementation import ROOT, Manifest, ManifestError, read_manifest
+
 SCOPES = {"transfer": "host to host", "device": "on the device", "pipeline": "from JPEG"}
 SCENARIOS = {"single_stream": "latency", "offline": "throughput"}
 
 _MODEL = re.compile(r"(?P<cifar>cifar_)?(?P<kind>resnet|plain)(?P<depth>\d+)(?P<suffix>(?:_\w+)?)")
 
 
+@functools.cache
+def _manifest(name: str) -> Manifest | None:
+    """What the checkout says of an implementation; a record may name one that it does not have, or have it half edited."""
+    try:
+        return read_manifest(ROOT / "impls" / name / "impl.toml")
+    except ManifestError:
+        return None
+
+
 def implementation(name: str, mode: str) -> str:
-    """"PyTorch compile" for ("pytorch", "compile")."""
-    return f"{IMPLEMENTATIONS.get(name, name)} {MODES.get(mode, mode)}".strip()
+    """"PyTorch compile" for ("pytorch", "compile"): the title in its ``impl.toml``."""
+    manifest = _manifest(name)
+    if manifest is None or mode not in manifest.modes:
+        return f"{name} {mode}".strip()
+    return manifest.modes[mode].title
+
+
+def versions(implementation: str, software: Mapping[str, str]) -> str:
+    """"torch 2.13.0, python 3.11.7": of the installed packages, the one that stands for the framework, and Python."""
+    manifest = _manifest(implementation)
+    wanted = (manifest.distribution if manifest else implementation, "python")
+    return ", ".join(f"{name} {software[name]}" for name in wanted if name in software)
 
 
 def model(name: str) -> str:

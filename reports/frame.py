@@ -1,0 +1,476 @@
+"""One tidy pandas frame from records: a row per run and cell, every number with its unit in its name.
+
+Rules that hold for every row (they are applied here once, so that no table, figure or file can forget them):
+
+- No certificate, no number. A row holds figures only if the run has a passing certificate for its implementation, mode,
+  model, precision and device, and for the very weights and network that were timed.
+- A row of a smoke run and a row of which any process failed hold no figure.
+- Processes are the unit of all statistics. A ratio is taken between processes of one round, never between iterations.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics as descriptive
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from impls.precision import PRECISIONS
+from reports import labels
+from results import statistics
+from results.record import Cell, Record
+from results.store import Run, Store
+
+BASELINE = "pytorch/eager"
+
+DTYPES: Mapping[str, str] = {
+    "run_id": "string",
+    "machine_id": "string",
+    "implementation": "string",
+    "mode": "string",
+    "model": "string",
+    "precision": "string",
+    "device": "string",
+    "batch_size": "Int64",
+    "scope": "string",
+    "scenario": "string",
+    "threads": "Int64",
+    "status": "string",
+    "reason": "string",
+    "remark": "string",
+    "measurement": "boolean",
+    "certified": "boolean",
+    "certificate": "string",
+    "baseline": "string",
+    "is_baseline": "boolean",
+    "processes": "Int64",
+    "pairs": "Int64",
+    "time_per_batch_s": "Float64",
+    "time_per_batch_low_s": "Float64",
+    "time_per_batch_high_s": "Float64",
+    "latency_s": "Float64",
+    "latency_low_s": "Float64",
+    "latency_high_s": "Float64",
+    "throughput_images_per_s": "Float64",
+    "throughput_low_images_per_s": "Float64",
+    "throughput_high_images_per_s": "Float64",
+    "ratio": "Float64",
+    "ratio_low": "Float64",
+    "ratio_high": "Float64",
+    "tie": "boolean",
+    "mde": "Float64",
+    "rank_low": "Int64",
+    "rank_high": "Int64",
+    "peak_memory_bytes": "Float64",
+    "import_s": "Float64",
+    "load_s": "Float64",
+    "first_call_s": "Float64",
+    "roofline_fraction": "Float64",
+    "roofline_error": "string",
+    "top1": "Float64",
+    "top1_low": "Float64",
+    "top1_high": "Float64",
+    "images": "Int64",
+    "flips": "Int64",
+    "layout": "string",
+    "folded": "boolean",
+    "tf32": "boolean",
+    "deterministic": "boolean",
+    "versions": "string",
+    "created_utc": "string",
+}
+"""Every column and its dtype; ``load`` says what each holds."""
+
+CELL = ["implementation", "mode", "model", "precision", "device", "batch_size", "scope", "scenario", "threads"]
+CERTIFIED = CELL[:5]
+GROUP = ["run_id", "machine_id", "model", "precision", "device", "batch_size", "scope", "scenario", "threads"]
+"""What rows share that are compared with each other."""
+FIGURES = [name for name in DTYPES if DTYPES[name] == "Float64"] + ["pairs", "tie", "rank_low", "rank_high", "images", "flips"]
+"""The columns that a row without a right to figures leaves empty."""
+STARTUP = ("import_s", "load_s", "first_call_s")
+
+
+class NoRecordsError(ValueError):
+    """A path that holds no run; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Records with the runs that they are of; ``unreadable`` names the files that are no records, with the reason."""
+
+    records: tuple[Record, ...]
+    runs: Mapping[str, Run]
+    unreadable: tuple[str, ...]
+
+
+def load(path: str | Path, baseline: str = BASELINE) -> pd.DataFrame:
+    """What was measured, one row per run and cell.
+
+    ``path`` is a run's folder or a folder of runs; ``baseline`` is "implementation/mode". All columns are nullable.
+
+    ============================  =======  =================================================================================
+    column                        dtype    what it holds
+    ============================  =======  =================================================================================
+    run_id                        string   the run
+    machine_id                    string   the machine; rows of two machines are never in one ratio
+    implementation                string   pytorch, jax, tensorflow, onnx, ...
+    mode                          string   how it executes: eager, compile, jit, graph, ...
+    model                         string   name of the network
+    precision                     string   fp64, fp32, tf32, bf16, fp16
+    device                        string   cpu or cuda
+    batch_size                    Int64    images in a batch
+    scope                         string   device (inputs and outputs stay there) or transfer (host to host)
+    scenario                      string   single_stream (a call is waited for) or offline (calls are enqueued in windows)
+    threads                       Int64    threads asked for
+    status                        string   ok, skipped, failed, timed_out, out_of_memory, not_certified
+    reason                        string   why the status is not ok, or why there is no figure
+    remark                        string   what went wrong beside the timing: memory, start-up, accuracy
+    measurement                   boolean  false for a smoke run: NOT-A-MEASUREMENT
+    certified                     boolean  a passing certificate for this cell, these weights and this network was found
+    certificate                   string   the certificate's record
+    baseline                      string   implementation/mode that ratios are against
+    is_baseline                   boolean  this row is the baseline
+    processes                     Int64    processes with valid timings: K
+    pairs                         Int64    rounds in which this row and the baseline both have a process
+    time_per_batch_s              Float64  seconds per call, geometric mean over processes of the process's mean log time
+    time_per_batch_low_s          Float64  lower end of its 95 % interval over processes, seconds
+    time_per_batch_high_s         Float64  upper end, seconds
+    latency_s                     Float64  the same, in scenario single_stream only, seconds
+    latency_low_s                 Float64  lower end, seconds
+    latency_high_s                Float64  upper end, seconds
+    throughput_images_per_s       Float64  images per second of wall time, in scenario offline only
+    throughput_low_images_per_s   Float64  lower end
+    throughput_high_images_per_s  Float64  upper end
+    ratio                         Float64  speed over the baseline's, above 1 is faster; paired by round
+    ratio_low                     Float64  lower end of its 95 % interval over pairs of processes
+    ratio_high                    Float64  upper end
+    tie                           boolean  the interval holds 1: this run cannot tell the row from the baseline
+    mde                           Float64  smallest difference from the baseline that can be counted on to be seen, fraction
+    rank_low                      Int64    best rank that the simultaneous intervals allow, 1 is fastest
+    rank_high                     Int64    worst rank that they allow
+    peak_memory_bytes             Float64  peak resident (cpu) or allocated (cuda) bytes, median over processes
+    import_s                      Float64  seconds to import the framework, median over processes
+    load_s                        Float64  seconds to load the weights and build the network, median
+    first_call_s                  Float64  seconds of the first call, compilation included, median
+    roofline_fraction             Float64  least possible time over measured time (``roofline``), 0 to 1
+    roofline_error                string   why there is none although there were probes: it came out above 1
+    top1                          Float64  fraction of images classified as labelled
+    top1_low                      Float64  lower end of its 95 % Wilson interval
+    top1_high                     Float64  upper end
+    images                        Int64    images that top1 is of
+    flips                         Int64    of those, images whose class differs from the baseline's
+    layout                        string   NCHW or NHWC, read back
+    folded                        boolean  batch norm was folded into the weights beforehand
+    tf32                          boolean  TF32 was on, read back
+    deterministic                 boolean  deterministic algorithms were asked for, read back
+    versions                      string   the framework's version and Python's
+    created_utc                   string   when the last process finished, ISO 8601
+    ============================  =======  =================================================================================
+
+    Raises:
+        NoRecordsError: nothing there is a run.
+    """
+    return tidy(read(path), baseline)
+
+
+def read(path: str | Path) -> Loaded:
+    """The records below a run's folder or a folder of runs.
+
+    Raises:
+        NoRecordsError: nothing there is a run.
+    """
+    path = Path(path).resolve()
+    single = (path / "run.json").is_file()
+    store = Store(path.parent if single else path)
+    names = (path.name,) if single else tuple(name for name in store.runs() if (path / name / "run.json").is_file())
+    if not names:
+        raise NoRecordsError(f"{path} is no run and holds none: a run is a folder with a run.json, as `levelfield bench` writes it")
+    records: list[Record] = []
+    unreadable: list[str] = []
+    runs = {}
+    for name in names:
+        found, corrupt = store.read(name)
+        records += found
+        unreadable += [f"{each.path.name}: {each.reason.removeprefix(f'{each.path}: ')}" for each in corrupt]
+        if not any(each.path.name == "run.json" for each in corrupt):
+            runs[name] = store.run(name)
+    return Loaded(tuple(records), runs, tuple(unreadable))
+
+
+def tidy(loaded: Loaded, baseline: str = BASELINE) -> pd.DataFrame:
+    """The frame of ``load`` from records in memory."""
+    rows: list[dict[str, Any]] = []
+    for run_id in dict.fromkeys(record.run_id for record in loaded.records):
+        records = _latest(record for record in loaded.records if record.run_id == run_id)
+        run = loaded.runs.get(run_id)
+        rows += _Run(records, run.machine if run else {}, baseline).rows()
+    table = pd.DataFrame([[row.get(name) for name in DTYPES] for row in rows], columns=list(DTYPES), dtype=object)
+    return table.astype(dict(DTYPES))
+
+
+def _latest(records: Iterable[Record]) -> list[Record]:
+    """One record per suite, cell and process: a process that was tried again counts once, as it last ended."""
+    kept: dict[tuple[object, ...], Record] = {}
+    for record in sorted(records, key=lambda record: (record.created_utc, record.record_id)):
+        kept[record.suite, record.cell, record.process.index if record.process else None] = record
+    return list(kept.values())
+
+
+class _Run:
+    """The records of one run on their way to rows."""
+
+    def __init__(self, records: list[Record], machine: Mapping[str, object], baseline: str) -> None:
+        self.machine = machine
+        self.baseline = baseline
+        self.by_suite: dict[str, list[Record]] = defaultdict(list)
+        for record in records:
+            self.by_suite[record.suite].append(record)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows: those that were timed, then those of which only something else is known."""
+        timed: dict[Cell, list[Record]] = defaultdict(list)
+        for record in self.by_suite["inference"]:
+            timed[record.cell].append(record)
+        others: dict[Cell, list[Record]] = defaultdict(list)
+        for suite in ("memory", "startup", "accuracy", "equivalence"):
+            for record in self.by_suite[suite]:
+                if not any(_covers(record, cell) for cell in timed):
+                    others[record.cell.certificate_cell].append(record)
+        times = {cell: _times(records) for cell, records in timed.items()}
+        rows = [self._row(cell, records, times[cell]) for cell, records in timed.items()]
+        rows += [self._row(cell, records, {}) for cell, records in others.items()]
+        self._compare(rows, times)
+        for row in rows:
+            if why := _withheld(row):
+                row.update(dict.fromkeys(FIGURES))
+                row["reason"] = row["reason"] or why
+        return rows
+
+    def _row(self, cell: Cell, records: list[Record], times: dict[int, float]) -> dict[str, Any]:
+        newest = max(records, key=lambda record: record.created_utc)
+        row: dict[str, Any] = {**asdict(cell), "run_id": newest.run_id, "machine_id": newest.machine_id}
+        row |= {"baseline": self.baseline, "is_baseline": f"{cell.implementation}/{cell.mode}" == self.baseline}
+        row |= {"created_utc": newest.created_utc, "measurement": all(record.measurement for record in records)}
+        row |= {"versions": labels.versions(cell.implementation, newest.software)}
+        row |= {name: newest.settings.get(name) for name in ("layout", "folded", "tf32", "deterministic")}
+        row |= self._status(cell, records)
+        row |= self._certificate(cell, records)
+        row |= {"processes": len(times)}
+        if times:
+            row |= self._times(cell, newest, times)
+        return row | self._beside(cell)
+
+    def _status(self, cell: Cell, records: list[Record]) -> dict[str, Any]:
+        broken = [record for record in records if record.status != "ok"]
+        if not broken:
+            return {"status": "ok", "reason": None}
+        worst = broken[0]
+        place = f"process {worst.process.index}: " if worst.process and len(records) > 1 else ""
+        return {"status": worst.status, "reason": f"{place}{worst.reason}"}
+
+    def _certificate(self, cell: Cell, records: list[Record]) -> dict[str, Any]:
+        """Whether the certificate is there, passed, and is for what was run."""
+        found = [record for record in self.by_suite["equivalence"] if record.cell == cell.certificate_cell]
+        if not found:
+            return {"certified": False, "certificate": None, "why": "no certificate for it was found in this run"}
+        certificate = found[-1]
+        verdict: dict[str, Any] = {"certified": False, "certificate": certificate.record_id}
+        if certificate.status != "ok":
+            return verdict | {"why": certificate.reason}
+        for record in records:
+            if record.certificate_id not in (None, certificate.record_id):
+                return verdict | {"why": f"a process names certificate {labels.short(record.certificate_id)}, not this cell's"}
+            if record.model and certificate.model and _identity(record) != _identity(certificate):
+                return verdict | {"why": "its certificate is for other weights or another network"}
+        return verdict | {"certified": True}
+
+    def _times(self, cell: Cell, record: Record, times: dict[int, float]) -> dict[str, Any]:
+        estimate = statistics.estimate(list(times.values()))
+        middle, low, high = estimate.value, estimate.low, estimate.high
+        row: dict[str, Any] = {"time_per_batch_s": middle, "time_per_batch_low_s": low, "time_per_batch_high_s": high}
+        if cell.scenario == "single_stream":
+            row |= {"latency_s": middle, "latency_low_s": low, "latency_high_s": high}
+        elif cell.batch_size is not None:
+            row["throughput_images_per_s"] = cell.batch_size / middle
+            row["throughput_low_images_per_s"] = cell.batch_size / high if high is not None else None
+            row["throughput_high_images_per_s"] = cell.batch_size / low if low is not None else None
+        bound = roofline(record, self.by_suite["probe"], self.machine)
+        if bound is not None:
+            fraction = bound.time_s / middle
+            if fraction > 1:
+                row["roofline_error"] = (
+                    f"{fraction:.0%} of the ceiling: the {bound.limit} probe ({bound.source}) measured too low, "
+                    "or the framework does fewer operations than direct convolution"
+                )
+            else:
+                row["roofline_fraction"] = fraction
+        return row
+
+    def _beside(self, cell: Cell) -> dict[str, Any]:
+        """What the other suites say of a cell."""
+        row: dict[str, Any] = {}
+        remarks = []
+        for suite in ("memory", "startup", "accuracy"):
+            records = [record for record in self.by_suite[suite] if _covers(record, cell)]
+            remarks += [f"{suite}: {record.status.replace('_', ' ')}: {record.reason}" for record in records if record.status != "ok"]
+        row["remark"] = "; ".join(dict.fromkeys(remarks)) or None
+        row["peak_memory_bytes"] = self._median("memory", cell, "peak_memory_bytes")
+        row |= {name: self._median("startup", cell, name) for name in STARTUP}
+        return row | self._accuracy(cell)
+
+    def _median(self, suite: str, cell: Cell, name: str) -> float | None:
+        found = [
+            value
+            for record in self.by_suite[suite]
+            if record.status == "ok" and _covers(record, cell) and (value := record.measurements.get(name)) is not None
+        ]
+        return descriptive.median(found) if found else None
+
+    def _accuracy(self, cell: Cell) -> dict[str, Any]:
+        record = self._classified(cell)
+        if record is None or record.measurements.get("top1") is None or not record.measurements.get("images"):
+            return {}
+        images = round(record.measurements["images"] or 0)
+        top1 = float(record.measurements["top1"] or 0)
+        low, high = statistics.wilson(round(top1 * images), images)
+        row: dict[str, Any] = {"top1": top1, "top1_low": low, "top1_high": high, "images": images}
+        implementation, mode = self.baseline.split("/", 1)
+        other = self._classified(Cell(implementation, mode, cell.model, cell.precision, cell.device, None, None, None, None))
+        mine, theirs = _predictions(record), _predictions(other)
+        if mine is not None and theirs is not None and len(mine) == len(theirs):
+            row["flips"] = sum(a != b for a, b in zip(mine, theirs, strict=True))
+        return row
+
+    def _classified(self, cell: Cell) -> Record | None:
+        found = [record for record in self.by_suite["accuracy"] if record.status == "ok" and _covers(record, cell)]
+        return found[-1] if found else None
+
+    def _compare(self, rows: list[dict[str, Any]], times: dict[Cell, dict[int, float]]) -> None:
+        """Ratios, ties and ranks among the rows that may be compared and hold figures."""
+        groups: dict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            if row.get("time_per_batch_s") is not None and _withheld(row) is None:
+                groups[tuple(row[name] for name in GROUP)].append(row)
+        for group in groups.values():
+            by_name = {f"{row['implementation']}/{row['mode']}": times[Cell(*(row[name] for name in CELL))] for row in group}
+            base = by_name.get(self.baseline)
+            places = statistics.ranks(by_name) if _share_rounds(by_name.values()) else {}
+            for row in group:
+                name = f"{row['implementation']}/{row['mode']}"
+                if base is not None and not row["is_baseline"]:
+                    row.update(_ratio(base, by_name[name]))
+                if name in places:
+                    row.update(rank_low=places[name].low, rank_high=places[name].high)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The least time of one batch, what sets it ("FLOP rate" or "bandwidth"), and the implementation whose probe it is from."""
+
+    time_s: float
+    limit: str
+    source: str
+
+
+def roofline(record: Record, probes: Iterable[Record], machine: Mapping[str, object]) -> Bound | None:
+    """The least time in which this machine can run one batch; None without a probe of the device and precision.
+
+    max(2 * MACs * batch / peak, (weights + input - last-level cache) / bandwidth). The peak is the best FLOP rate that any
+    implementation's probe reached in this precision, so arithmetic as the spec counts it takes no less. Of the weights and
+    the input, each read once, at most the last-level cache's size can have stayed there since the call before; the rest
+    comes from memory, which a copy measures. Nothing is counted where the run does not know its ``cache_bytes``, and
+    activations, which may stay in the cache, are not counted. So this is a bound and no estimate of good code, with one
+    exception: an algorithm with fewer multiplications than direct convolution (Winograd, FFT) may pass it.
+    """
+    if record.model is None or record.inputs is None or record.cell.batch_size is None:
+        return None
+    known = [each for each in probes if each.status == "ok" and each.measurement and each.cell.device == record.cell.device]
+    peaks = _best([each for each in known if each.cell.precision == record.cell.precision], "peak_flops_per_s")
+    if peaks is None:
+        return None
+    bounds = [Bound(2 * record.model.macs * record.cell.batch_size / peaks[0], "FLOP rate", peaks[1])]
+    copy, cache = _best(known, "copy_bytes_per_s"), machine.get("cache_bytes")
+    if copy is not None and isinstance(cache, int):
+        elements = record.model.parameters + math.prod(record.inputs.shape)
+        moved = elements * PRECISIONS[record.cell.precision].storage_bytes - cache
+        bounds.append(Bound(moved / copy[0], "bandwidth", copy[1]))
+    return max(bounds, key=lambda bound: bound.time_s)
+
+
+def _best(probes: Iterable[Record], name: str) -> tuple[float, str] | None:
+    """The largest value of a measurement, and whose it is."""
+    found = [(value, each.cell.implementation) for each in probes if (value := each.measurements.get(name))]
+    return max(found, default=None)
+
+
+def _withheld(row: Mapping[str, Any]) -> str | None:
+    """Why a row may hold no figure; None where it may."""
+    if row["status"] != "ok":
+        return str(row["reason"])
+    if not row["certified"]:
+        return str(row["why"])
+    if not row["measurement"]:
+        return "NOT-A-MEASUREMENT: a smoke run"
+    return None
+
+
+def _covers(record: Record, cell: Cell) -> bool:
+    """Whether what a record says holds for a cell: where it names a coordinate, the cell has the same one.
+
+    Accuracy depends on neither batch size, scope, scenario nor threads.
+    """
+    if record.cell.certificate_cell != cell.certificate_cell:
+        return False
+    mine = (record.cell.batch_size, record.cell.scope, record.cell.scenario, record.cell.threads)
+    its = (cell.batch_size, cell.scope, cell.scenario, cell.threads)
+    return record.suite == "accuracy" or all(a is None or b is None or a == b for a, b in zip(mine, its, strict=True))
+
+
+def _times(records: Iterable[Record]) -> dict[int, float]:
+    """Seconds of one call by round, of the processes that are ok.
+
+    In offline it is wall time over calls, all windows together, since a throughput is images per wall time.
+    """
+    times = {}
+    for record in records:
+        if record.status == "ok" and record.samples is not None and record.process is not None:
+            samples = record.samples
+            if record.cell.scenario == "offline":
+                timed = [index for index, warmup in enumerate(samples.warmup) if not warmup]
+                wall = sum(samples.duration_ns[index] for index in timed) * 1e-9
+                times[record.process.index] = wall / sum(samples.calls[index] for index in timed)
+            else:
+                times[record.process.index] = statistics.process_time(samples.visit, samples.duration_ns, samples.calls, samples.warmup)
+    return times
+
+
+def _share_rounds(times: Iterable[Mapping[int, float]]) -> bool:
+    """Whether all have two rounds in common, the fewest that tell anything apart."""
+    return len(frozenset.intersection(*(frozenset(rounds) for rounds in times))) >= 2
+
+
+def _ratio(base: Mapping[int, float], times: Mapping[int, float]) -> dict[str, Any]:
+    found = statistics.ratio(base, times)
+    return {
+        "ratio": found.value,
+        "ratio_low": found.low,
+        "ratio_high": found.high,
+        "tie": found.tie,
+        "mde": found.mde,
+        "pairs": found.pairs,
+    }
+
+
+def _identity(record: Record) -> tuple[str, str] | None:
+    return (record.model.weights_sha256, record.model.spec_sha256) if record.model else None
+
+
+def _predictions(record: Record | None) -> list[int] | None:
+    """The class of every image in the order of the dataset, where the accuracy suite kept it."""
+    found = (record.data or {}).get("predictions") if record else None
+    return found if isinstance(found, list) else None

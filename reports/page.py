@@ -1,0 +1,235 @@
+"""The self-contained HTML page: no request leaves it, and whatever was not written by this project is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from reports import figures, labels, table
+from reports.frame import DTYPES, FIGURES
+from reports.table import Content, Line, Section
+
+STARTUP = ["import_s", "load_s", "first_call_s"]
+STARTUP_HEADINGS = ("implementation", "import s", "load s", "first call s")
+BADGES = {
+    "measured": "certified",
+    "waiting": "not measured",
+    "smoke": "NOT-A-MEASUREMENT",
+    "uncertified": "withheld",
+    "skipped": "skipped",
+    "failed": "failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawn figure with the sentence below it."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A table row: plain cells, and at its end a badge with what it proves (over ``span`` columns) where there is one."""
+
+    kind: str
+    cells: tuple[str, ...]
+    badge: str = ""
+    proof: str = ""
+    span: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One comparison of a chapter; ``name_at`` is the column that names the row, ``right`` are the columns of plain numbers."""
+
+    title: str
+    verdict: str = ""
+    figures: tuple[Figure, ...] = ()
+    headings: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    name_at: int = 0
+    right: tuple[int, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A section of the page."""
+
+    id: str
+    title: str
+    note: str
+    parts: tuple[Part, ...]
+
+
+def render(frame: pd.DataFrame, content: Content) -> str:
+    """The page for the rows of ``frame`` and the words of ``content``, which was built from the same rows."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        content=content,
+        chapters=[chapter for chapter in _chapters(frame, content) if chapter.parts],
+        without=list(_without(frame)),
+        raw=_raw(frame),
+        smoke=not frame["measurement"].fillna(True).all(),
+    )
+
+
+def _chapters(frame: pd.DataFrame, content: Content) -> Iterator[Chapter]:
+    timed = list(zip(content.sections, table.groups(frame), strict=True))
+    for scenario, title, note in (
+        ("single_stream", "Latency", "Each call is waited for before the next. Unlike rows are never compared."),
+        ("offline", "Throughput", "Calls are enqueued in windows, and a window is waited for: images per second of wall time."),
+    ):
+        chosen = [(section, part) for section, part in timed if part["scenario"].eq(scenario).fillna(False).iloc[0]]
+        parts = [_timing(section, part) for section, part in chosen]
+        curves = _against_batch(frame[frame["scenario"].eq(scenario).fillna(False)])
+        yield Chapter(title.lower(), title, note, (*parts, *curves))
+    untimed = [_timing(section, part) for section, part in timed if pd.isna(part["scenario"].iloc[0])]
+    yield Chapter("untimed", "Not timed", "What is known of cells for which no speed was measured.", tuple(untimed))
+    yield Chapter(
+        "memory",
+        "Memory",
+        "Peak of a process of its own, which is never the one that is timed. Median over processes.",
+        tuple(_beside(frame, figures.memory, _memory_row, ("implementation", "peak MiB"), ["peak_memory_bytes"])),
+    )
+    yield Chapter(
+        "startup",
+        "Start-up",
+        "From an empty process: importing the framework, loading the weights, and the first call with any compilation. Medians.",
+        tuple(_beside(frame, figures.startup, _startup_row, STARTUP_HEADINGS, STARTUP)),
+    )
+    yield Chapter(
+        "accuracy",
+        "Accuracy",
+        "Images classified as labelled, with Wilson's 95 % interval; flips are images whose class differs from the baseline's.",
+        tuple(_beside(frame, None, _accuracy_row, ("implementation", "top-1 % [95 %]", "images", "flips"), ["top1"])),
+    )
+
+
+
+
+def _timing(section: Section, rows: pd.DataFrame) -> Part:
+    drawn = figures.forest(rows, section.baseline)
+    caption = (
+        "Point and 95 % interval of the speed against the baseline. Squares are told apart from it, open circles are ties. "
+        "Shaded: differences too small to be counted on to be seen. Dashed: the roofline, where probes gave one."
+    )
+    return Part(
+        section.title,
+        section.verdict,
+        (Figure(drawn.svg, caption),) if drawn else (),
+        section.headings(),
+        tuple(_timing_row(line) for line in section.lines),
+        section.notes,
+        1,
+        (4, 5, 6),
+    )
+
+
+def _timing_row(line: Line) -> Row:
+    badge = BADGES[line.kind]
+    if line.kind == "measured":
+        return Row(line.kind, line.cells()[:-1], badge, line.proof)
+    return Row(line.kind, (line.rank, line.implementation), badge, line.proof, len(line.cells()) - 2)
+
+
+def _against_batch(rows: pd.DataFrame) -> Iterator[Part]:
+    for _, part in rows.groupby(["run_id", "model", "precision", "device", "scope", "threads"], sort=False):
+        drawn = figures.against_batch(part)
+        if drawn:
+            first = part.iloc[0]
+            where = labels.SCOPES.get(first["scope"], first["scope"])
+            title = f"{_what(first)}  {where}: time per batch against batch size (run {first['run_id']})"
+            yield Part(title, figures=(Figure(drawn.svg, "Both axes are logarithmic; bars are 95 % intervals over processes."),))
+
+
+def _what(row: pd.Series) -> str:
+    return f"{labels.model(row['model'])}  {row['precision']}  {row['device']}"
+
+
+def _beside(
+    frame: pd.DataFrame,
+    draw: Callable[[pd.DataFrame], figures.Picture | None] | None,
+    row: Callable[[pd.Series], tuple[str, ...]],
+    headings: tuple[str, ...],
+    columns: list[str],
+) -> Iterator[Part]:
+    """What was measured beside the timing: one part per run, model, precision, device and batch size, each value once."""
+    keys = ["run_id", "model", "precision", "device", *([] if columns == ["top1"] else ["batch_size"])]
+    known = frame[frame[columns].notna().any(axis=1)].drop_duplicates([*keys, "implementation", "mode", *columns])
+    for _, rows in known.groupby(keys, dropna=False, sort=False):
+        first = rows.iloc[0]
+        batch = f"  batch {first['batch_size']}" if "batch_size" in keys and pd.notna(first["batch_size"]) else ""
+        drawn = draw(rows) if draw else None
+        lines = tuple(Row("measured", row(each)) for _, each in rows.sort_values(columns).iterrows())
+        pictures = (Figure(drawn.svg, drawn.alt),) if drawn else ()
+        title = f"{_what(first)}{batch} (run {first['run_id']})"
+        yield Part(title, "", pictures, headings, lines, right=tuple(range(1, len(headings))))
+
+
+def _memory_row(row: pd.Series) -> tuple[str, ...]:
+    return (figures.name(row), _number(row["peak_memory_bytes"], 2**-20, 0))
+
+
+def _startup_row(row: pd.Series) -> tuple[str, ...]:
+    return (figures.name(row), *(_number(row[column], 1, 2) for column in STARTUP))
+
+
+def _accuracy_row(row: pd.Series) -> tuple[str, ...]:
+    interval = f"{row['top1'] * 100:.2f} [{row['top1_low'] * 100:.2f},{row['top1_high'] * 100:.2f}]"
+    return (figures.name(row), interval, _number(row["images"], 1, 0), _number(row["flips"], 1, 0))
+
+
+def _number(value: float, scale: float, decimals: int) -> str:
+    return table.MISSING if pd.isna(value) else f"{float(value) * scale:.{decimals}f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """A row without figures."""
+
+    name: str
+    what: str
+    kind: str
+    badge: str
+    proof: str
+
+
+def _without(frame: pd.DataFrame) -> Iterator[Without]:
+    for _, row in frame.iterrows():
+        kind, said = table.state(row)
+        if kind != "measured":
+            what = [labels.model(row["model"]), row["precision"], row["device"]]
+            what += [f"batch {row['batch_size']}"] if pd.notna(row["batch_size"]) else []
+            what += [labels.SCENARIOS.get(row["scenario"], row["scenario"])] if pd.notna(row["scenario"]) else []
+            yield Without(figures.name(row), "  ".join(what), kind, BADGES[kind], said)
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """The frame as text, without the columns that hold nothing."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def _raw(frame: pd.DataFrame) -> Raw:
+    columns = [name for name in DTYPES if frame[name].notna().any()]
+    floats = {name for name in FIGURES if DTYPES[name] == "Float64"}
+    rows = [
+        ["" if pd.isna(row[name]) else f"{row[name]:.6g}" if name in floats else str(row[name]) for name in columns]
+        for _, row in frame.iterrows()
+    ]
+    return Raw(columns, rows)

@@ -1,0 +1,360 @@
+"""The comparison as a table: built once as plain data, then printed in a terminal or written as Markdown.
+
+A row without a passing certificate, a failed one and one of a smoke run hold no figure, only what happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.markup import escape
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from reports import labels
+from reports.about import About
+from reports.frame import GROUP
+
+NO_CONCLUSION = (
+    "other machines, other batch sizes or models, other versions, training",
+    "a difference that the intervals do not show: a tie says that this run could not tell, not that two are equal",
+    "energy, cost or ease of use: they were not measured",
+)
+SMOKE = "NOT-A-MEASUREMENT: a smoke run, which shows that every path runs and says nothing about speed."
+COLUMNS = ("rank", "implementation", "speed vs BASELINE", "MiB", "% of ceiling", "top-1 %", "proof")
+MISSING = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row as text. ``kind`` is "measured", "waiting", "smoke", "uncertified", "skipped" or "failed"."""
+
+    rank: str
+    implementation: str
+    figure: str
+    speed: str
+    memory: str
+    ceiling: str
+    top1: str
+    proof: str
+    kind: str
+
+    def cells(self) -> tuple[str, ...]:
+        """The row in the order of the table's columns."""
+        return (self.rank, self.implementation, self.figure, self.speed, self.memory, self.ceiling, self.top1, self.proof)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One table: rows that may be compared with each other."""
+
+    title: str
+    verdict: str
+    figure_heading: str
+    baseline: str
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+    def headings(self) -> tuple[str, ...]:
+        """The column headings."""
+        speed = COLUMNS[2].replace("BASELINE", self.baseline)
+        return (*COLUMNS[:2], self.figure_heading, speed, *COLUMNS[3:])
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Everything that a printed comparison says."""
+
+    headline: str
+    about: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+    no_conclusion: tuple[str, ...]
+    footer: tuple[str, ...]
+
+
+def content(frame: pd.DataFrame, about: About, report: Path | None = None) -> Content:
+    """The comparison in words and numbers; ``report`` is where the page lies, if it is written."""
+    sections = tuple(_section(rows, about) for rows in groups(frame))
+    footer = [f"Again: levelfield rerun {run}" for run in about.run_ids]
+    if report is not None:
+        footer.insert(0, f"Report: {report}")
+    return Content(headline(sections), about.facts(), sections, NO_CONCLUSION, tuple(footer))
+
+
+def headline(sections: tuple[Section, ...]) -> str:
+    """The answer in one sentence: that of the first table which has one."""
+    if not sections:
+        return "There is nothing to compare: no record was found."
+    answered = [section for section in sections if any(line.kind == "measured" for line in section.lines)]
+    section = (answered or list(sections))[0]
+    return f"{section.title.split(' | ')[0]}: {section.verdict}"
+
+
+def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows of each table, in the order of ``Content.sections``.
+
+    A row that has no timing cell of its own (it was never timed, or only its certificate failed) stands in every table
+    of its model, precision and device.
+    """
+    timed = frame[frame["scenario"].notna()]
+    loose = frame[frame["scenario"].isna()]
+    shared = ["run_id", "model", "precision", "device"]
+    for _, rows in timed.groupby(GROUP, dropna=False, sort=False):
+        same = (loose[shared] == rows[shared].iloc[0]).all(axis=1)
+        absent = ~loose.set_index(["implementation", "mode"]).index.isin(rows.set_index(["implementation", "mode"]).index)
+        yield pd.concat([rows, loose[same & absent]]) if (same & absent).any() else rows
+    orphans = loose[~loose.set_index(shared).index.isin(timed.set_index(shared).index)]
+    yield from (rows for _, rows in orphans.groupby(GROUP, dropna=False, sort=False))
+
+
+def is_offline(row: pd.Series) -> bool:
+    """Whether a row's figure is a throughput."""
+    return pd.notna(row["scenario"]) and bool(row["scenario"] == "offline")
+
+
+def order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Ranked rows first, by rank and then by time; then those without a figure, by name."""
+    return rows.sort_values(["rank_low", "rank_high", "time_per_batch_s", "implementation", "mode"], na_position="last", kind="stable")
+
+
+def _section(rows: pd.DataFrame, about: About) -> Section:
+    rows = order(rows)
+    first = rows.iloc[0]
+    throughput = is_offline(first)
+    lines = tuple(_line(row, throughput=throughput) for _, row in rows.iterrows())
+    heading = "images/s [95 %]" if throughput else "ms [95 %]"
+    baseline = labels.implementation(*str(first["baseline"]).split("/", 1))
+    return Section(_title(first, rows, about), verdict(rows), heading, baseline, lines, tuple(_notes(rows)))
+
+
+def _title(first: pd.Series, rows: pd.DataFrame, about: About) -> str:
+    what = [labels.model(first["model"]), first["precision"]]
+    if pd.notna(first["scope"]):
+        what.append(labels.SCOPES.get(first["scope"], first["scope"]))
+    if pd.notna(first["batch_size"]):
+        what.append(f"batch {first['batch_size']}")
+    if is_offline(first):
+        what.append(labels.SCENARIOS["offline"])
+    machine = about.machine(first["run_id"]) + (", GPU" if first["device"] == "cuda" else "")
+    if pd.notna(first["threads"]):
+        machine += f", {first['threads']} thread{'s' if first['threads'] > 1 else ''}"
+    return f"{'  '.join(what)} | {machine} | {_processes(rows)}"
+
+
+def _processes(rows: pd.DataFrame) -> str:
+    counts = rows.loc[rows["time_per_batch_s"].notna(), "processes"]
+    if counts.empty:
+        return "no figure"
+    low, high = int(counts.min()), int(counts.max())
+    count = f"{low}" if low == high else f"{low} to {high}"
+    return f"{count} process{'' if high == 1 else 'es'} each"
+
+
+def verdict(rows: pd.DataFrame) -> str:
+    """What the ranks and the intervals allow to be said, for any number of rows."""
+    figures = rows[rows["time_per_batch_s"].notna()]
+    if not rows["measurement"].fillna(True).all():
+        return SMOKE
+    if figures.empty:
+        return "No row holds a figure, so nothing can be said."
+    if len(figures) == 1:
+        return f"Only {_names(figures)} holds a figure, so there is nothing to compare it with."
+    ranked = figures[figures["rank_low"].notna()]
+    if len(ranked) < len(figures):
+        return "Too few processes ran in pairs for an interval, so no comparison can be made."
+    leaders = ranked[ranked["rank_low"] == 1]
+    return f"{_leaders(leaders, ranked)}{_beaten(leaders)}."
+
+
+def _leaders(leaders: pd.DataFrame, ranked: pd.DataFrame) -> str:
+    names = _names(leaders)
+    if len(leaders) == len(ranked):
+        return f"{names} tie"
+    if len(leaders) == 1:
+        return f"{names} is the fastest"
+    if (leaders["rank_high"] <= len(leaders)).all():
+        return f"{names} tie"
+    return f"{names} tie for first, though not every row below them is told apart from each"
+
+
+def _beaten(leaders: pd.DataFrame) -> str:
+    """What the leaders' intervals against the baseline say; nothing where the baseline leads or was not measured."""
+    if leaders["is_baseline"].any() or leaders["ratio"].isna().any():
+        return ""
+    baseline = labels.implementation(*leaders["baseline"].iloc[0].split("/", 1))
+    winners = leaders[leaders["ratio_low"] > 1]
+    if winners.empty:
+        return f"; no difference from {baseline} was found"
+    if len(leaders) == 1:
+        row = leaders.iloc[0]
+        return f", {_ratio(row)} as fast as {baseline}"
+    if len(winners) == len(leaders):
+        return f"; each beats {baseline}"
+    return f"; {_names(winners)} beat{'s' if len(winners) == 1 else ''} {baseline}"
+
+
+def _names(rows: pd.DataFrame) -> str:
+    return labels.joined([labels.implementation(row["implementation"], row["mode"]) for _, row in rows.iterrows()])
+
+
+def _line(row: pd.Series, *, throughput: bool) -> Line:
+    name = labels.implementation(row["implementation"], row["mode"])
+    kind, said = state(row)
+    if kind != "measured":
+        return Line(MISSING, name, "", "", "", "", "", said, kind)
+    scale = 1.0 if throughput else 1e3
+    columns = ("throughput_images_per_s", "throughput_low_images_per_s", "throughput_high_images_per_s")
+    columns = columns if throughput else ("latency_s", "latency_low_s", "latency_high_s")
+    value, low, high = (_float(row[column]) for column in columns)
+    return Line(
+        _rank(row),
+        name,
+        with_interval(value * scale, low * scale, high * scale),
+        "baseline" if row["is_baseline"] else _ratio(row),
+        _format(row["peak_memory_bytes"], 2**-20, 0),
+        "error: see below" if pd.notna(row["roofline_error"]) else _format(row["roofline_fraction"], 100, 0),
+        _format(row["top1"], 100, 1),
+        said,
+        kind,
+    )
+
+
+def state(row: pd.Series) -> tuple[str, str]:
+    """What a row is and what its last column says."""
+    reason = "no reason was recorded" if pd.isna(row["reason"]) else str(row["reason"])
+    if row["status"] == "skipped":
+        return "skipped", f"skipped: {reason}"
+    if row["status"] not in ("ok", "not_certified"):
+        return "failed", f"{str(row['status']).replace('_', ' ')}: {reason}"
+    if not row["certified"] or row["status"] == "not_certified":
+        return "uncertified", f"NOT CERTIFIED: {reason}"
+    proof = f"ok {labels.short(row['certificate'])}"
+    if not row["measurement"]:
+        return "smoke", f"NOT-A-MEASUREMENT; {proof}"
+    return ("waiting", f"not measured; {proof}") if pd.isna(row["time_per_batch_s"]) else ("measured", proof)
+
+
+def _rank(row: pd.Series) -> str:
+    if pd.isna(row["rank_low"]):
+        return MISSING
+    return f"{row['rank_low']}" if row["rank_low"] == row["rank_high"] else f"{row['rank_low']}-{row['rank_high']}"
+
+
+def _ratio(row: pd.Series) -> str:
+    if pd.isna(row["ratio"]):
+        return MISSING
+    low, high = _float(row["ratio_low"]), _float(row["ratio_high"])
+    decimals = max(2, _decimals(low, high))
+    while decimals < 4 and not row["tie"] and 1 in (round(low, decimals), round(high, decimals)):
+        decimals += 1  # an interval that does not hold 1 must not look as if it did
+    return f"{row['ratio']:.{decimals}f}x [{low:.{decimals}f},{high:.{decimals}f}]{' tie' if row['tie'] else ''}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """"17.9 [17.6,18.2]": as many decimals as the interval's width has meaning for."""
+    if math.isnan(low) or math.isnan(high):
+        return f"{value:.3g} (no interval)"
+    decimals = _decimals(low, high)
+    return f"{value:.{decimals}f} [{low:.{decimals}f},{high:.{decimals}f}]"
+
+
+def _decimals(low: float, high: float) -> int:
+    half = (high - low) / 2
+    return min(4, max(0, -math.floor(math.log10(half)))) if half > 0 else 4
+
+
+def _float(value: object) -> float:
+    return math.nan if pd.isna(value) else float(value)  # type: ignore[arg-type,call-overload]
+
+
+def _format(value: object, scale: float, decimals: int) -> str:
+    return MISSING if pd.isna(value) else f"{float(value) * scale:.{decimals}f}"  # type: ignore[arg-type,call-overload]
+
+
+def _notes(rows: pd.DataFrame) -> Iterator[str]:
+    mde = rows["mde"].max()
+    if pd.notna(mde):
+        yield f"Gaps under {mde * 100:.1f} % from the baseline cannot be counted on to be seen here."
+    unpaired = rows["time_per_batch_s"].notna() & rows["ratio"].isna() & ~rows["is_baseline"]
+    if unpaired.any():
+        baseline = labels.implementation(*str(rows["baseline"].iloc[0]).split("/", 1))
+        yield f"No ratio where fewer than two processes were paired with {baseline}'s."
+    for _, row in rows[rows["roofline_error"].notna()].iterrows():
+        yield f"{labels.implementation(row['implementation'], row['mode'])}: {row['roofline_error']}"
+    for _, row in rows[rows["remark"].notna()].iterrows():
+        yield f"{labels.implementation(row['implementation'], row['mode'])}: {row['remark']}"
+
+
+def terminal(shown: Content) -> Group:
+    """The comparison for rich: readable at 100 columns."""
+    parts: list[object] = [*(Text.assemble((f"{name}: ", "bold"), value) for name, value in shown.about)]
+    for section in shown.sections:
+        parts += [Text(""), Text(section.title, style="bold"), Text(section.verdict), _rich_table(section)]
+        parts += [Text(note) for note in section.notes]
+    if not shown.sections:
+        parts.append(Text(shown.headline))
+    parts += [Text(""), Text(f"Do not conclude: {'; '.join(shown.no_conclusion)}.")]
+    parts += [Text(line) for line in shown.footer]
+    return Group(*parts)  # type: ignore[arg-type]
+
+
+class _Proofs:
+    """The rows without figures, each on lines of its own under the table: a reason needs the whole width."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self.lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(len(line.implementation) for line in self.lines)
+        grid = RichTable.grid(padding=(0, 2, 0, 0))
+        grid.add_column(width=4, justify="right")
+        grid.add_column(min_width=width, no_wrap=True)
+        grid.add_column(overflow="fold")
+        for line in self.lines:
+            grid.add_row(line.rank, escape(line.implementation), escape(line.proof))
+        yield grid
+
+
+def _rich_table(section: Section) -> Group:
+    table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in section.headings():
+        right = heading in COLUMNS[3:6]
+        table.add_column(_wrapped(heading), justify="right" if right else "left", overflow="fold")
+    figures = [line for line in section.lines if line.kind == "measured"]
+    without = [line for line in section.lines if line.kind != "measured"]
+    for line in figures:
+        table.add_row(*(escape(cell) for cell in line.cells()))
+    return Group(*([table] if figures else []), *([_Proofs(without)] if without else []))
+
+
+def _wrapped(heading: str) -> str:
+    """A heading in two lines, so that it is no wider than its column."""
+    for start in ("speed vs ", "% of ", "top-1 "):
+        if heading.startswith(start):
+            return f"{start.strip()}\n{heading.removeprefix(start)}"
+    return heading
+
+
+def markdown(shown: Content) -> str:
+    """The comparison as GitHub-flavoured Markdown."""
+    lines = ["# Comparison", "", f"**{_md(shown.headline)}**", ""]
+    lines += [f"- **{_md(name)}**: {_md(value)}" for name, value in shown.about]
+    lines += [f"- **Do not conclude**: {'; '.join(shown.no_conclusion)}."]
+    for section in shown.sections:
+        lines += ["", f"## {_md(section.title.replace(' | ', '; '))}", "", _md(section.verdict), ""]
+        lines += [f"| {' | '.join(map(_md, section.headings()))} |", f"|{'---|' * len(section.headings())}"]
+        lines += [f"| {' | '.join(map(_md, line.cells()))} |" for line in section.lines]
+        lines += [line for note in section.notes for line in ("", _md(note))]
+    return "\n".join([*lines, *(line for text in shown.footer for line in ("", _md(text))), ""])
+
+
+def _md(text: str) -> str:
+    """Text that stays text: a reason may hold pipes, angle brackets or line ends."""
+    for mark in ("\\", "|", "*", "`", "]("):
+        text = text.replace(mark, f"\\{mark}" if len(mark) == 1 else "]\\(")
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())

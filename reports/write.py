@@ -1,0 +1,44 @@
+"""A run as files to read and to publish: page, Markdown, CSV and Parquet, side by side."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from reports import frame, page, table
+from reports.about import About
+
+
+def comparison(path: str | Path, baseline: str = frame.BASELINE, report: Path | None = None) -> table.Content:
+    """What a run's folder (or a folder of runs) has to say, ready for ``table.terminal``, however much of it is there.
+
+    Raises:
+        frame.NoRecordsError: nothing there is a run.
+    """
+    loaded = frame.read(path)
+    return table.content(frame.tidy(loaded, baseline), About(loaded.records, loaded.runs, loaded.unreadable), report)
+
+
+def write(run_folder: str | Path, out: str | Path, baseline: str = frame.BASELINE) -> tuple[Path, ...]:
+    """Write ``index.html``, ``report.md``, ``cells.csv`` and ``cells.parquet`` into ``out``; each file is replaced whole.
+
+    Raises:
+        frame.NoRecordsError: ``run_folder`` holds no run.
+        OSError: ``out`` cannot be written.
+    """
+    out = Path(out)
+    loaded = frame.read(run_folder)
+    cells = frame.tidy(loaded, baseline)
+    content = table.content(cells, About(loaded.records, loaded.runs, loaded.unreadable))
+    documents = {
+        "index.html": page.render(cells, content).encode(),
+        "report.md": table.markdown(content).encode(),
+        "cells.csv": cells.to_csv(index=False).encode(),
+        "cells.parquet": cells.to_parquet(index=False),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, data in documents.items():
+        unfinished = out / f".{name}.{secrets.token_hex(4)}"
+        unfinished.write_bytes(data)
+        unfinished.replace(out / name)
+    return tuple(out / name for name in documents)

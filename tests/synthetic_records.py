@@ -1,0 +1,125 @@
+"""Small records for the tests of the reports: a run on disk, made through the real schema and store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from results.record import Cell, Code, Inputs, Model, Process, Record, Samples, Timer
+from results.store import Store
+
+SHA = "ab" * 32
+MACHINE = {"machine_id": "efb6512f3c0b812b", "cpu_model": "AMD EPYC 9B45", "cores": 2, "cache_bytes": 32 << 20}
+SOFTWARE = {
+    "pytorch": {"torch": "2.13.0"},
+    "jax": {"jax": "0.10.2"},
+    "tensorflow": {"tensorflow": "2.21.0"},
+    "onnx": {"onnxruntime": "1.31.1"},
+}
+
+
+class Run:
+    """A run in the making: each method appends records of one suite."""
+
+    def __init__(self, root: Path, machine: dict[str, object] | None = None) -> None:
+        self.store = Store(root)
+        self.run = self.store.create_run(machine or MACHINE, {})
+        self.folder = root / self.run.run_id
+        self.certificates: dict[Cell, str] = {}
+        self.clock = 0
+        self.random = np.random.default_rng(7)
+
+    def cell(self, name: str, **changes: Any) -> Cell:
+        """The cell of "implementation/mode", with changed coordinates."""
+        implementation, mode = name.split("/")
+        what = {"model": "resnet50", "precision": "fp32", "device": "cpu"}
+        how = {"batch_size": 1, "scope": "transfer", "scenario": "single_stream", "threads": 2}
+        return Cell(implementation, mode, **{**what, **how, **changes})
+
+    def append(self, suite: str, cell: Cell, index: int | None = None, **changes: Any) -> Record:
+        """One record, complete but for ``changes``."""
+        self.clock += 1
+        fields: dict[str, Any] = {
+            "protocol_version": "1",
+            "run_id": self.run.run_id,
+            "created_utc": f"2026-11-20T05:{self.clock // 60 % 60:02d}:{self.clock % 60:02d}Z",
+            "suite": suite,
+            "cell": cell,
+            "status": "ok",
+            "reason": None,
+            "measurement": True,
+            "process": None if index is None else Process(index, 0, 0, 0, 1),
+            "certificate_id": self.certificates.get(cell.certificate_cell),
+            "settings": {"layout": "NCHW", "folded": False, "tf32": False, "threads": 2, "deterministic": False},
+            "model": Model(SHA, SHA, 25_557_032, 4_089_184_256, None),
+            "inputs": Inputs(SHA, "scikit-learn china.jpg and flower.jpg", 8, (cell.batch_size or 1, 3, 224, 224)),
+            "software": {"python": "3.11.7", **SOFTWARE.get(cell.implementation, {})},
+            "code": Code("0.1.0", "c0ffee" * 6 + "abcd", False, None),
+            "machine_id": "efb6512f3c0b812b",
+            "env_vars": {},
+            "timer": None,
+            "samples": None,
+            "measurements": {},
+            "data": None,
+            "log_tail": None,
+        }
+        record = Record(**{**fields, **changes})
+        self.store.append(record)
+        return record
+
+    def certify(self, name: str, reason: str | None = None, **changes: Any) -> None:
+        """A certificate of the cell, passed unless there is a ``reason`` why not."""
+        cell = self.cell(name, **changes).certificate_cell
+        status = "ok" if reason is None else "not_certified"
+        self.certificates[cell] = self.append("equivalence", cell, status=status, reason=reason).record_id
+
+    def process(self, name: str, index: int, seconds: float, measurement: bool = True, **changes: Any) -> None:
+        """One timed process in which every call takes ``seconds``."""
+        cell = self.cell(name, **changes)
+        calls = 1 if cell.scenario == "single_stream" else 4
+        nanoseconds = round(seconds * calls * 1e9)
+        starts = tuple(turn * (10 * nanoseconds + 10) for turn in range(5))
+        samples = Samples((0, 0, 0, 1, 1), starts, (9 * nanoseconds, *[nanoseconds] * 4), (calls,) * 5, (True, *[False] * 4))
+        timer = Timer("time.perf_counter_ns", 1, 40)
+        self.append("inference", cell, index, samples=samples, timer=timer, measurement=measurement)
+
+    def timed(self, name: str, seconds: float, processes: int = 5, spread: float = 0.01, **changes: Any) -> None:
+        """Processes whose times scatter around ``seconds`` by the fraction ``spread``."""
+        for index in range(processes):
+            self.process(name, index, seconds * float(np.exp(spread * self.random.standard_normal())), **changes)
+
+    def probe(self, peak_flops_per_s: float, copy_bytes_per_s: float, name: str = "pytorch/eager", precision: str = "fp32") -> None:
+        """A probe of the machine's limits."""
+        cell = self.cell(name, model="probe", precision=precision, batch_size=None, scope=None, scenario=None)
+        limits = {"peak_flops_per_s": peak_flops_per_s, "copy_bytes_per_s": copy_bytes_per_s}
+        self.append("probe", cell, measurements=limits, model=None, inputs=None)
+
+
+def field_of_four(root: Path) -> Run:
+    """A whole comparison: two leaders that tie, the baseline, a slower one, and one row of every kind without figures."""
+    run = Run(root)
+    run.probe(578e9, 21e9)
+    run.probe(560e9, 23e9, "jax/jit")
+    speeds = {"pytorch/eager": 0.0203, "pytorch/compile": 0.0179, "onnx/ort": 0.0180, "tensorflow/graph": 0.0231, "jax/jit": 0.0203}
+    for name, seconds in speeds.items():
+        run.certify(name)
+        for batch_size in (1, 4, 16):
+            run.timed(name, seconds * batch_size**0.93, batch_size=batch_size, processes=10)
+        run.timed(name, seconds * 8**0.9, batch_size=8, scenario="offline", processes=10)
+        memory = {"pytorch/eager": 590, "pytorch/compile": 612, "onnx/ort": 401, "tensorflow/graph": 845, "jax/jit": 707}[name]
+        run.append("memory", run.cell(name), 0, measurements={"peak_memory_bytes": memory * 2.0**20})
+        for index in range(3):
+            startup = {"import_s": seconds * 80 + index / 10, "load_s": 0.2, "first_call_s": seconds * 100}
+            run.append("startup", run.cell(name), index, measurements=startup)
+        predictions = [image % 10 for image in range(500)]
+        if name == "onnx/ort":
+            predictions[17] = 9
+        accuracy = {"top1": 0.942 if name == "onnx/ort" else 0.944, "images": 500.0}
+        data = {"predictions": predictions}
+        run.append("accuracy", run.cell(name).certificate_cell, measurements=accuracy, data=data)
+    run.certify("tensorflow/xla", "layer3.0.conv2: padding (0,1), not (1,1)")
+    run.append("inference", run.cell("pytorch/graph"), None, status="skipped", reason="no CUDA device <script>alert(1)</script> | here")
+    run.append("equivalence", run.cell("onnx/ort", precision="fp64").certificate_cell, status="skipped", reason="it has no float64 Conv")
+    return run
