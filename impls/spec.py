@@ -8,10 +8,11 @@ their outputs ("taps") are compared. The spec owns the wiring; an implementation
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -201,6 +202,28 @@ def layers(nodes: tuple[Node, ...]) -> Iterator[Layer]:
             yield from layers(node.then)
         else:
             yield node
+
+
+def without_prefix(node: Node, prefix: str) -> Node:
+    """The node with ``prefix`` taken off its name and the names below it."""
+    name = node.name.removeprefix(prefix)
+    if not isinstance(node, Block):
+        return dataclasses.replace(node, name=name)
+
+    def each(nodes: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(without_prefix(child, prefix) for child in nodes)
+
+    merge = dataclasses.replace(node.merge, name=node.merge.name.removeprefix(prefix))
+    return Block(name, tuple(each(branch) for branch in node.branches), merge, each(node.then))
+
+
+def equal_runs(nodes: tuple[Node, ...]) -> list[tuple[Node, ...]]:
+    """The nodes in order; consecutive blocks that differ only in the prefix of all their names form one group."""
+
+    def nameless(node: Node) -> Node:
+        return without_prefix(node, node.name) if isinstance(node, Block) else node
+
+    return [tuple(run) for _, run in itertools.groupby(nodes, nameless)]
 
 
 def tensor_shapes(model: ModelSpec) -> dict[str, Shape]:
