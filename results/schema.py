@@ -78,7 +78,7 @@ def _decode(kind: Any, value: object, where: str, field: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _dataclass(typing.cast(type, kind), value, where, field)
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         (other,) = (argument for argument in arguments if argument is not types.NoneType)
         return None if value is None else _decode(other, value, where, field)
     if origin is typing.Literal:

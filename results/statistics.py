@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 CONFIDENCE = 0.95
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 class StatisticsError(ValueError):
@@ -101,8 +103,8 @@ def estimate(times: Sequence[float], confidence: float = CONFIDENCE) -> Estimate
     logs = _logs(times)
     centre, half = _mean_interval(logs, confidence)
     if half is None:
-        return Estimate(math.exp(centre), None, None, logs.size)
-    return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), logs.size)
+        return Estimate(_exp(centre), None, None, logs.size)
+    return Estimate(_exp(centre), _exp(centre - half), _exp(centre + half), logs.size)
 
 
 def ratio(baseline: Mapping[int, float], other: Mapping[int, float], confidence: float = CONFIDENCE) -> Ratio:
@@ -119,17 +121,18 @@ def ratio(baseline: Mapping[int, float], other: Mapping[int, float], confidence:
     differences = _logs([baseline[index] for index in rounds]) - _logs([other[index] for index in rounds])
     centre, half = _mean_interval(differences, confidence)
     assert half is not None
-    mde = math.expm1(minimum_detectable_effect(float(np.std(differences, ddof=1)), len(rounds)))
-    return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half), len(rounds), mde)
+    mde = _exp(minimum_detectable_effect(float(np.std(differences, ddof=1)), len(rounds))) - 1
+    return Ratio(_exp(centre), _exp(centre - half), _exp(centre + half), len(rounds), mde)
 
 
 def minimum_detectable_effect(deviation: float, pairs: int, alpha: float = 0.01, power: float = 0.9) -> float:
     """The smallest difference that ``pairs`` differences of this standard deviation show, in the deviation's unit.
 
-    (t[1 - alpha] + t[power]) * deviation / sqrt(pairs) with ``pairs - 1`` degrees of freedom, one-sided.
+    (t[1 - alpha] + t[power]) * deviation / sqrt(pairs) with ``pairs - 1`` degrees of freedom, one-sided. An approximation from
+    below: by the noncentral t distribution the power at this effect is 79 % with 3 pairs, 86 % with 5 and 89 % with 10.
     """
-    freedom = pairs - 1
-    return float((stats.t.ppf(1 - alpha, freedom) + stats.t.ppf(power, freedom)) * deviation / math.sqrt(pairs))
+    quantiles = special.stdtrit(pairs - 1, [1 - alpha, power])
+    return float(np.sum(quantiles) * deviation / math.sqrt(pairs))
 
 
 def all_ratios(times: Mapping[str, Mapping[int, float]], confidence: float = CONFIDENCE) -> dict[tuple[str, str], Ratio]:
@@ -226,10 +229,15 @@ def _logs(times: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.fl
     return logs
 
 
+def _exp(value: float) -> float:
+    """The exponential, at most the largest finite number: two wild processes have bounds beyond it, and JSON has no infinity."""
+    return math.exp(min(value, _LARGEST_EXPONENT))
+
+
 def _mean_interval(values: npt.NDArray[np.float64], confidence: float) -> tuple[float, float | None]:
     """Mean and half width of Student's interval; a single value has none."""
     centre = float(np.mean(values))
     if values.size < 2:
         return centre, None
-    quantile = stats.t.ppf((1 + confidence) / 2, values.size - 1)
+    quantile = special.stdtrit(values.size - 1, (1 + confidence) / 2)
     return centre, float(quantile * np.std(values, ddof=1) / math.sqrt(values.size))
