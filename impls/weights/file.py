@@ -12,10 +12,12 @@ import math
 import os
 import reprlib
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +29,10 @@ Float32 = npt.NDArray[np.float32]
 
 FORMAT = "levelfield-weights/1"
 REQUIRED = ("format", "arch", "preprocess", "source", "licence", "classes", "tensor_sha256")
+LENGTH_BYTES = 8  # the header's length, before the header
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_RANK = 8
+MAX_NAME = 100
 ALIGNMENT = 8  # of the data, as safetensors writes it
 
 
@@ -129,7 +133,7 @@ def save(
         begin += array.nbytes
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % ALIGNMENT)
-    _replace(path, [len(header).to_bytes(8, "little"), header, *(_bytes(array) for array in ordered.values())])
+    _replace(path, [len(header).to_bytes(LENGTH_BYTES, "little"), header, *(_bytes(array) for array in ordered.values())])
     return root
 
 
@@ -158,9 +162,8 @@ def load(path: Path, model: ModelSpec | None = None) -> WeightFile:
         weights = {name: _read_tensor(file, path, name, entries[name], data_start) for name in shapes}
     root = tensor_sha256(weights)
     if root != metadata["tensor_sha256"]:
-        raise WeightFileError(
-            f"{path}: the tensors have the hash {root}, the metadata says {reprlib.repr(metadata['tensor_sha256'])}; the file was damaged or edited"
-        )
+        stored = reprlib.repr(metadata["tensor_sha256"])
+        raise WeightFileError(f"{path}: was damaged or edited: the tensors have the hash {root}, the metadata says {stored}")
     return WeightFile(model, weights, metadata, root)
 
 
@@ -193,7 +196,7 @@ def _replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     try:
         if not path.is_file():
             raise WeightFileError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}")
@@ -204,15 +207,15 @@ def _open(path: Path) -> BinaryIO:
         raise WeightFileError(f"{path}: cannot be read: {error}") from None
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, str], dict[str, _Entry], int]:
+def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, str], dict[str, _Entry], int]:
     """Metadata, tensors by name, and where the data begins; everything in them has been checked against the file's size."""
     size = os.fstat(file.fileno()).st_size
-    if size < 8:
+    if size < LENGTH_BYTES:
         raise WeightFileError(f"{path}: is {size} bytes long, too short for a weight file")
-    length = int.from_bytes(file.read(8), "little")
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES:
-        raise WeightFileError(f"{path}: says that its header has {length} bytes, at most {MAX_HEADER_BYTES} are allowed; not a safetensors file?")
-    if length > size - 8:
+        raise WeightFileError(f"{path}: is no safetensors file: claims a header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    if length > size - LENGTH_BYTES:
         raise WeightFileError(f"{path}: is cut off: says that its header has {length} bytes, the whole file has {size}")
     document = _parse_json(path, "its header", file.read(length))
     if not isinstance(document, dict):
@@ -221,14 +224,13 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, str], dict[str, 
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise WeightFileError(f"{path}: __metadata__ is not an object of strings")
     if metadata.get("format") != FORMAT:
-        raise WeightFileError(
-            f"{path}: its format is {reprlib.repr(metadata.get('format'))}, not {FORMAT!r}; `levelfield weights import` makes a weight file from a checkpoint"
-        )
+        found = reprlib.repr(metadata.get("format"))
+        raise WeightFileError(f"{path}: its format is {found}, not {FORMAT!r}; `levelfield weights import` converts checkpoints")
     if missing := [key for key in REQUIRED if key not in metadata]:
         raise WeightFileError(f"{path}: its metadata lacks {', '.join(missing)}")
     entries = {name: _entry(path, name, value) for name, value in document.items()}
-    _check_layout(path, entries, size - 8 - length)
-    return metadata, entries, 8 + length
+    _check_layout(path, entries, size - LENGTH_BYTES - length)
+    return metadata, entries, LENGTH_BYTES + length
 
 
 def _parse_json(path: Path, what: str, text: bytes | str) -> Any:
@@ -237,9 +239,8 @@ def _parse_json(path: Path, what: str, text: bytes | str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} stands in it twice")
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f"the key {reprlib.repr(twice)} stands in it twice")
         return result
 
     def no_constant(text: str) -> None:
@@ -252,9 +253,9 @@ def _parse_json(path: Path, what: str, text: bytes | str) -> Any:
         raise WeightFileError(f"{path}: {what} cannot be read: {error}") from None
 
 
-def _naturals(value: object, at_most: int) -> bool:
+def _naturals(value: object) -> bool:
     """Whether it is a list of integers in 0 .. 2**63 - 1; True and 1.0 are none."""
-    return isinstance(value, list) and len(value) <= at_most and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _entry(path: Path, name: str, value: object) -> _Entry:
@@ -264,13 +265,14 @@ def _entry(path: Path, name: str, value: object) -> _Entry:
     if value["dtype"] != "F32":
         raise WeightFileError(f"{where}: its dtype is {reprlib.repr(value['dtype'])}, must be 'F32'")
     shape, offsets = value["shape"], value["data_offsets"]
-    if not _naturals(shape, MAX_RANK):
+    if not _naturals(shape) or len(shape) > MAX_RANK:
         raise WeightFileError(f"{where}: its shape {reprlib.repr(shape)} is not a list of at most {MAX_RANK} non-negative integers")
-    if not _naturals(offsets, 2) or len(offsets) != 2:
+    if not _naturals(offsets) or len(offsets) != 2:
         raise WeightFileError(f"{where}: its data_offsets {reprlib.repr(offsets)} are not two non-negative integers")
     begin, end = offsets
     if end - begin != 4 * math.prod(shape):
-        raise WeightFileError(f"{where}: its shape {shape} takes {4 * math.prod(shape)} bytes, its data_offsets {offsets} span {end - begin}")
+        needed = 4 * math.prod(shape)
+        raise WeightFileError(f"{where}: its shape {shape} takes {needed} bytes, its data_offsets {offsets} span {end - begin}")
     return _Entry(tuple(shape), begin, end)
 
 
@@ -291,7 +293,7 @@ def _model_of(path: Path, metadata: Mapping[str, str], model: ModelSpec | None) 
     """The model, after making sure that the stored spec computes the same function."""
     stored = _parse_json(path, "arch in its metadata", metadata["arch"])
     name = stored.get("name") if isinstance(stored, dict) else None
-    if not isinstance(name, str):
+    if not isinstance(name, str) or len(name) > MAX_NAME:
         raise WeightFileError(f"{path}: arch in its metadata does not name a model")
     if model is None:
         try:
@@ -321,7 +323,8 @@ def _first_difference(found: object, expected: object, where: str) -> str | None
 
 def _compare_names(path: Path, model: ModelSpec, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
     if unknown := [name for name in found if name not in expected]:
-        raise WeightFileError(f"{path}: holds the tensor {reprlib.repr(unknown[0])}, which {model.name} does not have ({len(unknown)} such)")
+        name = reprlib.repr(unknown[0])
+        raise WeightFileError(f"{path}: holds the tensor {name}, which {model.name} does not have ({len(unknown)} such)")
     if missing := [name for name in expected if name not in found]:
         raise WeightFileError(f"{path}: lacks the tensor {missing[0]!r} of {model.name} ({len(missing)} such)")
     for name, shape in expected.items():
@@ -329,10 +332,10 @@ def _compare_names(path: Path, model: ModelSpec, expected: Mapping[str, Shape], 
             raise WeightFileError(f"{path}: {name}: has the shape {found[name]}, {model.name} needs {shape}")
 
 
-def _read_tensor(file: BinaryIO, path: Path, name: str, entry: _Entry, data_start: int) -> Float32:
+def _read_tensor(file: BufferedReader, path: Path, name: str, entry: _Entry, data_start: int) -> Float32:
     file.seek(data_start + entry.begin)
     array: Float32 = np.empty(entry.shape, "<f4")
-    if array.size and file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
+    if array.size and file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
         raise WeightFileError(f"{path}: {name}: the file became shorter while it was read")
     array = array.astype(np.float32, copy=False)
     _check_values(path, name, array)
@@ -343,7 +346,8 @@ def _check_values(path: Path, name: str, array: Float32) -> None:
     bad = ~np.isfinite(array)
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise WeightFileError(f"{path}: {name}: {int(bad.sum())} of {array.size} values are not finite, the first is {array[index]} at {index}")
+        count = int(bad.sum())
+        raise WeightFileError(f"{path}: {name}: {count} of {array.size} values are not finite, the first is {array[index]} at {index}")
     if name.endswith(".running_var") and (array < 0).any():
         index = tuple(int(i) for i in np.argwhere(array < 0)[0])
         raise WeightFileError(f"{path}: {name}: a variance is negative: {array[index]} at {index}")

@@ -16,7 +16,23 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from impls.spec import Add, BatchNorm2d, Block, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ModelSpec, Node, PadShortcut, Relu, Shape, output_shape, walk
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Block,
+    Conv2d,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    Node,
+    PadShortcut,
+    Relu,
+    Shape,
+    output_shape,
+    walk,
+)
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -113,7 +129,8 @@ def synthesize(model: ModelSpec, seed: int) -> dict[str, Float32]:
         return x, after
 
     channels = model.input_chw[0]
-    walk(model.body, apply, (_Moments(np.zeros(channels), np.ones(channels)), (1, *model.input_chw)))
+    image: tuple[_Moments, Shape] = _Moments(np.zeros(channels), np.ones(channels)), (1, *model.input_chw)
+    walk(model.body, apply, image)
     return weights
 
 
@@ -185,7 +202,8 @@ def _filters(seed: int, name: str, outputs: int, fan_in: int, sd: float) -> Floa
     """Nearly normal filters, float32 (outputs, fan_in), each less ``CENTRING`` of its own mean; integers until the last step."""
     values = _normal_integers(seed, name, outputs * fan_in).reshape(outputs, fan_in)
     values = 4 * fan_in * values - int(4 * CENTRING) * values.sum(axis=1, keepdims=True)
-    return (values * (sd / (4 * fan_in * math.sqrt(_SUM_VARIANCE)))).astype(np.float32)
+    scaled: Float64 = values * (sd / (4 * fan_in * math.sqrt(_SUM_VARIANCE)))
+    return scaled.astype(np.float32)
 
 
 def _mean(values: Float64) -> float:
