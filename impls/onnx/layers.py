@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, helper, numpy_helper
 
 from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
 
@@ -19,22 +19,24 @@ Array = npt.NDArray[np.generic]
 
 
 class Graph:
-    """A graph under construction, whose floating-point tensors are all of ``dtype``."""
+    """Adds to the graph ``proto``, whose floating-point tensors are all of ``dtype``."""
 
-    def __init__(self, dtype: npt.DTypeLike) -> None:
+    def __init__(self, proto: GraphProto, dtype: npt.DTypeLike) -> None:
+        self.proto = proto
         self.dtype = np.dtype(dtype)
-        self.nodes: list[NodeProto] = []
-        self.initializers: list[TensorProto] = []
 
     def constant(self, name: str, array: Array) -> str:
-        self.initializers.append(numpy_helper.from_array(array, name))
+        """Add an initialiser; its name."""
+        self.proto.initializer.append(numpy_helper.from_array(array, name))
         return name
 
     def integers(self, name: str, *values: int) -> str:
+        """Add a vector of int64; its name."""
         return self.constant(name, np.array(values, np.int64))
 
     def node(self, op_type: str, *inputs: str, output: str, **attributes: object) -> str:
-        self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
+        """Add a node with one output; the output's name, which is the node's too."""
+        self.proto.node.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
         return output
 
 
@@ -62,13 +64,11 @@ def conv2d(layer: Conv2d, graph: Graph, x: str) -> str:
 def batch_norm2d(layer: BatchNorm2d, graph: Graph, x: str) -> str:
     """Normalisation by the running statistics; ONNX's momentum is the weight of the old value, and epsilon a float32."""
     tensors = [f"{layer.name}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
-    return graph.node(
-        "BatchNormalization", x, *tensors, output=layer.name, epsilon=layer.eps, momentum=1 - layer.momentum, training_mode=0
-    )
+    return graph.node("BatchNormalization", x, *tensors, output=layer.name, epsilon=layer.eps, momentum=1 - layer.momentum, training_mode=0)
 
 
 def relu(layer: Relu, graph: Graph, x: str) -> str:
-    """max(x, 0)."""
+    """Maximum of x and 0."""
     return graph.node("Relu", x, output=layer.name)
 
 
@@ -87,7 +87,7 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, graph: Graph, x: str) -> str:
 
 
 def linear(layer: Linear, graph: Graph, x: str) -> str:
-    """x @ weight.T + bias."""
+    """Product x @ weight.T, plus bias."""
     tensors = [f"{layer.name}.{leaf}" for leaf in ("weight", "bias")]
     return graph.node("Gemm", x, *tensors, output=layer.name, alpha=1.0, beta=1.0, transA=0, transB=1)
 

@@ -13,13 +13,13 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from onnx import ModelProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, ValueInfoProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
@@ -37,40 +37,47 @@ IR_VERSION = 8
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DTYPES: dict[str, npt.DTypeLike] = {"fp64": np.float64, "fp32": np.float32, "tf32": np.float32, "fp16": np.float16}
 
+TYPE_NAMES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+
 IMAGES = "images"
 
 
-def build(model: ModelSpec, weights: Mapping[str, Any], dtype: npt.DTypeLike, input_shape: Shape) -> bytes:
-    """The model serialised, checked against the standard, with every tap's shape declared as the spec has it.
+def build(model: ModelSpec, weights: Mapping[str, Any], dtype: npt.DTypeLike, input_shape: Shape) -> ModelProto:
+    """The model, checked against the standard, with every tap's shape declared as the spec has it.
 
     Images enter in float32 (float64 in a float64 model) and are cast inside where the model is narrower.
 
     Raises:
-        onnx.checker.ValidationError, onnx.shape_inference.InferenceError: the model is not valid ONNX, or ONNX infers
+        onnx.checker.ValidationError, onnx.shape_inference.InferenceError: the graph is not valid ONNX, or ONNX infers
             another shape for a tap than the spec does.
     """
-    graph = Graph(dtype)
-    for name in spec.tensor_shapes(model):
-        graph.constant(name, to_framework(np.asarray(weights[name]).astype(graph.dtype)))
+    opsets = [helper.make_opsetid("", OPSET_VERSION)]
+    proto = helper.make_model(GraphProto(name=model.name), opset_imports=opsets, ir_version=IR_VERSION, producer_name="levelfield")
+    graph = Graph(proto.graph, dtype)
+    inner_type = helper.np_dtype_to_tensor_dtype(graph.dtype)
+    outer_type = helper.np_dtype_to_tensor_dtype(np.result_type(graph.dtype, np.float32))
+    x = IMAGES if inner_type == outer_type else graph.node("Cast", IMAGES, output=f"{IMAGES}.cast", to=inner_type)
 
     def apply(layer: Layer, *inputs: str) -> str:
         return FUNCTIONS[type(layer)](layer, graph, *inputs)
 
-    inner_type = helper.np_dtype_to_tensor_dtype(graph.dtype)
-    outer_type = helper.np_dtype_to_tensor_dtype(np.result_type(graph.dtype, np.float32))
-    x = IMAGES if inner_type == outer_type else graph.node("Cast", IMAGES, output=f"{IMAGES}.cast", to=inner_type)
-    logits = spec.walk(model.body, apply, x)
+    def declared(shapes: Mapping[str, Shape]) -> dict[str, ValueInfoProto]:
+        return {name: helper.make_tensor_value_info(name, inner_type, shape) for name, shape in shapes.items()}
 
+    logits = spec.walk(model.body, apply, x)
     batch, _, height, width = input_shape
-    taps = {
-        name: helper.make_tensor_value_info(name, inner_type, shape) for name, shape in spec.tap_shapes(model, batch, height, width).items()
-    }
-    images = helper.make_tensor_value_info(IMAGES, outer_type, input_shape)
-    proto = helper.make_graph(graph.nodes, model.name, [images], [taps.pop(logits)], graph.initializers, value_info=list(taps.values()))
-    opsets = [helper.make_opsetid("", OPSET_VERSION)]
-    serialised = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="levelfield").SerializeToString()
-    onnx.checker.check_model(serialised, full_check=True)
-    return serialised
+    taps = declared(spec.tap_shapes(model, batch, height, width))
+    proto.graph.output.append(taps.pop(logits))
+    proto.graph.value_info.extend(taps.values())
+    proto.graph.input.append(helper.make_tensor_value_info(IMAGES, outer_type, input_shape))
+
+    # The check copies a model several times, so it sees the weights as inputs of their shapes.
+    proto.graph.input.extend(declared(spec.tensor_shapes(model)).values())
+    onnx.checker.check_model(proto, full_check=True)
+    del proto.graph.input[1:]
+    for name in spec.tensor_shapes(model):
+        graph.constant(name, to_framework(np.asarray(weights[name]).astype(graph.dtype, copy=False)))
+    return proto
 
 
 def _with_every_tap_an_output(model: ModelProto, images_shape: Shape, layers: list[Layer]) -> ModelProto:
@@ -97,29 +104,30 @@ def _weights(model: ModelProto, spec_model: ModelSpec) -> dict[str, Array]:
 class SessionNetwork(implementation.Network):
     """A model in an inference session.
 
-    A session does not give its weights back, so the serialised model that it was created from is kept in an unnamed
-    file, outside the memory of the process.
+    A session does not give its weights back. It is created from a file without a name, which is kept to read them from;
+    so the process holds no second copy in memory, and a killed one leaves nothing behind.
     """
 
     host_layout = "NCHW"
 
-    def __init__(self, model: ModelSpec, serialised: bytes, settings: Settings) -> None:
+    def __init__(self, model: ModelSpec, file: BinaryIO, settings: Settings) -> None:
         self._model = model
+        self._file = file
         self._settings = settings
         self._device_type = settings.device
-        self._session = _session(serialised, settings, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        self._session = _session(f"/proc/self/fd/{file.fileno()}", settings, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
         self._output_name = self._session.get_outputs()[0].name
-        self._file = tempfile.TemporaryFile()
-        self._file.write(serialised)
 
     def _proto(self) -> ModelProto:
         self._file.seek(0)
         return onnx.load_model_from_string(self._file.read())
 
     def put(self, images: Array) -> onnxruntime.OrtValue:
+        """See the contract. On a CPU the batch is a view of ``images``."""
         return onnxruntime.OrtValue.ortvalue_from_numpy(images, self._device_type, 0)
 
     def run(self, batch: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
+        """See the contract."""
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(IMAGES, batch)
         binding.bind_output(self._output_name, self._device_type, 0)
@@ -131,9 +139,11 @@ class SessionNetwork(implementation.Network):
         """Nothing is left to wait for: ``run`` returns when the output has been computed."""
 
     def get(self, output: onnxruntime.OrtValue) -> Array:
+        """See the contract."""
         return _at_least_float32(output.numpy())
 
     def taps(self, images: Array) -> dict[str, Array]:
+        """See the contract."""
         layers = list(spec.layers(self._model.body))
         observed = _with_every_tap_an_output(self._proto(), images.shape, layers)
         session = _session(observed.SerializeToString(), self._settings, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
@@ -141,18 +151,18 @@ class SessionNetwork(implementation.Network):
         return {name: _at_least_float32(tap) for name, tap in zip(names, session.run(names, {IMAGES: images}), strict=True)}
 
     def weights(self) -> dict[str, Array]:
+        """See the contract."""
         return _weights(self._proto(), self._model)
 
     def settings(self) -> dict[str, Any]:
+        """See the contract."""
         options = self._session.get_session_options()
         provider, *_ = self._session.get_providers()
         provider_options = self._session.get_provider_options()[provider]
         return {
             "threads": options.intra_op_num_threads,
             "inter_op_threads": options.inter_op_num_threads,
-            "precision": self._settings.precision,
-            "input_type": self._session.get_inputs()[0].type,
-            "output_type": self._session.get_outputs()[0].type,
+            "precision": TYPE_NAMES[self._session.get_outputs()[0].type],
             "tf32": provider_options.get("use_tf32") == "1",
             "layout": "NHWC" if provider_options.get("prefer_nhwc") == "1" else "NCHW",
             "deterministic": options.use_deterministic_compute,
@@ -169,16 +179,17 @@ class ReferenceNetwork(implementation.Network):
 
     host_layout = "NCHW"
 
-    def __init__(self, model: ModelSpec, serialised: bytes, settings: Settings) -> None:
+    def __init__(self, model: ModelSpec, proto: ModelProto) -> None:
         self._model = model
-        self._settings = settings
-        self._proto = onnx.load_model_from_string(serialised)
-        self._evaluator = ReferenceEvaluator(self._proto)
+        self._proto = proto
+        self._evaluator = ReferenceEvaluator(proto)
 
     def put(self, images: Array) -> Array:
+        """See the contract."""
         return images
 
     def run(self, batch: Array) -> Array:
+        """See the contract."""
         (logits,) = self._evaluator.run(None, {IMAGES: batch})
         return logits
 
@@ -186,19 +197,23 @@ class ReferenceNetwork(implementation.Network):
         """Nothing is left to wait for."""
 
     def get(self, output: Array) -> Array:
+        """See the contract."""
         return output
 
     def taps(self, images: Array) -> dict[str, Array]:
+        """See the contract."""
         results = self._evaluator.run(None, {IMAGES: images}, intermediate=True)
         return {layer.name: results[layer.name] for layer in spec.layers(self._model.body)}
 
     def weights(self) -> dict[str, Array]:
+        """See the contract."""
         return _weights(self._proto, self._model)
 
     def settings(self) -> dict[str, Any]:
+        """See the contract."""
         return {
             "threads": None,  # NumPy's BLAS decides, and does not say
-            "precision": self._settings.precision,
+            "precision": helper.tensor_dtype_to_np_dtype(self._proto.graph.output[0].type.tensor_type.elem_type).name,
             "tf32": False,
             "layout": "NCHW",
             "deterministic": True,
@@ -206,7 +221,7 @@ class ReferenceNetwork(implementation.Network):
         }
 
 
-def _session(serialised: bytes, settings: Settings, level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
+def _session(source: str | bytes, settings: Settings, level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
     """A session on the device that was asked for and on no other.
 
     Raises:
@@ -227,7 +242,7 @@ def _session(serialised: bytes, settings: Settings, level: onnxruntime.GraphOpti
         tensor_cores = settings.precision in {"tf32", "fp16"}
         provider_options = {
             "use_tf32": str(int(settings.precision == "tf32")),
-            # Tensor cores take NHWC; only there does ONNX Runtime have fused bias (OrtCUDAProviderOptionsV2).
+            # cuDNN's tensor-core kernels take NHWC.
             "prefer_nhwc": str(int(tensor_cores)),
             "fuse_conv_bias": str(int(tensor_cores)),
             # EXHAUSTIVE chooses algorithms by timing them, so two sessions can differ.
@@ -235,7 +250,7 @@ def _session(serialised: bytes, settings: Settings, level: onnxruntime.GraphOpti
             "cudnn_conv_use_max_workspace": "1",
         }
     try:
-        session = onnxruntime.InferenceSession(serialised, options, providers=[(provider, provider_options)], enable_fallback=0)
+        session = onnxruntime.InferenceSession(source, options, providers=[(provider, provider_options)], enable_fallback=0)
     except (errors.NotImplemented, errors.Fail, errors.EPFail) as error:
         raise CannotError(f"ONNX Runtime cannot run this model on {settings.device}: {error}") from error
     if session.get_providers()[0] != provider:
@@ -260,16 +275,21 @@ class Runtime(implementation.Runtime):
             raise CannotError(f"this onnxruntime was built without {settings.device}; install impls/onnx/{device.requirements.name}")
         self._settings = settings
 
-    def prepare(
-        self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape
-    ) -> SessionNetwork | ReferenceNetwork:
+    def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> SessionNetwork | ReferenceNetwork:
+        """See the contract."""
         if mode != "ort":
             raise CannotError(f"ONNX Runtime has no mode {mode!r}; its mode is ort")
-        serialised = build(model, weights, DTYPES[self._settings.precision], input_shape)
-        reference = self._settings.device == "cpu" and self._settings.precision == "fp64"
-        return (ReferenceNetwork if reference else SessionNetwork)(model, serialised, self._settings)
+        proto = build(model, weights, DTYPES[self._settings.precision], input_shape)
+        if self._settings.device == "cpu" and self._settings.precision == "fp64":
+            return ReferenceNetwork(model, proto)
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the network keeps it open
+        file.write(proto.SerializeToString())
+        file.flush()
+        del proto
+        return SessionNetwork(model, file, self._settings)
 
     def versions(self) -> dict[str, str]:
+        """See the contract."""
         found = {
             "onnxruntime": onnxruntime.__version__,
             "onnxruntime_build": onnxruntime.get_build_info(),
