@@ -185,12 +185,11 @@ def _caches(folder: Path) -> list[str] | None:
 def _cpu_limit_cores(membership: Path, mount: Path) -> float | None:
     """The tightest CPU quota of the control groups that hold this process, in cores; None without one (cgroups 1 and 2)."""
     limits = []
-    for line in (_text(membership) or "").splitlines():
-        _, controllers, path = line.split(":", 2)
+    for controllers, path in re.findall(r"^\d+:([^:]*):/*(.*)$", _text(membership) or "", re.MULTILINE):
         if controllers and "cpu" not in controllers.split(","):
             continue
         base = mount / controllers if controllers else mount
-        group = base / path.strip("/")
+        group = base / path
         for folder in (group, *group.parents):
             if not folder.is_relative_to(base):
                 break
