@@ -1,0 +1,161 @@
+"""PyTorch's layers: activations NCHW and kernels OIHW, both in channels-last memory.
+
+Each function makes the module of one layer from its spec and its tensors. Where PyTorch has a module of the same
+meaning it is that module, with every argument written out, so tools that look for ``nn.Conv2d`` find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch programmer knows
+from torch import Tensor, nn
+
+from impls import spec
+
+Tensors = Mapping[str, Tensor]
+
+
+def to_framework(array: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A canonical tensor (OIHW, (out, in) or (C,)) as PyTorch holds it: the same axes, rounded to nearest even; always a copy."""
+    tensor = torch.tensor(array, dtype=dtype, device=device)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def to_canonical(tensor: Tensor) -> npt.NDArray[Any]:
+    """A weight or an activation with its axes in canonical order, C-contiguous float32 (float64 stays); always a copy."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return np.array(tensor.detach().to("cpu", wide).numpy(), order="C")
+
+
+def _is_symmetric(pad: spec.Padding) -> bool:
+    return pad.top == pad.bottom and pad.left == pad.right
+
+
+def _sides(pad: spec.Padding) -> tuple[int, int, int, int]:
+    """In the order of ``F.pad``, last axis first."""
+    return pad.left, pad.right, pad.top, pad.bottom
+
+
+def _hold(module: nn.Module, tensors: Tensors) -> nn.Module:
+    """Put the tensors in the module's places: running statistics as buffers, the others as parameters."""
+    for leaf, tensor in tensors.items():
+        setattr(module, leaf, tensor if leaf in module._buffers else nn.Parameter(tensor))
+    return module
+
+
+class PaddedConv2d(nn.Conv2d):
+    """A convolution whose padding differs between opposite sides, which ``nn.Conv2d`` cannot say."""
+
+    def __init__(self, *args: Any, pad: spec.Padding, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sides = _sides(pad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.sides))
+
+
+def conv2d(layer: spec.Conv2d, tensors: Tensors) -> nn.Module:
+    pad = layer.padding
+    arguments: dict[str, Any] = {
+        "kernel_size": layer.kernel,
+        "stride": layer.stride,
+        "dilation": 1,
+        "groups": 1,
+        "bias": layer.bias,
+        "padding_mode": "zeros",
+        "device": "meta",
+    }
+    if _is_symmetric(pad):
+        module = nn.Conv2d(layer.in_channels, layer.out_channels, padding=(pad.top, pad.left), **arguments)
+    else:
+        module = PaddedConv2d(layer.in_channels, layer.out_channels, padding=0, pad=pad, **arguments)
+    return _hold(module, tensors)
+
+
+def batch_norm2d(layer: spec.BatchNorm2d, tensors: Tensors) -> nn.Module:
+    """PyTorch's running variance is the unbiased one; in evaluation, momentum and that choice have no effect."""
+    module = nn.BatchNorm2d(layer.channels, eps=layer.eps, momentum=layer.momentum, affine=True, track_running_stats=True, device="meta")
+    module.num_batches_tracked = None  # only a momentum of None needs the count, and no weight file has it
+    return _hold(module, tensors)
+
+
+def relu(layer: spec.Relu, tensors: Tensors) -> nn.Module:
+    return nn.ReLU(inplace=False)
+
+
+class PaddedMaxPool2d(nn.MaxPool2d):
+    """A max-pool with a padding that ``nn.MaxPool2d`` does not take: unequal on opposite sides, or above half the window."""
+
+    def __init__(self, *args: Any, pad: spec.Padding, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sides = _sides(pad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.sides, value=-torch.inf))
+
+
+def max_pool2d(layer: spec.MaxPool2d, tensors: Tensors) -> nn.Module:
+    pad = layer.padding
+    if _is_symmetric(pad) and max(pad.top, pad.left) <= layer.kernel // 2:
+        return nn.MaxPool2d(layer.kernel, stride=layer.stride, padding=(pad.top, pad.left), dilation=1, ceil_mode=False)
+    return PaddedMaxPool2d(layer.kernel, stride=layer.stride, padding=0, dilation=1, ceil_mode=False, pad=pad)
+
+
+class GlobalAvgPool2d(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def global_avg_pool2d(layer: spec.GlobalAvgPool2d, tensors: Tensors) -> nn.Module:
+    return GlobalAvgPool2d()
+
+
+def linear(layer: spec.Linear, tensors: Tensors) -> nn.Module:
+    return _hold(nn.Linear(layer.in_features, layer.out_features, bias=True, device="meta"), tensors)
+
+
+class PadShortcut(nn.Module):
+    def __init__(self, stride: int, before: int, after: int) -> None:
+        super().__init__()
+        self.stride, self.before, self.after = stride, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+def pad_shortcut(layer: spec.PadShortcut, tensors: Tensors) -> nn.Module:
+    return PadShortcut(layer.stride, layer.channels_before, layer.channels_after)
+
+
+class Add(nn.Module):
+    """The sum; ``inplace`` as in ``nn.ReLU``: written over the first input."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        return reduce(Tensor.add_ if self.inplace else Tensor.add, others, first)
+
+
+def add(layer: spec.Add, tensors: Tensors) -> nn.Module:
+    return Add(inplace=False)
+
+
+MODULES: dict[type, Callable[[Any, Tensors], nn.Module]] = {
+    spec.Conv2d: conv2d,
+    spec.BatchNorm2d: batch_norm2d,
+    spec.Relu: relu,
+    spec.MaxPool2d: max_pool2d,
+    spec.GlobalAvgPool2d: global_avg_pool2d,
+    spec.Linear: linear,
+    spec.PadShortcut: pad_shortcut,
+    spec.Add: add,
+}
+"""The function of each layer kind."""

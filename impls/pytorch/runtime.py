@@ -1,0 +1,224 @@
+"""PyTorch behind the contract: an ``nn.Module`` in evaluation mode, eager or compiled by TorchInductor."""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor.config as inductor
+from torch import Tensor, nn
+
+from impls import implementation, spec
+from impls.implementation import CannotError, Settings
+from impls.pytorch import layers
+from impls.spec import Block, Layer, ModelSpec, Node, Shape
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Model(nn.Module):
+    """The spec's network; each layer is a submodule of its name, so ``state_dict`` has the weight file's names and hooks find it.
+
+    Stages and blocks ("layer1", "layer1.0") only hold their layers: the wiring is the spec's. Sums and ReLUs overwrite
+    their input where nothing else reads it, as torchvision's do: on a CPU each new activation costs its page faults.
+    """
+
+    def __init__(self, model: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.body = model.body
+        for layer in spec.layers(model.body):
+            own = {leaf: tensors[f"{layer.name}.{leaf}"] for leaf in layer.tensors()}
+            *path, name = layer.name.split(".")
+            parent: nn.Module = self
+            for part in path:
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            parent.add_module(name, layers.MODULES[type(layer)](layer, own))
+        for name in _sole_readers(model.body, owned=False):
+            module = self.get_submodule(name)
+            if isinstance(module, (nn.ReLU, layers.Add)):
+                module.inplace = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        def apply(layer: Layer, *inputs: Tensor) -> Tensor:
+            return self.get_submodule(layer.name)(*inputs)
+
+        return spec.walk(self.body, apply, images)
+
+
+def _sole_readers(nodes: tuple[Node, ...], *, owned: bool) -> Iterator[str]:
+    """Names of the layers whose first input no other layer reads; ``owned`` says so of what enters ``nodes``."""
+    for node in nodes:
+        if isinstance(node, Block):
+            for branch in node.branches:
+                yield from _sole_readers(branch, owned=False)
+            if node.branches[0]:
+                yield node.merge.name
+            yield from _sole_readers(node.then, owned=any(node.branches))
+        elif owned:
+            yield node.name
+        owned = True
+
+
+class Network(implementation.Network):
+    """A ``Model`` on a device and how it is called."""
+
+    host_layout = "NHWC"
+
+    def __init__(self, settings: Settings, model: Model, mode: str) -> None:
+        self._requested = settings
+        self._mode = mode
+        self._device = torch.device(settings.device)
+        self._dtype = DTYPES[settings.precision]
+        self._model = model
+        self._call = model if mode == "eager" else _compile(model, self._device)
+
+    def put(self, images: Any) -> Tensor:
+        """See the contract. On a CPU the batch is a view of ``images`` when neither dtype nor memory order has to change."""
+        host = torch.from_numpy(images)
+        if self._device.type == "cuda":
+            host = host.pin_memory()
+        batch = host.to(self._device, non_blocking=True)
+        return batch.to(self._dtype, memory_format=torch.channels_last)
+
+    def run(self, batch: Tensor) -> Tensor:
+        """See the contract."""
+        with torch.inference_mode():
+            output = self._call(batch)
+            # A CUDA graph writes every output to the same memory; the caller's must outlive the next pass.
+            return output.clone() if output.is_cuda and self._mode == "compile" else output
+
+    def wait(self, output: Tensor) -> None:
+        """See the contract."""
+        if output.is_cuda:
+            torch.cuda.current_stream(output.device).synchronize()
+
+    def get(self, output: Tensor) -> Any:
+        """See the contract."""
+        return output.to("cpu", torch.promote_types(output.dtype, torch.float32)).numpy()
+
+    def taps(self, images: Any) -> dict[str, Any]:
+        """See the contract. Each output is copied as it is made, before a later layer can overwrite it."""
+        outputs: dict[str, Any] = {}
+
+        def keep(name: str) -> Any:
+            return lambda module, inputs, output: outputs.update({name: layers.to_canonical(output)})
+
+        hooks = [
+            self._model.get_submodule(layer.name).register_forward_hook(keep(layer.name)) for layer in spec.layers(self._model.body)
+        ]
+        try:
+            with torch.inference_mode():
+                self._model(self.put(images))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return outputs
+
+    def weights(self) -> dict[str, Any]:
+        """See the contract."""
+        return {name: layers.to_canonical(tensor) for name, tensor in self._model.state_dict().items()}
+
+    def settings(self) -> dict[str, Any]:
+        """See the contract."""
+        held = self._model.state_dict().values()
+        kernels = [tensor for tensor in held if tensor.dim() == 4]
+        is_channels_last = all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in kernels)
+        compiled = self._mode == "compile"
+        return {
+            "mode": self._mode,
+            "device": ", ".join(sorted({str(tensor.device) for tensor in held})),
+            "precision": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in held})),
+            "layout": "NHWC" if is_channels_last else "NCHW",
+            "threads": torch.get_num_threads(),
+            "interop_threads": torch.get_num_interop_threads(),
+            "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
+            "tf32_convolution": torch.backends.cudnn.allow_tf32,
+            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+            "reduced_precision_reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+            or torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+            "onednn": torch.backends.mkldnn.enabled,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "training": self._model.training,
+            "compiler": "inductor" if compiled else "none",
+            "freezing": compiled and inductor.freezing,
+        }
+
+
+def _compile(model: Model, device: torch.device) -> Any:
+    """The model under TorchInductor with frozen weights (prepacked for oneDNN on a CPU) and, on a GPU, a CUDA graph.
+
+    Compiled at the first call. Frozen graphs that hold oneDNN tensors are not in Inductor's graph cache; the C++ kernels are.
+    """
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise CannotError("torch.compile builds C++ extensions and Python.h is missing: install Python's headers (python3-dev)")
+    inductor.freezing = True
+    inductor.cpp.cxx = (None, os.environ.get("CXX", "g++"), "clang++")
+    return torch.compile(model, backend="inductor", mode="reduce-overhead" if device.type == "cuda" else None, fullgraph=True, dynamic=False)
+
+
+class Runtime(implementation.Runtime):
+    """PyTorch in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """See the contract."""
+        if settings.precision not in DTYPES:
+            raise CannotError(f"PyTorch has no {settings.precision} here; it has {', '.join(DTYPES)}")
+        if settings.device == "cuda":
+            _check_cuda(settings.precision)
+        elif settings.device != "cpu":
+            raise CannotError(f"there is no device {settings.device!r}; it is cpu or cuda")
+        elif settings.precision == "tf32":
+            raise CannotError("TF32 is a format of NVIDIA's tensor cores")
+        self._settings = settings
+        torch.set_num_threads(settings.threads)
+        if torch.get_num_interop_threads() != 1:
+            torch.set_num_interop_threads(1)  # may be set only once in a process
+        # These older flags alone: torch.compile refuses a mix of them and fp32_precision (pytorch/pytorch#166387).
+        torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(settings.deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes every activation twice
+        torch.backends.cudnn.benchmark = not settings.deterministic
+
+    def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> Network:
+        """See the contract."""
+        dtype, device = DTYPES[self._settings.precision], torch.device(self._settings.device)
+        tensors = {name: layers.to_framework(array, dtype, device) for name, array in weights.items()}
+        return Network(self._settings, Model(model, tensors).eval(), mode)
+
+    def versions(self) -> dict[str, str]:
+        """See the contract."""
+        build = torch.__config__.show()
+        found = {
+            "torch": torch.__version__,
+            "onednn": re.search(r"MKL-DNN v(\S+)", build),
+            "mkl": re.search(r"Math Kernel Library Version (\S+)", build),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+        return {name: value[1] if isinstance(value, re.Match) else str(value) for name, value in found.items() if value}
+
+    def device_memory(self) -> dict[str, int]:
+        """See the contract."""
+        if self._settings.device != "cuda":
+            return {}
+        return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "peak_reserved_bytes": torch.cuda.max_memory_reserved()}
+
+
+def _check_cuda(precision: str) -> None:
+    if not torch.cuda.is_available():
+        raise CannotError(f"PyTorch {torch.__version__} finds no NVIDIA GPU; `nvidia-smi` shows whether the driver does")
+    if precision in ("tf32", "bf16") and torch.cuda.get_device_capability() < (8, 0):
+        raise CannotError(f"{precision} needs compute capability 8.0 or newer; {torch.cuda.get_device_name()} has less")
