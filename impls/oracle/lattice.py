@@ -256,6 +256,9 @@ class _Maker:
         low, high = values.min(axis=(0, 2, 3)), values.max(axis=(0, 2, 3))
         middle = -np.floor(np.median(values, axis=(0, 2, 3)))
         offset: Array = np.minimum(np.maximum(np.minimum(middle, -1 - low), 1 - high), CEILING - high)
+        # 0 would hide mean and bias exchanged; it stays where any other would leave but one sign.
+        other = np.where((low < -1) & (high < CEILING), 1.0, np.where(high > 1, -1.0, 0.0))
+        offset = np.where(offset == 0, other, offset)
         while values.shape[2:] == self.pooled_size:
             sums = np.maximum(values + offset[:, None, None], 0).sum(axis=(2, 3)).max(axis=0)
             if np.all(sums <= self.pooled_budget):
