@@ -18,7 +18,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from reports import labels
 
@@ -57,6 +57,7 @@ def name(row: pd.Series) -> str:
     return labels.implementation(row["implementation"], row["mode"])
 
 
+@mpl.rc_context(STYLE)
 def forest(rows: pd.DataFrame, baseline: str) -> Picture | None:
     """Speed against the baseline with its 95 % interval, a line per row; None where no row has a ratio.
 
@@ -109,6 +110,7 @@ def _ratio_axis(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}x"))
 
 
+@mpl.rc_context(STYLE)
 def against_batch(rows: pd.DataFrame) -> Picture | None:
     """Time per batch against batch size with intervals; None unless some implementation has two batch sizes."""
     shown = rows[rows["time_per_batch_s"].notna() & rows["batch_size"].notna()]
@@ -136,6 +138,7 @@ def against_batch(rows: pd.DataFrame) -> Picture | None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted({float(size) for size in shown["batch_size"]})))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(NullLocator())
@@ -157,6 +160,7 @@ def startup(rows: pd.DataFrame) -> Picture | None:
     return _bars(rows, parts, "seconds from the start of the import to the first result")
 
 
+@mpl.rc_context(STYLE)
 def _bars(rows: pd.DataFrame, parts: dict[str, tuple[str, float, str]], unit: str) -> Picture | None:
     columns = [column for column, _, _ in parts.values()]
     shown = rows[rows[columns].notna().all(axis=1)]
@@ -182,16 +186,15 @@ def _bars(rows: pd.DataFrame, parts: dict[str, tuple[str, float, str]], unit: st
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        return figure, figure.add_subplot()
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def _picture(figure: Figure, alt: str) -> Picture:
     """The figure as an element of its own: no prologue, ids that no other figure has, ink in the page's colour."""
     stream = io.StringIO()
     salt = f"f{hashlib.sha256(alt.encode()).hexdigest()[:12]}"
-    with mpl.rc_context({**STYLE, "svg.hashsalt": alt}):
+    with mpl.rc_context({"svg.hashsalt": alt}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]

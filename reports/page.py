@@ -174,7 +174,7 @@ def _beside(
         batch = f"  batch {first['batch_size']}" if "batch_size" in keys and pd.notna(first["batch_size"]) else ""
         drawn = draw(rows) if draw else None
         lines = tuple(Row("measured", row(each)) for _, each in rows.sort_values(columns).iterrows())
-        pictures = (Figure(drawn.svg, drawn.alt),) if drawn else ()
+        pictures = (Figure(drawn.svg, "Shorter is better; the numbers stand below."),) if drawn else ()
         title = f"{_what(first)}{batch} (run {first['run_id']})"
         yield Part(title, "", pictures, headings, lines, right=tuple(range(1, len(headings))))
 

@@ -51,10 +51,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One table: rows that may be compared with each other."""
+    """One table: rows that may be compared with each other. ``answer`` is the verdict with the intervals that it rests on."""
 
     title: str
     verdict: str
+    answer: str
     figure_heading: str
     baseline: str
     lines: tuple[Line, ...]
@@ -92,7 +93,7 @@ def headline(sections: tuple[Section, ...]) -> str:
         return "There is nothing to compare: no record was found."
     answered = [section for section in sections if any(line.kind == "measured" for line in section.lines)]
     section = (answered or list(sections))[0]
-    return f"{section.title.split(' | ')[0]}: {section.verdict}"
+    return f"{section.title.split(' | ')[0]}: {section.answer}"
 
 
 def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -129,7 +130,8 @@ def _section(rows: pd.DataFrame, about: About) -> Section:
     lines = tuple(_line(row, throughput=throughput) for _, row in rows.iterrows())
     heading = "images/s [95 %]" if throughput else "ms [95 %]"
     baseline = labels.implementation(*str(first["baseline"]).split("/", 1))
-    return Section(_title(first, rows, about), verdict(rows), heading, baseline, lines, tuple(_notes(rows)))
+    said = verdict(rows)
+    return Section(_title(first, rows, about), said, _answer(said, rows, baseline), heading, baseline, lines, tuple(_notes(rows)))
 
 
 def _title(first: pd.Series, rows: pd.DataFrame, about: About) -> str:
@@ -169,6 +171,17 @@ def verdict(rows: pd.DataFrame) -> str:
         return "Too few processes ran in pairs for an interval, so no comparison can be made."
     leaders = ranked[ranked["rank_low"] == 1]
     return f"{_leaders(leaders, ranked)}{_beaten(leaders)}."
+
+
+def _answer(said: str, rows: pd.DataFrame, baseline: str) -> str:
+    """The verdict with the ratios of the leaders, or where the baseline leads alone, of the row that comes next."""
+    ranked = rows[rows["rank_low"].notna() & rows["ratio"].notna()]
+    leaders = ranked[ranked["rank_low"] == 1]
+    shown = ranked.head(1) if leaders.empty else leaders
+    if shown.empty or (len(leaders) == 1 and _ratio(leaders.iloc[0]) in said):
+        return said
+    ratios = ", ".join(f"{_names(row.to_frame().T)} {_ratio(row)}" for _, row in shown.iterrows())
+    return f"{said.removesuffix('.')} (speed against {baseline}: {ratios})."
 
 
 def _leaders(leaders: pd.DataFrame, ranked: pd.DataFrame) -> str:
@@ -249,23 +262,24 @@ def _ratio(row: pd.Series) -> str:
     if pd.isna(row["ratio"]):
         return MISSING
     low, high = _float(row["ratio_low"]), _float(row["ratio_high"])
-    decimals = max(2, _decimals(low, high))
+    decimals = 2
     while decimals < 4 and not row["tie"] and 1 in (round(low, decimals), round(high, decimals)):
         decimals += 1  # an interval that does not hold 1 must not look as if it did
     return f"{row['ratio']:.{decimals}f}x [{low:.{decimals}f},{high:.{decimals}f}]{' tie' if row['tie'] else ''}"
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """"17.9 [17.6,18.2]": as many decimals as the interval's width has meaning for."""
+    """"17.9 [17.6,18.2]": as many decimals as the interval gives meaning to."""
     if math.isnan(low) or math.isnan(high):
         return f"{value:.3g} (no interval)"
-    decimals = _decimals(low, high)
+    decimals = _decimals(value, high - low)
     return f"{value:.{decimals}f} [{low:.{decimals}f},{high:.{decimals}f}]"
 
 
-def _decimals(low: float, high: float) -> int:
-    half = (high - low) / 2
-    return min(4, max(0, -math.floor(math.log10(half)))) if half > 0 else 4
+def _decimals(value: float, width: float) -> int:
+    """The digit in which the interval's width begins, but at least three digits of the value."""
+    wanted = -math.floor(math.log10(width)) if width > 0 else 0
+    return min(4, max(0, wanted, 2 - math.floor(math.log10(value))))
 
 
 def _float(value: object) -> float:

@@ -1,0 +1,347 @@
+"""The frame: every rule that decides whether a row may hold a figure, and what the figures are."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import levelfield
+from reports import frame
+from tests.synthetic_records import MACHINE, Run, field_of_four
+
+
+def row(cells: pd.DataFrame, name: str, **fields: object) -> pd.Series:
+    """The one row of "implementation/mode" with these values."""
+    implementation, mode = name.split("/")
+    chosen = (cells["implementation"] == implementation) & (cells["mode"] == mode)
+    for column, value in fields.items():
+        chosen &= cells[column] == value
+    assert chosen.sum() == 1, f"{name}: {chosen.sum()} rows"
+    return cells[chosen].iloc[0]
+
+
+def no_figure(cells: pd.Series) -> bool:
+    return bool(cells[frame.FIGURES].isna().all())
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    return frame.load(field_of_four(tmp_path_factory.mktemp("field")).folder)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def pair(run: Run, processes: int = 5, **changes: object) -> None:
+    """PyTorch eager at 20 ms and JAX at 10 ms, both certified."""
+    for name, seconds in (("pytorch/eager", 0.020), ("jax/jit", 0.010)):
+        run.certify(name, **{key: value for key, value in changes.items() if key in ("model", "precision")})
+        run.timed(name, seconds, processes=processes, **changes)
+
+
+def test_dtypes_are_the_documented_ones(field: pd.DataFrame) -> None:
+    """The docstring of load names every column with its dtype, and the frame has exactly these."""
+    documented = dict(re.findall(r"^    (\w+) +(string|Int64|Float64|boolean) ", frame.load.__doc__ or "", re.MULTILINE))
+    assert documented == dict(frame.DTYPES)
+    assert {name: str(dtype) for name, dtype in field.dtypes.items()} == documented
+
+
+def test_an_empty_run_has_the_same_columns(run: Run) -> None:
+    """A run without a record gives no row, and all columns with their dtypes."""
+    cells = frame.load(run.folder)
+    assert len(cells) == 0
+    assert {name: str(dtype) for name, dtype in cells.dtypes.items()} == dict(frame.DTYPES)
+
+
+def test_one_row_per_cell(field: pd.DataFrame) -> None:
+    """No cell of a run stands twice, and processes are counted, not listed."""
+    assert not field.duplicated(["run_id", *frame.CELL]).any()
+    assert row(field, "jax/jit", batch_size=1)["processes"] == 6
+
+
+def test_latency_and_ratio(run: Run) -> None:
+    """A framework that takes half the time has speed 2, with an interval that holds it, rank 1 and no tie."""
+    pair(run)
+    fast, base = (row(frame.load(run.folder), name) for name in ("jax/jit", "pytorch/eager"))
+    assert fast["latency_low_s"] < fast["latency_s"] < fast["latency_high_s"]
+    assert fast["latency_s"] == pytest.approx(0.010, rel=0.03)
+    assert fast["ratio_low"] < 2 < fast["ratio_high"]
+    assert (fast["rank_low"], fast["rank_high"], base["rank_low"], base["rank_high"]) == (1, 1, 2, 2)
+    assert not fast["tie"]
+    assert base["is_baseline"]
+    assert pd.isna(base["ratio"])
+    assert pd.isna(fast["throughput_images_per_s"])
+
+
+def test_ratios_are_paired_by_round(run: Run) -> None:
+    """What disturbs a whole round disturbs both arms: the ratio is exact although the times scatter by a factor of four."""
+    for name, factor in (("pytorch/eager", 1.0), ("jax/jit", 0.5)):
+        run.certify(name)
+        for index, noise in enumerate((1.0, 4.0, 2.0, 1.5)):
+            run.process(name, index, 0.01 * noise * factor)
+    fast = row(frame.load(run.folder), "jax/jit")
+    assert fast["ratio_low"] == pytest.approx(2, rel=1e-6)
+    assert fast["ratio_high"] == pytest.approx(2, rel=1e-6)
+    assert fast["latency_high_s"] > 2 * fast["latency_low_s"]
+
+
+def test_rounds_of_one_alone_are_no_pair(run: Run) -> None:
+    """Processes are matched by their index: a process without its partner enters no ratio."""
+    run.certify("pytorch/eager")
+    run.certify("jax/jit")
+    for index in (0, 1, 2):
+        run.process("pytorch/eager", index, 0.02)
+    for index in (2, 3, 4):
+        run.process("jax/jit", index, 0.01)
+    fast = row(frame.load(run.folder), "jax/jit")
+    assert fast["pairs"] == 1
+    assert fast["processes"] == 3
+    assert pd.isna(fast["ratio"])
+    assert pd.isna(fast["rank_low"])
+
+
+def test_one_process_has_no_interval(run: Run) -> None:
+    """K = 1 gives a time without interval, no ratio and no rank."""
+    pair(run, processes=1)
+    fast = row(frame.load(run.folder), "jax/jit")
+    assert fast["latency_s"] > 0
+    assert pd.isna(fast[["latency_low_s", "latency_high_s", "ratio", "tie", "rank_low"]]).all()
+
+
+def test_equal_frameworks_tie(run: Run) -> None:
+    """Two frameworks of one speed tie, and both may hold either rank."""
+    run.certify("pytorch/eager")
+    run.certify("jax/jit")
+    for index, factor in enumerate((1.0, 1.02, 0.98, 1.01, 0.99)):
+        run.process("pytorch/eager", index, 0.02)
+        run.process("jax/jit", index, 0.02 * factor)
+    cells = frame.load(run.folder)
+    assert row(cells, "jax/jit")["tie"]
+    assert set(cells["rank_low"]) == {1}
+    assert set(cells["rank_high"]) == {2}
+    assert 0 < row(cells, "jax/jit")["mde"] < 0.2
+
+
+def test_throughput_is_images_over_wall_time(run: Run) -> None:
+    """Offline rows hold images per second and no latency; the interval's ends stay in order."""
+    pair(run, scenario="offline", batch_size=8)
+    fast = row(frame.load(run.folder), "jax/jit")
+    assert fast["throughput_images_per_s"] == pytest.approx(8 / 0.010, rel=0.03)
+    assert fast["throughput_low_images_per_s"] < fast["throughput_images_per_s"] < fast["throughput_high_images_per_s"]
+    assert pd.isna(fast["latency_s"])
+
+
+@pytest.mark.parametrize("differs", [{"batch_size": 2}, {"scope": "device"}, {"threads": 1}, {"precision": "bf16"}, {"model": "resnet18"}])
+def test_unlike_rows_are_never_compared(run: Run, differs: dict[str, object]) -> None:
+    """A row that differs in any coordinate from the baseline has no ratio, and does not take part in its ranks."""
+    run.certify("pytorch/eager")
+    run.timed("pytorch/eager", 0.02)
+    run.certify("jax/jit", **{key: value for key, value in differs.items() if key in ("model", "precision")})
+    run.timed("jax/jit", 0.01, **differs)
+    cells = frame.load(run.folder)
+    assert row(cells, "jax/jit")["latency_s"] > 0
+    assert cells["ratio"].isna().all()
+    assert set(cells["rank_high"]) == {1}
+
+
+def test_a_missing_baseline_leaves_ranks(run: Run) -> None:
+    """Without the baseline there are no ratios; ranks come from all pairs and stay."""
+    for name, seconds in (("onnx/ort", 0.02), ("jax/jit", 0.01)):
+        run.certify(name)
+        run.timed(name, seconds)
+    cells = frame.load(run.folder)
+    assert cells["ratio"].isna().all()
+    assert row(cells, "jax/jit")["rank_high"] == 1
+
+
+def test_another_baseline(run: Run) -> None:
+    """``baseline`` turns the ratio round, and goes through levelfield.load."""
+    pair(run)
+    slow = row(levelfield.load(run.folder, baseline="jax/jit"), "pytorch/eager")
+    assert slow["ratio_low"] < 0.5 < slow["ratio_high"]
+
+
+def test_no_certificate_no_number(run: Run) -> None:
+    """A timed row without any certificate holds no figure and says why, and others are ranked without it."""
+    pair(run)
+    run.timed("onnx/ort", 0.001)
+    cells = frame.load(run.folder)
+    bare = row(cells, "onnx/ort")
+    assert no_figure(bare)
+    assert not bare["certified"]
+    assert "no certificate" in bare["reason"]
+    assert bare["processes"] == 5
+    assert row(cells, "jax/jit")["rank_low"] == 1
+
+
+def test_a_failed_certificate_is_no_certificate(run: Run) -> None:
+    """A certificate that did not pass withholds the figures and gives its reason."""
+    run.certify("onnx/ort", "conv1: stride 1, not 2")
+    run.timed("onnx/ort", 0.001)
+    bare = row(frame.load(run.folder), "onnx/ort")
+    assert no_figure(bare)
+    assert bare["reason"] == "conv1: stride 1, not 2"
+
+
+def test_a_certificate_of_another_mode_or_other_weights_does_not_count(run: Run) -> None:
+    """A certificate holds for its own cell and weights only."""
+    from results.record import Model  # noqa: PLC0415
+
+    run.certify("jax/jit")
+    run.timed("jax/scan", 0.001)
+    cell = run.cell("onnx/ort").certificate_cell
+    other = run.append("equivalence", cell, model=Model("cd" * 32, "ab" * 32, 1, 1, None))
+    run.certificates[cell] = other.record_id
+    run.timed("onnx/ort", 0.001)
+    cells = frame.load(run.folder)
+    assert no_figure(row(cells, "jax/scan"))
+    assert no_figure(row(cells, "onnx/ort"))
+    assert "other weights" in row(cells, "onnx/ort")["reason"]
+
+
+def test_a_named_certificate_must_be_the_cells(run: Run) -> None:
+    """A process that names a certificate which is not its cell's holds no figure."""
+    run.certify("jax/jit")
+    run.certificates[run.cell("jax/jit").certificate_cell] = "0123456789abcdef"
+    run.timed("jax/jit", 0.001)
+    assert no_figure(row(frame.load(run.folder), "jax/jit"))
+
+
+def test_a_smoke_run_is_no_measurement(run: Run) -> None:
+    """A smoke row is certified and counted, and holds no figure."""
+    pair(run, measurement=False)
+    cells = frame.load(run.folder)
+    assert not cells["measurement"].any()
+    assert all(no_figure(cells.iloc[index]) for index in range(len(cells)))
+    assert cells["certified"].all()
+
+
+def test_a_failed_process_fails_the_row_until_it_is_run_again(run: Run) -> None:
+    """One failed process withholds the row; the same process measured later heals it."""
+    pair(run)
+    run.append("inference", run.cell("jax/jit"), 5, status="timed_out", reason="no reply in 60 s")
+    failed = row(frame.load(run.folder), "jax/jit")
+    assert no_figure(failed)
+    assert (failed["status"], failed["reason"]) == ("timed_out", "process 5: no reply in 60 s")
+    run.process("jax/jit", 5, 0.01)
+    healed = row(frame.load(run.folder), "jax/jit")
+    assert healed["status"] == "ok"
+    assert healed["processes"] == 6
+
+
+def test_skipped_and_uncertified_cells_are_rows(field: pd.DataFrame) -> None:
+    """What was never timed is a row with its reason."""
+    assert row(field, "onnx/ort", precision="fp64")["status"] == "skipped"
+    assert row(field, "tensorflow/xla")["reason"].startswith("layer3.0.conv2")
+    assert no_figure(row(field, "tensorflow/xla"))
+
+
+def test_what_was_measured_beside(field: pd.DataFrame) -> None:
+    """Memory and start-up belong to the batch size at which they were taken, accuracy to every row of the cell."""
+    first, fourth = row(field, "onnx/ort", batch_size=1), row(field, "onnx/ort", batch_size=4)
+    assert first["peak_memory_bytes"] == 401 * 2**20
+    assert pd.isna(fourth["peak_memory_bytes"])
+    assert first["import_s"] == pytest.approx(0.018 * 80 + 0.1)
+    assert fourth["top1"] == 0.942
+    assert fourth["top1_low"] < 0.942 < fourth["top1_high"]
+    assert fourth["flips"] == 1
+    assert row(field, "pytorch/eager", batch_size=4)["flips"] == 0
+
+
+def test_a_failure_beside_the_timing_is_remarked(run: Run) -> None:
+    """A memory process that failed leaves the latency and says so."""
+    pair(run)
+    run.append("memory", run.cell("jax/jit"), 0, status="out_of_memory", reason="allocation of 3 GiB")
+    fast = row(frame.load(run.folder), "jax/jit")
+    assert fast["latency_s"] > 0
+    assert fast["remark"] == "memory: out of memory: allocation of 3 GiB"
+
+
+def test_roofline_takes_the_best_probe(run: Run) -> None:
+    """The peak is the largest of the probes in this precision; bf16's does not count for fp32."""
+    run.probe(400e9, 20e9)
+    run.probe(578e9, 20e9, "jax/jit")
+    run.probe(5e12, 20e9, precision="bf16")
+    pair(run, processes=2)
+    base = row(frame.load(run.folder), "pytorch/eager")
+    assert base["roofline_fraction"] == pytest.approx(2 * 4_089_184_256 / 578e9 / base["latency_s"])
+
+
+def test_roofline_counts_weights_that_no_cache_holds(run: Run, tmp_path: Path) -> None:
+    """With a slow memory the bound is weights and input less the cache, over the copy's bandwidth; unknown caches count none."""
+    run.probe(1e15, 10e9)
+    pair(run, processes=2)
+    base = row(frame.load(run.folder), "pytorch/eager")
+    moved = (25_557_032 + 3 * 224 * 224) * 4 - (32 << 20)
+    assert base["roofline_fraction"] == pytest.approx(moved / 10e9 / base["latency_s"])
+    blind = Run(tmp_path / "blind", {key: value for key, value in MACHINE.items() if key != "cache_bytes"})
+    blind.probe(1e15, 10e9)
+    pair(blind, processes=2)
+    assert row(frame.load(blind.folder), "pytorch/eager")["roofline_fraction"] < 0.01
+
+
+def test_more_than_the_roofline_is_an_error(run: Run) -> None:
+    """A time below the bound is never clipped to 100 %: the row names the probe instead."""
+    run.probe(100e9, 20e9, "jax/jit")
+    pair(run, processes=2)
+    base = row(frame.load(run.folder), "pytorch/eager")
+    assert pd.isna(base["roofline_fraction"])
+    assert "FLOP rate probe (jax)" in base["roofline_error"]
+    assert re.match(r"4\d\d%", base["roofline_error"])
+
+
+def test_a_folder_of_runs(tmp_path: Path) -> None:
+    """Rows of two runs stand side by side and are never in one ratio."""
+    first, second = Run(tmp_path), Run(tmp_path)
+    first.certify("pytorch/eager")
+    first.timed("pytorch/eager", 0.02)
+    second.certify("jax/jit")
+    second.timed("jax/jit", 0.01)
+    cells = frame.load(tmp_path)
+    assert list(cells["run_id"]) == [first.run.run_id, second.run.run_id]
+    assert cells["ratio"].isna().all()
+
+
+def test_no_run_is_one_sentence(tmp_path: Path) -> None:
+    """A folder without runs is refused by name."""
+    with pytest.raises(frame.NoRecordsError, match=re.escape(str(tmp_path))):
+        frame.load(tmp_path)
+
+
+def test_unreadable_files_are_named(run: Run) -> None:
+    """A file that is no record is left out, and named without the path of this machine."""
+    pair(run)
+    (run.folder / "records" / "broken.json").write_text("{", encoding="ascii")
+    loaded = frame.read(run.folder)
+    assert len(loaded.unreadable) == 1
+    assert loaded.unreadable[0].startswith("broken.json: not valid JSON")
+    assert len(frame.tidy(loaded)) == 2
+
+
+def test_importing_levelfield_needs_nothing() -> None:
+    """The door opens without pandas, and without any other part of the project."""
+    code = "import sys, levelfield; print([n for n in sys.modules if n.split('.')[0] in ('pandas', 'numpy', 'reports', 'results', 'impls')])"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(root)})
+    assert done.stdout.strip() == "[]"
+
+
+@given(st.lists(st.floats(1e-4, 1.0), min_size=2, max_size=8), st.floats(0.1, 10.0))
+def test_a_ratio_does_not_depend_on_the_unit(times: list[float], scale: float) -> None:
+    """Measured on a machine that is slower throughout, ratio, interval and tie stay."""
+    from results import statistics  # noqa: PLC0415
+
+    base = dict(enumerate(times))
+    other = dict(enumerate(reversed(times)))
+    found = statistics.ratio(base, other)
+    scaled = statistics.ratio({i: t * scale for i, t in base.items()}, {i: t * scale for i, t in other.items()})
+    assert scaled.value == pytest.approx(found.value, rel=1e-9)

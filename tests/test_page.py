@@ -1,0 +1,186 @@
+"""The page and the files beside it: self-contained, escaped, and without a figure that was withheld."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from reports import figures, frame, write
+from tests.synthetic_records import Run, field_of_four
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Tree(HTMLParser):
+    """Checks that elements close in order and gathers ids, links and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "xlink:href") and tag != "use":
+                self.links.append(value or "")
+            assert not name.startswith("on"), f"{tag} has a handler {name}"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("field")
+    write.write(field_of_four(root / "records").folder, root / "out")
+    return root / "out"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "records")
+
+
+def test_all_files(written: Path) -> None:
+    """The four files are there, whole, and nothing unfinished lies beside them."""
+    assert sorted(path.name for path in written.iterdir()) == ["cells.csv", "cells.parquet", "index.html", "report.md"]
+
+
+def test_csv_and_parquet_hold_the_frame(written: Path) -> None:
+    """Both read back as the frame, Parquet with its dtypes."""
+    parquet = pd.read_parquet(written / "cells.parquet")
+    assert {name: str(dtype) for name, dtype in parquet.dtypes.items()} == dict(frame.DTYPES)
+    csv = pd.read_csv(written / "cells.csv", dtype=dict(frame.DTYPES), keep_default_na=True)
+    assert csv["latency_s"].dropna().tolist() == pytest.approx(parquet["latency_s"].dropna().tolist(), rel=1e-15)
+    assert len(csv) == len(parquet)
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing(written: Path) -> None:
+    """Elements close in order, no id stands twice, nothing is fetched, and every link leads to a part or a file beside."""
+    text = (written / "index.html").read_text(encoding="utf-8")
+    tree = Tree()
+    tree.feed(text)
+    assert tree.open == []
+    assert len(tree.ids) == len(set(tree.ids))
+    assert "script" not in tree.tags
+    assert "img" not in tree.tags
+    assert not re.search(r"@import|url\((?!#)", text)
+    for link in tree.links:
+        assert link.removeprefix("#") in tree.ids if link.startswith("#") else (written / link).is_file(), link
+
+
+def test_figures_say_what_they_show(written: Path) -> None:
+    """Every figure is valid XML, has its numbers in words for a screen reader, keeps text as text, and takes the page's ink."""
+    svgs = re.findall(r"<svg.*?</svg>", (written / "index.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(svgs) == 6
+    for svg in svgs:
+        root = ET.fromstring(svg)
+        assert root.get("role") == "img"
+        assert len(root.get("aria-label") or "") > 40
+        assert "<text" in svg
+        assert figures.INK not in svg
+        assert "currentColor" in svg
+
+
+def test_reasons_are_escaped(written: Path) -> None:
+    """A reason that holds a script is shown, not run, on the page and in Markdown."""
+    page = (written / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in (written / "report.md").read_text(encoding="utf-8")
+
+
+def test_figures_escape_names(run: Run) -> None:
+    """A mathematical sign in a name is drawn as it stands, and no name can leave the picture."""
+    cells = frame.load(field_of_four(run.folder.parent.parent / "four").folder)
+    cells.loc[cells["mode"] == "jit", "mode"] = 'a$b$<x>"&'
+    drawn = figures.forest(cells[cells["batch_size"] == 1], "PyTorch eager")
+    assert drawn is not None
+    ET.fromstring(drawn.svg)
+    assert "<x>" not in drawn.svg
+    assert "a$b$&lt;x&gt;" in drawn.svg
+
+
+@pytest.mark.parametrize("why", ["uncertified", "failed certificate", "smoke", "failed process"])
+def test_a_withheld_figure_stands_nowhere(run: Run, why: str) -> None:
+    """Neither page, Markdown, CSV nor Parquet holds a digit of a time, a memory or an accuracy that was withheld."""
+    run.certify("pytorch/eager")
+    run.timed("pytorch/eager", 0.02)
+    if why != "uncertified":
+        run.certify("jax/jit", "conv1: stride" if why == "failed certificate" else None)
+    for index in range(4):
+        run.process("jax/jit", index, 0.0031415926, measurement=why != "smoke")
+    if why == "failed process":
+        run.append("inference", run.cell("jax/jit"), 4, status="failed", reason="the worker died")
+    run.append("memory", run.cell("jax/jit"), 0, measurements={"peak_memory_bytes": 777.0 * 2**20})
+    run.append("startup", run.cell("jax/jit"), 0, measurements={"import_s": 5.4321, "load_s": 5.4321, "first_call_s": 5.4321})
+    run.append("accuracy", run.cell("jax/jit").certificate_cell, measurements={"top1": 0.888, "images": 500.0})
+    out = run.folder.parent.parent / "out"
+    paths = write.write(run.folder, out)
+    text = "".join(path.read_text(encoding="utf-8") for path in paths if path.suffix != ".parquet")
+    for digits in ("3.14", "0.00314", "777", "814743552", "5.43", "88.8", "0.888"):
+        assert digits not in text, digits
+    cells = pd.read_parquet(out / "cells.parquet")
+    assert cells.loc[cells["implementation"] == "jax", frame.FIGURES].isna().all(axis=None)
+    assert cells.loc[cells["implementation"] == "pytorch", "latency_s"].notna().all()
+
+
+def test_the_same_figures_do_stand_where_they_may(run: Run) -> None:
+    """The check above can fail: a certified row does show these digits."""
+    run.certify("pytorch/eager")
+    for index in range(4):
+        run.process("pytorch/eager", index, 0.0031415926)
+    run.append("memory", run.cell("pytorch/eager"), 0, measurements={"peak_memory_bytes": 777.0 * 2**20})
+    paths = write.write(run.folder, run.folder.parent.parent / "out")
+    for path in (each for each in paths if each.suffix != ".parquet"):
+        text = path.read_text(encoding="utf-8")
+        assert "3.14" in text or "0.00314" in text, path.name
+        assert "777" in text or "814743552" in text, path.name
+
+
+def test_a_smoke_page_warns_first(run: Run) -> None:
+    """NOT-A-MEASUREMENT stands before anything else that the page says."""
+    run.certify("pytorch/eager")
+    run.process("pytorch/eager", 0, 0.01, measurement=False)
+    page = write.write(run.folder, run.folder.parent.parent / "out")[0].read_text(encoding="utf-8")
+    assert page.index("NOT-A-MEASUREMENT") < page.index('class="strip"')
+
+
+def test_an_empty_run_is_a_page_too(run: Run) -> None:
+    """A report can be written before the first record."""
+    page = write.write(run.folder, run.folder.parent.parent / "out")[0].read_text(encoding="utf-8")
+    assert "nothing to compare" in page
+
+
+def test_writing_twice_gives_the_same(run: Run) -> None:
+    """The files depend on the records alone, so a published page can be made again."""
+    run.certify("pytorch/eager")
+    run.timed("pytorch/eager", 0.02)
+    run.certify("jax/jit")
+    run.timed("jax/jit", 0.01)
+    out = run.folder.parent.parent / "out"
+    first = [path.read_bytes() for path in write.write(run.folder, out)]
+    assert [path.read_bytes() for path in write.write(run.folder, out)] == first
+
+
+def test_nothing_of_this_machine_leaks(written: Path, tmp_path: Path) -> None:
+    """No path of the machine that wrote the report stands in what is published."""
+    for name in ("index.html", "report.md", "cells.csv"):
+        assert str(written.parent) not in (written / name).read_text(encoding="utf-8")

@@ -1,0 +1,164 @@
+"""The printed comparison: its words, and that it never prints what it must not."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from reports import table, write
+from tests.synthetic_records import Run, field_of_four
+
+
+def printed(run: Run, width: int = 100, baseline: str = "pytorch/eager") -> str:
+    """The terminal's text."""
+    stream = StringIO()
+    Console(file=stream, width=width).print(table.terminal(write.comparison(run.folder, baseline)))
+    return stream.getvalue()
+
+
+def verdicts(run: Run) -> list[str]:
+    return [section.verdict for section in write.comparison(run.folder).sections]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return field_of_four(tmp_path_factory.mktemp("field"))
+
+
+def steady(run: Run, name: str, seconds: float, rounds: int = 4, **changes: object) -> None:
+    """Certified, with times that are equal in every round but for one part in a thousand of its own."""
+    run.certify(name)
+    for index in range(rounds):
+        run.process(name, index, seconds * (1 + 1e-3 * ((index * 7 + len(name)) % 5)), **changes)
+
+
+def test_no_row(run: Run) -> None:
+    """A run in which nothing has been measured says so."""
+    assert "nothing to compare" in printed(run)
+
+
+def test_only_one_row(run: Run) -> None:
+    """One row is compared with nothing."""
+    steady(run, "jax/jit", 0.01)
+    assert verdicts(run) == ["Only JAX jit holds a figure, so there is nothing to compare it with."]
+
+
+def test_one_winner(run: Run) -> None:
+    """A single leader is named with its ratio and interval."""
+    steady(run, "pytorch/eager", 0.02)
+    steady(run, "jax/jit", 0.01)
+    assert verdicts(run)[0].startswith("JAX jit is the fastest, 2.00x [")
+    assert verdicts(run)[0].endswith("] as fast as PyTorch eager.")
+
+
+def test_the_baseline_wins(run: Run) -> None:
+    """Where the baseline leads, nothing beats it, and the headline gives the ratio of the next."""
+    steady(run, "pytorch/eager", 0.01)
+    steady(run, "jax/jit", 0.02)
+    assert verdicts(run) == ["PyTorch eager is the fastest."]
+    assert "JAX jit 0.50x [" in write.comparison(run.folder).headline
+
+
+def test_all_tie(run: Run) -> None:
+    """Rows that cannot be told apart tie, and nothing else is said of them."""
+    steady(run, "pytorch/eager", 0.01)
+    steady(run, "jax/jit", 0.01)
+    assert verdicts(run) == ["PyTorch eager and JAX jit tie."]
+
+
+def test_leaders_tie_and_beat_the_baseline(field: Run) -> None:
+    """The sentence of the design: two tie, each beats the baseline."""
+    assert verdicts(field)[0] == "PyTorch compile and ONNX Runtime tie; each beats PyTorch eager."
+
+
+def test_one_process_makes_no_comparison(run: Run) -> None:
+    """With one process each there is a time, no interval, no rank and no verdict."""
+    steady(run, "pytorch/eager", 0.02, rounds=1)
+    steady(run, "jax/jit", 0.01, rounds=1)
+    text = printed(run)
+    assert "no comparison can be made" in text
+    assert "(no interval)" in text
+    assert "x [" not in text
+
+
+def test_a_run_that_has_only_begun(run: Run) -> None:
+    """Valid after every block: one framework has processes, one only its certificate, one is not even certified."""
+    steady(run, "pytorch/eager", 0.02, rounds=2)
+    run.certify("jax/jit")
+    run.append("inference", run.cell("onnx/ort"), 0, status="failed", reason="the worker died")
+    text = printed(run)
+    assert "not measured; ok" in text
+    assert "failed: the worker died" in text
+    assert "Only PyTorch eager holds a figure" in text
+
+
+def test_a_missing_baseline_is_said(run: Run) -> None:
+    """Without a baseline the table still ranks, and a note says why there is no ratio."""
+    steady(run, "onnx/ort", 0.02)
+    steady(run, "jax/jit", 0.01)
+    text = printed(run)
+    assert "JAX jit is the fastest." in text
+    assert "No ratio where fewer than two processes were paired with PyTorch eager's." in text
+
+
+def test_a_smoke_run_prints_no_figure(run: Run) -> None:
+    """The times of a smoke run stand nowhere."""
+    steady(run, "pytorch/eager", 0.0271828, measurement=False)
+    text = printed(run) + table.markdown(write.comparison(run.folder))
+    assert "NOT-A-MEASUREMENT" in text
+    assert "27.1" not in text
+    assert "27.2" not in text
+
+
+def test_over_the_ceiling_is_an_error(run: Run) -> None:
+    """More than 100 % of the ceiling is printed as an error with the probe's name."""
+    run.probe(100e9, 20e9, "jax/jit")
+    steady(run, "pytorch/eager", 0.02)
+    text = " ".join(printed(run, 120).split())
+    assert "error:" in text
+    assert "FLOP rate probe (jax) measured too low" in text
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_width(field: Run, width: int) -> None:
+    """No line is longer than the terminal, and no row of figures is broken in two."""
+    lines = printed(field, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum("ok " in line and "[" in line and "94." in line for line in lines) == 15
+
+
+def test_markdown_has_whole_rows(field: Run) -> None:
+    """Every row of a Markdown table has as many cells as its head, whatever its reason holds."""
+    text = table.markdown(write.comparison(field.folder))
+    rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {9}
+    assert "<script>" not in text
+
+
+def test_reasons_are_not_markup(run: Run) -> None:
+    """Square brackets in a reason are text, not colours for the terminal."""
+    run.append("inference", run.cell("jax/jit"), 0, status="failed", reason="shape [red]1[/red] [/bold]")
+    assert "shape [red]1[/red] [/bold]" in printed(run)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (17.91, 17.62, 18.24, "17.9 [17.6,18.2]"),
+        (83.6, 83.2, 84.0, "83.6 [83.2,84.0]"),
+        (235.3, 234.0, 237.1, "235 [234,237]"),
+        (0.3051, 0.3049, 0.3053, "0.3051 [0.3049,0.3053]"),
+        (18.0, float("nan"), float("nan"), "18 (no interval)"),
+    ],
+)
+def test_decimals(value: float, low: float, high: float, text: str) -> None:
+    """As many decimals as the interval gives meaning to."""
+    assert table.with_interval(value, low, high) == text
