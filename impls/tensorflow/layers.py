@@ -1,0 +1,93 @@
+"""One function per layer kind of ``impls/spec.py``, in TensorFlow's primitive operations.
+
+Activations are NHWC, convolution weights HWIO, linear weights (in, out). ``tensors`` holds the layer's own tensors by
+the last part of their names. Arithmetic is in the dtype of the input; where TensorFlow's kernel would round every
+partial result to bf16 or fp16, it is done in fp32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
+
+Tensors = Mapping[str, tf.Tensor]
+Array = npt.NDArray[np.generic]
+
+
+def to_framework(array: Array) -> Array:
+    """OIHW to HWIO, (out, in) to (in, out); vectors stay."""
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def to_canonical(array: Array) -> Array:
+    """HWIO to OIHW, (in, out) to (out, in); vectors stay."""
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def _explicit(padding: Padding) -> list[list[int]]:
+    return [[0, 0], [padding.top, padding.bottom], [padding.left, padding.right], [0, 0]]
+
+
+def _wide(x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(x, tf.float32) if x.dtype.size < tf.float32.size else x
+
+
+def conv2d(layer: Conv2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """Cross-correlation with zero padding."""
+    y = tf.nn.conv2d(x, tensors["weight"], layer.stride, _explicit(layer.padding))
+    return tf.nn.bias_add(y, tensors["bias"]) if layer.bias else y
+
+
+def batch_norm2d(layer: BatchNorm2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """Normalisation by the running statistics (``tf.nn.fused_batch_norm`` has no float64)."""
+    mean, variance, offset, scale = (_wide(tensors[leaf]) for leaf in ("running_mean", "running_var", "bias", "weight"))
+    return tf.cast(tf.nn.batch_normalization(_wide(x), mean, variance, offset, scale, layer.eps), x.dtype)
+
+
+def relu(layer: Relu, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """max(x, 0)."""
+    return tf.nn.relu(x)
+
+
+def max_pool2d(layer: MaxPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """Maximum over a window; padding holds minus infinity."""
+    # XLA refuses explicit padding in the pool itself.
+    padded = tf.pad(x, _explicit(layer.padding), constant_values=tf.constant(-np.inf, x.dtype))
+    return tf.nn.max_pool2d(padded, layer.kernel, layer.stride, "VALID")
+
+
+def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """Mean over height and width."""
+    return tf.cast(tf.reduce_mean(_wide(x), (1, 2)), x.dtype)
+
+
+def linear(layer: Linear, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """The product x @ weight, with weight (in, out), and the bias."""
+    return tf.nn.bias_add(tf.linalg.matmul(x, tensors["weight"]), tensors["bias"])
+
+
+def pad_shortcut(layer: PadShortcut, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """Every ``stride``-th row and column, and zero channels on both sides."""
+    return tf.pad(x[:, :: layer.stride, :: layer.stride], [[0, 0], [0, 0], [0, 0], [layer.channels_before, layer.channels_after]])
+
+
+def add(layer: Add, tensors: Tensors, *inputs: tf.Tensor) -> tf.Tensor:
+    """Sum of the branches in their order."""
+    return sum(inputs[1:], inputs[0])
+
+
+FUNCTIONS: dict[type[Layer], Callable[..., tf.Tensor]] = {
+    Conv2d: conv2d,
+    BatchNorm2d: batch_norm2d,
+    Relu: relu,
+    MaxPool2d: max_pool2d,
+    GlobalAvgPool2d: global_avg_pool2d,
+    Linear: linear,
+    PadShortcut: pad_shortcut,
+    Add: add,
+}

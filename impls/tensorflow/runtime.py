@@ -1,0 +1,195 @@
+"""TensorFlow: one ``tf.function`` of fixed input shape, run by TensorFlow's graph executor or compiled by XLA.
+
+In the graph the weights are constants. Then oneDNN rearranges each filter once and not in every pass, which a variable
+could not promise: ResNet-50 at batch 1 on one Zen 5 core takes two thirds of the time in bf16 and 1 to 3 % less in fp32,
+for a first pass 1 to 2 s longer and about twelve times the weights in host memory. XLA gains nothing from constants, so
+there the weights are variables, which it takes as arguments.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only; read when TensorFlow is imported
+
+import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled  # has no public name
+from tensorflow.python.util import _pywrap_util_port  # nothing public says whether oneDNN is on
+
+from impls import implementation
+from impls.implementation import CannotError, Settings
+from impls.spec import Layer, ModelSpec, Shape, layers, tensor_shapes, walk
+from impls.tensorflow.layers import FUNCTIONS, to_canonical, to_framework
+
+Array = npt.NDArray[Any]
+
+DTYPES = {"fp64": tf.float64, "fp32": tf.float32, "tf32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
+MODES = ("graph", "xla")
+
+
+class Runtime(implementation.Runtime):
+    """TensorFlow in this process: one device, one precision."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.device == "cpu":
+            if settings.precision == "tf32":
+                raise CannotError("TF32 is a format of NVIDIA's tensor cores")
+            tf.config.set_visible_devices([], "GPU")
+        else:
+            _prepare_gpu(settings.precision)
+        tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.experimental.enable_tensor_float_32_execution(settings.precision == "tf32")
+        if settings.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        self._dtype = DTYPES[settings.precision]
+
+    def prepare(self, model: ModelSpec, weights: Mapping[str, Array], mode: str, input_shape: Shape) -> Network:
+        """Load the weights and trace the forward pass; optimisation and compilation wait for the first ``run``."""
+        if mode not in MODES:
+            raise CannotError(f"TensorFlow has no mode {mode!r}; it has {' and '.join(MODES)}")
+        return Network(model, weights, mode, input_shape, self._dtype)
+
+    def versions(self) -> dict[str, str]:
+        """TensorFlow, what it was built with, and NVIDIA's libraries that are installed beside it."""
+        names = {str(found.name).lower() for found in importlib.metadata.distributions()}
+        chosen = sorted(name for name in names if name.startswith(("tensorflow", "ml_dtypes", "nvidia-")))
+        build = tf.sysconfig.get_build_info()
+        return (
+            {name: importlib.metadata.version(name) for name in chosen}
+            | {"tensorflow_git": tf.version.GIT_VERSION, "compiler": tf.version.COMPILER_VERSION}
+            | {f"build_{name}": str(build[name]) for name in ("cuda_version", "cudnn_version") if name in build}
+        )
+
+    def device_memory(self) -> dict[str, int]:
+        """Peak of TensorFlow's GPU allocator; the CPU's keeps no count."""
+        if not tf.config.list_logical_devices("GPU"):
+            return {}
+        return {"peak_bytes": int(tf.config.experimental.get_memory_info("GPU:0")["peak"])}
+
+
+class Network(implementation.Network):
+    """One model, traced for one shape."""
+
+    host_layout = "NHWC"
+
+    def __init__(self, model: ModelSpec, weights: Mapping[str, Array], mode: str, input_shape: Shape, dtype: tf.DType) -> None:
+        self._model, self._dtype = model, dtype
+        self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        arrays = {name: to_framework(weights[name]).astype(dtype.as_numpy_dtype) for name in tensor_shapes(model)}
+        self._variables = {name: tf.Variable(array, trainable=False) for name, array in arrays.items()} if mode == "xla" else {}
+
+        def forward(images: tf.Tensor) -> tf.Tensor:
+            if self._variables:
+                tensors = {name: tf.convert_to_tensor(variable) for name, variable in self._variables.items()}
+            else:
+                tensors = {name: tf.constant(array, name=name) for name, array in arrays.items()}
+            logits = _evaluate(model, tensors, images)
+            return logits if dtype == tf.float64 else tf.cast(logits, tf.float32)
+
+        batch, channels, height, width = input_shape
+        signature = [tf.TensorSpec((batch, height, width, channels), dtype)]
+        self._forward = tf.function(forward, input_signature=signature, jit_compile=mode == "xla", autograph=False).get_concrete_function()
+
+    def put(self, images: Array) -> tf.Tensor:
+        """Host images to a device batch."""
+        return tf.cast(tf.convert_to_tensor(images.transpose(0, 2, 3, 1)), self._dtype)
+
+    def run(self, batch: tf.Tensor) -> tf.Tensor:
+        """One forward pass: enqueued on a GPU, complete on return on a CPU."""
+        return self._forward(batch)
+
+    def wait(self, output: tf.Tensor) -> None:
+        """Return when the output has been computed."""
+        # On a CPU a call of a function returns with its result computed; the synchronisation alone costs 0.15 ms there.
+        if self._on_gpu:
+            tf.test.experimental.sync_devices()
+
+    def get(self, output: tf.Tensor) -> Array:
+        """The logits on the host."""
+        return output.numpy()
+
+    def taps(self, images: Array) -> dict[str, Array]:
+        """Every layer's output, by TensorFlow's own kernels in both modes.
+
+        One function returns them all, so TensorFlow cannot fuse layers; it still fuses a convolution with its own bias,
+        as in the timed path, and bf16 and fp16 round once per layer.
+        """
+
+        def tapped(tensors: dict[str, tf.Tensor], images: tf.Tensor) -> dict[str, tf.Tensor]:
+            taps: dict[str, tf.Tensor] = {}
+            _evaluate(self._model, tensors, images, taps.__setitem__)
+            return taps
+
+        tensors = {name: tf.constant(array) for name, array in self._held().items()}
+        taps = tf.function(tapped, autograph=False)(tensors, self.put(images))
+        outputs = {layer.name: _wide(taps[layer.name].numpy()) for layer in layers(self._model.body)}
+        return {name: output.transpose(0, 3, 1, 2) if output.ndim == 4 else output for name, output in outputs.items()}
+
+    def weights(self) -> dict[str, Array]:
+        """The tensors read back from the graph's constants, or from the variables."""
+        return {name: to_canonical(_wide(array)) for name, array in self._held().items()}
+
+    def settings(self) -> dict[str, Any]:
+        """What TensorFlow says of the function and of itself."""
+        gpus = tf.config.get_visible_devices("GPU")
+        dtypes = sorted({array.dtype.name for array in self._held().values()})
+        return {
+            "device": tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "CPU",
+            "precision": ", ".join(dtypes),
+            "tf32": self._on_gpu and dtypes == ["float32"] and tf.config.experimental.tensor_float_32_execution_enabled(),
+            "layout": "NHWC",
+            "deterministic": is_op_determinism_enabled(),
+            "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+            "interop_threads": tf.config.threading.get_inter_op_parallelism_threads(),
+            "jit_compile": self._forward.function_def.attr["_XlaMustCompile"].b,
+            "weights_are_constants": not self._forward.captured_inputs,
+            "onednn": _pywrap_util_port.IsMklEnabled(),
+            "onednn_variable": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
+            "graph_optimizer": dict(tf.config.optimizer.get_experimental_options()),
+            "xla_flags": os.environ.get("TF_XLA_FLAGS", ""),
+            "synchronous": tf.config.experimental.get_synchronous_execution(),
+        }
+
+    def _held(self) -> dict[str, Array]:
+        """Each tensor on the host, in the dtype and layout that TensorFlow holds."""
+        if self._variables:
+            return {name: variable.numpy() for name, variable in self._variables.items()}
+        graph = self._forward.graph
+        return {name: tf.make_ndarray(graph.get_operation_by_name(name).get_attr("value")) for name in tensor_shapes(self._model)}
+
+
+def _evaluate(
+    model: ModelSpec, tensors: Mapping[str, tf.Tensor], images: tf.Tensor, tap: Callable[[str, tf.Tensor], None] | None = None
+) -> tf.Tensor:
+    """The network's output; ``tap`` is shown every layer's."""
+
+    def apply(layer: Layer, *inputs: tf.Tensor) -> tf.Tensor:
+        output = FUNCTIONS[type(layer)](layer, {leaf: tensors[f"{layer.name}.{leaf}"] for leaf in layer.tensors()}, *inputs)
+        if tap is not None:
+            tap(layer.name, output)
+        return output
+
+    return walk(model.body, apply, images)
+
+
+def _wide(array: Array) -> Array:
+    """Float64 where it is and float32 otherwise."""
+    return np.asarray(array, np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def _prepare_gpu(precision: str) -> None:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        raise CannotError(f"TensorFlow {tf.version.VERSION} finds no NVIDIA GPU; `nvidia-smi` shows whether the driver does")
+    capability = tf.config.experimental.get_device_details(gpus[0])["compute_capability"]
+    if precision in ("tf32", "bf16") and capability < (8, 0):
+        raise CannotError(f"{precision} needs compute capability 8.0 or newer; this GPU has {'.'.join(map(str, capability))}")
+    tf.config.set_visible_devices(gpus[:1], "GPU")
+    tf.config.experimental.set_memory_growth(gpus[0], True)
