@@ -47,11 +47,8 @@ def parse(text: str, where: str) -> Any:
     """The JSON values of a document.
 
     Raises:
-        RecordError: the text is not JSON, or holds NaN, an infinity or a name twice.
+        RecordError: the text is not JSON or holds a name twice; ``decode`` refuses NaN and infinities by their field's name.
     """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
 
     def once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
@@ -60,7 +57,7 @@ def parse(text: str, where: str) -> Any:
         return found
 
     try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
+        return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{where}: not valid JSON: {error}") from None
 

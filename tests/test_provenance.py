@@ -161,9 +161,11 @@ def test_code_of_a_changed_checkout(checkout: Path) -> None:
     for content in ("new", "newer"):
         write(checkout / "new.py", content)
         hashes.add(provenance.code(checkout).diff_sha256)
-    assert len(hashes - {None}) == 4
+    (checkout / "new.py").rename(checkout / "renamed.py")
+    hashes.add(provenance.code(checkout).diff_sha256)
+    assert len(hashes - {None}) == 5
     assert provenance.code(checkout).dirty is True
-    (checkout / "new.py").unlink()
+    (checkout / "renamed.py").unlink()
     git(checkout, "reset", "-q", "--hard")
     assert provenance.code(checkout).dirty is False
 

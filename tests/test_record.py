@@ -105,7 +105,7 @@ def test_not_a_number(number: str, holder: str) -> None:
         assert build(fields(settings={"load_s": json.loads(number)}))
         return
     text = to_json(record()).replace('"load_s": 0.5', f'"load_s": {number}').replace('"folded": false', f'"folded": {number}')
-    with pytest.raises(RecordError, match=r"not JSON|finite number"):
+    with pytest.raises(RecordError, match=r"(load_s|folded): expected a finite number"):
         from_json(text)
 
 
@@ -161,6 +161,7 @@ def test_altered_content(path: tuple[str, ...]) -> None:
         ({"suite": "equivalence"}, "null"),
         ({"cell": fields()["cell"] | {"scope": None}}, "has a batch_size"),
         ({"cell": fields()["cell"] | {"threads": 0}}, "cell: threads: 0 is not at least 1"),
+        ({"cell": fields()["cell"] | {"threads": True}}, r"cell\.threads: expected an integer"),
         ({"cell": fields()["cell"] | {"mode": "a/b"}}, "cell: mode"),
         ({"cell": fields()["cell"] | {"precision": "float32"}}, r"cell\.precision"),
         ({"process": fields()["process"] | {"index": -1}}, "index"),

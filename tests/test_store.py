@@ -26,6 +26,18 @@ for index in range(first, last):
     print(store.append(of_process(index, run_id)).name, flush=True)
 """
 
+KILL_AT_STEP = """
+import os, signal, sys
+steps = 0
+def count(event, arguments):
+    global steps
+    if "of_process" in globals() and (event == "open" or event.startswith("os.")):
+        steps += 1
+        if steps == STEP:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(count)
+"""
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
@@ -203,6 +215,21 @@ def test_write_cut_short(store: Store, run_id: str) -> None:
     assert "StoreError" in errors
     assert "File too large" in errors
     assert list(records_folder(store, run_id).iterdir()) == []
+
+
+def test_killed_at_every_step(store: Store, run_id: str) -> None:
+    """A process killed before any one of its calls that touch the disk leaves the record whole or not at all, and the next is stored."""
+    seen = set()
+    for step in range(1, 30):
+        process = appender(store, run_id, step, step + 1, before=KILL_AT_STEP.replace("STEP", str(step)))
+        process.communicate(timeout=60)
+        records, corrupt = store.read(run_id)
+        assert not corrupt
+        stored = any(item == of_process(step, run_id) for item in records)
+        seen.add((process.returncode, stored))
+        if process.returncode == 0:
+            break
+    assert seen == {(-signal.SIGKILL, False), (-signal.SIGKILL, True), (0, True)}
 
 
 @pytest.mark.parametrize("after", [1, 7, 30])
