@@ -135,14 +135,14 @@ def _section(rows: pd.DataFrame, about: About) -> Section:
 
 
 def _title(first: pd.Series, rows: pd.DataFrame, about: About) -> str:
-    what = [labels.model(first["model"]), first["precision"]]
+    what = [labels.model(first["model"]), first["precision"], *([first["device"]] if first["device"] != "cpu" else [])]
     if pd.notna(first["scope"]):
         what.append(labels.SCOPES.get(first["scope"], first["scope"]))
     if pd.notna(first["batch_size"]):
         what.append(f"batch {first['batch_size']}")
     if is_offline(first):
         what.append(labels.SCENARIOS["offline"])
-    machine = about.machine(first["run_id"]) + (", GPU" if first["device"] == "cuda" else "")
+    machine = about.machine(first["run_id"])
     if pd.notna(first["threads"]):
         machine += f", {first['threads']} thread{'s' if first['threads'] > 1 else ''}"
     return f"{'  '.join(what)} | {machine} | {_processes(rows)}"

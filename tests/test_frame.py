@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import levelfield
 from reports import frame
+from results.record import Model
 from tests.synthetic_records import MACHINE, Run, field_of_four
 
 
@@ -194,8 +196,6 @@ def test_a_failed_certificate_is_no_certificate(run: Run) -> None:
 
 def test_a_certificate_of_another_mode_or_other_weights_does_not_count(run: Run) -> None:
     """A certificate holds for its own cell and weights only."""
-    from results.record import Model  # noqa: PLC0415
-
     run.certify("jax/jit")
     run.timed("jax/scan", 0.001)
     cell = run.cell("onnx/ort").certificate_cell
@@ -329,19 +329,29 @@ def test_unreadable_files_are_named(run: Run) -> None:
 
 def test_importing_levelfield_needs_nothing() -> None:
     """The door opens without pandas, and without any other part of the project."""
-    code = "import sys, levelfield; print([n for n in sys.modules if n.split('.')[0] in ('pandas', 'numpy', 'reports', 'results', 'impls')])"
+    code = "import sys, levelfield; print({name.split('.')[0] for name in sys.modules} & {'pandas', 'numpy', 'reports', 'results', 'impls'})"
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(root)})
-    assert done.stdout.strip() == "[]"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(root)})
+    assert done.stdout.strip() == "set()"
 
 
-@given(st.lists(st.floats(1e-4, 1.0), min_size=2, max_size=8), st.floats(0.1, 10.0))
-def test_a_ratio_does_not_depend_on_the_unit(times: list[float], scale: float) -> None:
-    """Measured on a machine that is slower throughout, ratio, interval and tie stay."""
-    from results import statistics  # noqa: PLC0415
+def _twelve_records() -> frame.Loaded:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        pair(run)
+        return frame.read(run.folder)
 
-    base = dict(enumerate(times))
-    other = dict(enumerate(reversed(times)))
-    found = statistics.ratio(base, other)
-    scaled = statistics.ratio({i: t * scale for i, t in base.items()}, {i: t * scale for i, t in other.items()})
-    assert scaled.value == pytest.approx(found.value, rel=1e-9)
+
+RECORDS = _twelve_records()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.permutations(range(12)))
+def test_the_order_of_records_does_not_matter(order: list[int]) -> None:
+    """Files are read in the order of their names, which is chance: the frame is the same for every order."""
+    records = RECORDS.records
+    shuffled = frame.Loaded(tuple(records[index] for index in order), RECORDS.runs, ())
+    columns = ["implementation", *frame.FIGURES]
+    found, wanted = (frame.tidy(each)[columns].sort_values("implementation", ignore_index=True) for each in (shuffled, RECORDS))
+    pd.testing.assert_frame_equal(found, wanted)
