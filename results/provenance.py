@@ -87,6 +87,7 @@ def machine(root: Path = Path("/")) -> dict[str, object]:
         "machine_id": hashlib.sha256(canonical(lasting)).hexdigest()[:16],
         **lasting,
         "memory_bytes": memory,
+        "cache_bytes": _last_level_cache_bytes(cpus / "cpu0/cache"),
         "microcode": _only(cpuinfo, "microcode"),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_limit_cores": _cpu_limit_cores(proc / "self/cgroup", system / "fs/cgroup"),
@@ -180,6 +181,13 @@ def _caches(folder: Path) -> list[str] | None:
         if level and kind and size:
             caches.append(f"L{level} {kind} {size}, of cpus {shared or 'unknown'}")
     return caches or None
+
+
+def _last_level_cache_bytes(folder: Path) -> int | None:
+    """Size of the largest cache that the first processor uses."""
+    texts = [_text(entry / "size") for entry in folder.glob("index*")]
+    found = [re.fullmatch(r"(\d+)([KM])", text) for text in texts if text]
+    return max((int(each[1]) << {"K": 10, "M": 20}[each[2]] for each in found if each), default=None)
 
 
 def _cpu_limit_cores(membership: Path, mount: Path) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,9 @@ DIGITS_TEST = 500
 """The last 500 digits are the test set, the first 1297 the training set."""
 
 
+DIGITS_PREPROCESS: Mapping[str, object] = {"channels": "RGB", "repeat": 4, "range": [0, 16], "mean": [8, 8, 8], "std": [8, 8, 8]}
+
+
 class NoInputError(ValueError):
     """No embedded images fit this model."""
 
@@ -48,9 +52,10 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A pool of distinct images, (POOL, 3, H, W) float32, and where they come from."""
+    """A pool of distinct images, (POOL, 3, H, W) float32, where they come from, and what was done to their pixels."""
 
     source: str
+    preprocess: Mapping[str, object]
     pool: Images
 
     @property
@@ -82,7 +87,8 @@ def photographs(height: int, width: int) -> Inputs:
             crops.append(photograph[top : top + height, left : left + width])
     values = np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     mean, std = (np.array(each, np.float32)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
-    return Inputs("scikit-learn china.jpg and flower.jpg", np.ascontiguousarray((values - mean) / std))
+    preprocess = {"channels": "RGB", "range": [0, 1], "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    return Inputs("scikit-learn china.jpg and flower.jpg", preprocess, np.ascontiguousarray((values - mean) / std))
 
 
 @functools.cache
@@ -109,5 +115,5 @@ def for_model(model: ModelSpec) -> Inputs:
     if channels != 3:
         raise NoInputError(f"{model.name} takes {channels} channels; the embedded images have 3")
     if (height, width) == (32, 32):
-        return Inputs("scikit-learn digits, test set", digits()[1].images[:POOL])
+        return Inputs("scikit-learn digits, test set", DIGITS_PREPROCESS, digits()[1].images[:POOL])
     return photographs(height, width)

@@ -100,6 +100,11 @@ class WorkerProcess:
         """The process, which also leads its process group."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._requests >= 0 and self._process.poll() is None
+
     def __enter__(self) -> WorkerProcess:
         return self
 
@@ -183,6 +188,8 @@ class WorkerProcess:
         self.paused = False
 
     def _signal(self, number: signal.Signals) -> None:
+        if self._process.returncode is not None:  # its number may belong to another by now
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -50,11 +48,6 @@ def held(weights: Mapping[str, npt.NDArray[np.float32]], precision: str) -> dict
     return {name: round_to(tensor, precision) for name, tensor in weights.items()}
 
 
-def _one_image(arguments: tuple[ModelSpec, Mapping[str, npt.NDArray[np.floating]], npt.NDArray[np.floating], str, int, int]) -> Envelope:
-    model, weights, image, precision, runs, seed = arguments
-    return envelope(model, weights, image, precision, runs=runs, seed=seed)
-
-
 def reference(
     model: ModelSpec, weights: Mapping[str, npt.NDArray[np.float32]], images: npt.NDArray[np.float32], precision: str, workers: int
 ) -> Envelope:
@@ -72,26 +65,16 @@ def reference(
         kept = load_file(path)
         return Envelope(kept["logits"], kept["deviation"])
     pool = held({"images": images}, precision)["images"]
-    jobs = [(model, held(weights, precision), pool[index : index + 1], precision, runs, index) for index in range(len(images))]
-    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
-        parts = list(executor.map(_one_image, jobs))
+    tensors = held(weights, precision)
+
+    def one(index: int) -> Envelope:
+        return envelope(model, tensors, pool[index : index + 1], precision, runs=runs, seed=index)
+
+    with ThreadPoolExecutor(workers) as executor:  # NumPy lets go of the interpreter lock in all that takes time here
+        parts = list(executor.map(one, range(len(images))))
     answer = Envelope(np.concatenate([part.logits for part in parts]), np.concatenate([part.deviation for part in parts]))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     save_file({"logits": answer.logits, "deviation": answer.deviation}, unfinished)
     unfinished.replace(path)
     return answer
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Spawned oracle processes share the cores one each, instead of each starting a BLAS thread per core."""
-    before = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OPENBLAS_NUM_THREADS"]
-        else:
-            os.environ["OPENBLAS_NUM_THREADS"] = before

@@ -103,7 +103,7 @@ class Worker:
         from suites.harness import clock  # noqa: PLC0415
 
         network = self.networks[handle]
-        dtype = np.float64 if self.arguments.precision == "fp64" else np.float32
+        dtype = self._host_dtype()
         hosts = []
         for batch in load_file(images)["images"]:
             if network.host_layout == "NHWC":
@@ -137,7 +137,7 @@ class Worker:
         """Every layer's output for one batch, unfused."""
         from safetensors.numpy import load_file  # noqa: PLC0415
 
-        return self._write(out, self.networks[handle].taps(load_file(images)["images"]))
+        return self._write(out, self.networks[handle].taps(load_file(images)["images"].astype(self._host_dtype())))
 
     def weights(self, handle: str) -> dict[str, Any]:
         """SHA-256, type and shape of every tensor as the framework holds it, in canonical names and layout."""
@@ -165,6 +165,9 @@ class Worker:
         self.networks.pop(handle, None)
         self.paths.pop(handle, None)
         return {}
+
+    def _host_dtype(self) -> str:
+        return "float64" if self.arguments.precision == "fp64" else "float32"
 
     def _write(self, out: str, arrays: dict[str, Any]) -> dict[str, Any]:
         import numpy as np  # noqa: PLC0415

@@ -1,0 +1,359 @@
+"""The command ``levelfield``: thin over the suites and reports. Everything heavy is imported when a command needs it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from levelfield import checkout
+from levelfield._version import __version__
+
+if TYPE_CHECKING:
+    from suites.harness import plan as planning
+    from suites.harness.runner import Options
+
+YES, NO, USAGE, INVALID, INCONCLUSIVE = range(5)
+"""The exit codes: yes; no; usage or environment, or nothing could run; measured but nothing valid; inconclusive."""
+
+INTERRUPTED = 130
+
+SCHEMA_VERSION = 1
+"""Of the documents that ``--json`` prints."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Listed(click.ParamType):
+    """A comma-separated list of words, or of numbers."""
+
+    name = "list"
+
+    def __init__(self, item: Callable[[str], Any] = str) -> None:
+        self.item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Split at commas; an empty word or a number that is none is refused."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            words = tuple(self.item(word.strip()) for word in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a comma-separated list of numbers", param, ctx)
+        if "" in words:
+            self.fail(f"{value!r} has an empty word", param, ctx)
+        return words
+
+
+class Duration(click.ParamType):
+    """Seconds, minutes or hours: ``90s``, ``5m``, ``1h``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A number with a unit, in seconds."""
+        if isinstance(value, float):
+            return value
+        unit = {"s": 1, "m": 60, "h": 3600}.get(value[-1:])
+        try:
+            seconds = float(value[:-1]) * unit if unit else float("nan")
+        except ValueError:
+            seconds = float("nan")
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{value!r} is not a duration like 90s, 5m or 1h", param, ctx)
+        return seconds
+
+
+class Commands(click.Group):
+    """A group that answers an unknown command with the nearest one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but with a hint."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1, cutoff=0.0)
+            ctx.fail(f"there is no command {args[0]!r}; did you mean {near[0]!r}?")
+
+
+def fail(message: str, code: int = USAGE) -> NoReturn:
+    """One sentence on stderr, and out."""
+    click.echo(f"levelfield: {message}", err=True)
+    raise SystemExit(code)
+
+
+EXPECTED = {
+    "impls.implementation.ManifestError",
+    "impls.models.UnknownModelError",
+    "impls.spec.SpecError",
+    "impls.weights.file.WeightFileError",
+    "reports.frame.NoRecordsError",
+    "results.schema.RecordError",
+    "results.store.StoreError",
+    "suites.harness.environments.EnvironmentBuildError",
+    "suites.harness.inputs.NoInputError",
+    "suites.harness.plan.UsageError",
+    "suites.harness.runner.NothingToRunError",
+}
+"""What users can mend, by name, so that no command imports what it does not need."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn what users can mend into one sentence and the documented exit code; a fault of ours keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail("interrupted; what was measured is stored, and the same command goes on from there", INTERRUPTED)
+    except BrokenPipeError:
+        raise SystemExit(INTERRUPTED) from None
+    except OSError as error:
+        fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except Exception as error:
+        if f"{type(error).__module__}.{type(error).__qualname__}" not in EXPECTED:
+            raise
+        fail(str(error))
+
+
+def request_options(command: F) -> F:
+    """The options that choose cells, shared by bench, certify, plan and accuracy."""
+    for option in reversed(
+        (
+            click.option("--models", type=Listed(), help="Models, comma-separated; `levelfield models` lists them."),
+            click.option("--impls", type=Listed(), help="Implementations: pytorch, jax, tensorflow, onnx."),
+            click.option("--modes", type=Listed(), help="Modes: eager, compile, jit, graph, xla, ort."),
+            click.option("--precisions", type=Listed(), help="Precisions: fp64, fp32, tf32, bf16, fp16. Default: fp32."),
+            click.option("--batch-sizes", type=Listed(int), help="Batch sizes. Default: 1,8."),
+            click.option("--scopes", type=Listed(), help="device, transfer (host to host). Default: transfer."),
+            click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+            click.option("--threads", type=int, help="Threads per process. Default: the cores that this process may use."),
+            click.option("--processes", type=int, help="Fresh processes per implementation (K)."),
+            click.option("--budget", type=Duration(), help="Longest run, like 5m; the plan says what it measures less of."),
+            click.option("--smoke", is_flag=True, help="Run every path once; the records are marked as no measurement."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def run_options(command: F) -> F:
+    """The options that say where things lie."""
+    for option in reversed(
+        (
+            click.option("--env", "env", multiple=True, help="'current' or IMPLEMENTATION=PYTHON: an existing interpreter."),
+            click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Folder of runs. Default: results/local."),
+            click.option("--fresh", is_flag=True, help="Start a new run even if an unfinished one of the same plan is there."),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _request(options: dict[str, Any]) -> planning.Request:
+    from suites.harness.plan import Request
+
+    return Request(
+        models=options["models"],
+        implementations=options["impls"],
+        modes=options["modes"],
+        precisions=options["precisions"],
+        batch_sizes=options["batch_sizes"],
+        scopes=options["scopes"],
+        device=options["device"],
+        threads=options["threads"],
+        processes=options["processes"],
+        smoke=options["smoke"],
+        budget_s=options["budget"],
+    )
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=1, allow_nan=False))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """The same ResNets in PyTorch, JAX, TensorFlow and ONNX Runtime: proved equal first, then compared."""
+    checkout.enter()
+
+
+@main.command()
+@request_options
+@run_options
+@click.option("--baseline", default="pytorch/eager", show_default=True, help="IMPLEMENTATION/MODE that ratios are against.")
+def bench(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, baseline: str, **options: Any) -> None:
+    """Certify, measure, store, print the comparison and write the report."""
+    with plain_errors():
+        from levelfield import screen
+        from reports import write
+        from suites.harness import runner
+
+        request = _request(options)
+        _require_device(request.device)
+        with screen.live(quiet=as_json, baseline=baseline) as live:
+            folder, planned = runner.bench(request, _options(runner, env, store, fresh, live.say, live.show))
+        out = runner.REPORTS / folder.name
+        write.write(folder, out, baseline)
+        frame = _frame(folder, baseline)
+        if as_json:
+            _print_json(screen.bench_document(folder, baseline, planned))
+        else:
+            screen.final(folder, baseline, out)
+        raise SystemExit(screen.bench_code(frame, planned))
+
+
+@main.command()
+@request_options
+@run_options
+def certify(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, **options: Any) -> None:
+    """Prove the equivalence, and measure nothing."""
+    with plain_errors():
+        from levelfield import screen
+        from suites.harness import runner
+
+        request = _request(options)
+        _require_device(request.device)
+        with screen.live(quiet=as_json, baseline=None) as live:
+            certificates, skips = runner.certify(request, _options(runner, env, store, fresh, live.say, live.show))
+        if as_json:
+            _print_json(screen.certify_document(certificates, skips))
+        else:
+            screen.certificates(certificates, skips)
+        raise SystemExit(screen.certify_code(certificates, skips))
+
+
+def _options(runner: Any, env: tuple[str, ...], store: Path | None, fresh: bool, say: Any, show: Any) -> Options:
+    return runner.Options(store or runner.LOCAL, env, fresh, say, show)  # type: ignore[no-any-return]
+
+
+def _frame(folder: Path, baseline: str) -> Any:
+    from reports import frame
+
+    return frame.load(folder, baseline)
+
+
+def _require_device(device: str) -> None:
+    """Without an NVIDIA GPU, say so before anything is built."""
+    if device == "cuda":
+        from suites.harness import gpu
+
+        if why := gpu.missing():
+            fail(why)
+
+
+@main.command()
+@request_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+def plan(as_json: bool, **options: Any) -> None:
+    """Show what would be measured, what not and why, and about how long it takes."""
+    with plain_errors():
+        from impls.implementation import find
+        from levelfield import lists
+        from suites.harness import plan as planning
+
+        manifests = find()
+        planned = planning.make(_request(options), manifests)
+        if as_json:
+            _print_json(lists.plan_document(planned))
+        else:
+            lists.plan(planned, manifests)
+
+
+@main.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to. Default: reports/local/RUN.")
+@click.option("--baseline", default="pytorch/eager", show_default=True, help="IMPLEMENTATION/MODE that ratios are against.")
+def report(run: Path | None, out: Path | None, baseline: str) -> None:
+    """Write tables, figures and the page from stored records; without RUN, of the latest run."""
+    with plain_errors():
+        from levelfield import screen
+        from reports import write
+        from results.store import Store
+        from suites.harness import runner
+
+        if run is None:
+            latest = Store(runner.LOCAL).latest_run()
+            if latest is None:
+                fail("no run is stored yet; `levelfield bench` makes one")
+            run = runner.LOCAL / latest.run_id
+        out = out or runner.REPORTS / run.name
+        write.write(run, out, baseline)
+        screen.final(run, baseline, out)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+def models(as_json: bool) -> None:
+    """List the models: parameters, multiply-accumulates, shipped weights."""
+    with plain_errors():
+        from levelfield import lists
+
+        rows = lists.model_rows()
+        if as_json:
+            _print_json({"models": rows})
+        else:
+            lists.models(rows)
+
+
+@main.group()
+def weights() -> None:
+    """Make and look into weight files."""
+
+
+@weights.command("make")
+@click.option("--model", required=True, help="The model.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False))
+def weights_make(model: str, seed: int, out: Path) -> None:
+    """Synthesise weights from a seed: the same bytes on every machine."""
+    with plain_errors():
+        from impls import models as known
+        from impls.weights import file, synthesis
+        from suites.harness import inputs
+
+        spec = known.get(model)
+        preprocess = inputs.for_model(spec).preprocess
+        root = file.save(out, spec, synthesis.synthesize(spec, seed), source=f"synthesised, seed {seed}", preprocess=preprocess, licence="CC0-1.0")
+        click.echo(f"{out}: {model}, seed {seed}, {root}")
+
+
+@weights.command("show")
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+def weights_show(path: Path) -> None:
+    """Check a weight file whole and print what it says of itself."""
+    with plain_errors():
+        from impls.weights import file
+
+        loaded = file.load(path)
+        for name, value in loaded.metadata.items():
+            click.echo(f"{name}: {value if len(value) <= 100 else value[:97] + '...'}")
+        click.echo(f"tensors: {len(loaded.weights)}, all as the model {loaded.model.name} has them")
+
+
+@main.command()
+@click.option("--env", "env", multiple=True, help="'current' or IMPLEMENTATION=PYTHON: an existing interpreter.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+def doctor(env: tuple[str, ...], as_json: bool) -> None:
+    """Check this machine: environments, compiler, cores, noise; with the line that mends what is missing."""
+    with plain_errors():
+        from levelfield import lists
+        from suites.harness import doctor as checks
+
+        findings = checks.examine(env)
+        if as_json:
+            _print_json({"findings": [{"what": each.what, "ok": each.ok, "found": each.found, "mend": each.mend} for each in findings]})
+        else:
+            lists.findings(findings)
+        raise SystemExit(YES if all(each.ok for each in findings) else NO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

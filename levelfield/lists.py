@@ -1,0 +1,94 @@
+"""What the command lists without measuring: the plan, the models, the doctor's findings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from impls import models as known
+from impls import spec
+from impls.implementation import Manifest
+from impls.weights import trained
+from results.record import Cell
+from suites.harness import doctor
+from suites.harness.plan import Plan
+
+
+def plan_document(planned: Plan) -> dict[str, Any]:
+    """The plan as JSON values."""
+    return {
+        "cells": [{name: getattr(cell, name) for name in Cell.__slots__} for cell in planned.cells],
+        "skipped": [dataclasses.asdict(skip) for skip in planned.skips],
+        "effort": dataclasses.asdict(planned.effort),
+        "estimated_s": planned.estimated_s,
+        "reductions": list(planned.reductions),
+        "smoke": planned.smoke,
+    }
+
+
+def plan(planned: Plan, manifests: Mapping[str, Manifest]) -> None:
+    """The plan for people."""
+    console = Console()
+    effort = planned.effort
+    console.print(
+        f"{len(planned.cells)} cells; {effort.processes} processes per implementation, {effort.blocks} visits per cell and process; "
+        f"about {planned.estimated_s / 60:.0f} minutes with the environments built."
+    )
+    for line in planned.reductions:
+        console.print(f"To keep within the budget: {line}.")
+    shown = Table(box=None, pad_edge=False)
+    for heading in ("model", "precision", "batch", "scope", "scenario", "implementations"):
+        shown.add_column(heading)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for cell in planned.cells:
+        key = (cell.model, cell.precision, str(cell.batch_size), str(cell.scope), str(cell.scenario))
+        rows.setdefault(key, []).append(manifests[cell.implementation].modes[cell.mode].title)
+    for key, names in rows.items():
+        shown.add_row(*key, ", ".join(names))
+    console.print(shown)
+    for skip in planned.skips:
+        console.print(Text(f"skipped: {skip.implementation} {skip.mode} {skip.model} {skip.precision}: {skip.reason}"))
+
+
+def model_rows() -> list[dict[str, Any]]:
+    """Every named model with its size and cost."""
+    rows = []
+    for name in known.NAMES:
+        model = known.get(name)
+        rows.append(
+            {
+                "model": name,
+                "parameters": spec.parameter_count(model),
+                "macs": spec.macs(model),
+                "input_chw": list(model.input_chw),
+                "weights": "digits, trained by the project" if trained.path(name) else "synthesised; bring weights for accuracy",
+            }
+        )
+    return rows
+
+
+def models(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The models for people."""
+    shown = Table(box=None, pad_edge=False)
+    for heading in ("model", "parameters", "GMAC", "input", "weights"):
+        shown.add_column(heading, justify="right" if heading in ("parameters", "GMAC") else "left")
+    for row in rows:
+        size = "x".join(map(str, row["input_chw"]))
+        shown.add_row(row["model"], f"{row['parameters']:,}", f"{row['macs'] / 1e9:.4f}", size, row["weights"])
+    console = Console()
+    console.print(shown)
+    console.print("Also cifar_resnetD and cifar_plainD for any D = 6n + 2, and the shortcut options _a, _b, _c of every ResNet.")
+
+
+def findings(found: Sequence[doctor.Finding]) -> None:
+    """The doctor's findings for people."""
+    console = Console()
+    for each in found:
+        mark = "[green]ok[/]" if each.ok else "[red]no[/]"
+        console.print(mark, Text(f" {each.what}: {each.found}"), end="")
+        console.print(Text(f"  -> {each.mend}") if each.mend and not each.ok else "")

@@ -1,0 +1,183 @@
+"""What the command shows: progress on stderr, results on stdout, documents for ``--json``, and the exit codes that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from levelfield.cli import INVALID, NO, USAGE, YES
+from reports import frame, labels, table, write
+from results.record import Cell, Record
+from results.store import Store
+from suites.harness.plan import Plan, Skip
+
+
+class Progress:
+    """Says what happens now and shows the comparison as it grows, on stderr."""
+
+    def __init__(self, console: Console, quiet: bool, baseline: str | None) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._baseline = baseline
+        self._began = time.monotonic()
+        self._live: Live | None = None
+        self._shown: Any = Text("")
+        self._first_ratio = False
+
+    def start(self) -> None:
+        """Take over the bottom of a terminal; elsewhere lines are printed one after the other."""
+        if self._console.is_terminal:
+            self._live = Live(self._shown, console=self._console, refresh_per_second=2, transient=True)
+            self._live.start()
+
+    def stop(self) -> None:
+        """Give the terminal back."""
+        if self._live:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """A line about what happens now."""
+        elapsed = time.monotonic() - self._began
+        self._console.print(Text(f"{elapsed // 60:3.0f}:{elapsed % 60:02.0f}  {line}", style="dim"), soft_wrap=True)
+
+    def show(self, folder: Path) -> None:
+        """The comparison so far."""
+        if self._baseline is None or self._quiet:
+            return
+        try:
+            self._shown = table.terminal(write.comparison(folder, self._baseline))
+        except frame.NoRecordsError:
+            return
+        if self._live:
+            self._live.update(self._shown, refresh=True)
+        elif not self._first_ratio and bool(frame.load(folder, self._baseline)["ratio"].notna().any()):
+            self._first_ratio = True
+            self._console.print(self._shown)
+
+
+@contextmanager
+def live(*, quiet: bool, baseline: str | None) -> Iterator[Progress]:
+    """Progress for the length of a run."""
+    progress = Progress(Console(stderr=True), quiet, baseline)
+    progress.start()
+    try:
+        yield progress
+    finally:
+        progress.stop()
+
+
+def final(folder: Path, baseline: str, out: Path) -> None:
+    """The comparison and where its files lie, on stdout."""
+    console = Console(width=max(100, min(120, Console().width)))
+    console.print(table.terminal(write.comparison(folder, baseline, out / "index.html")))
+
+
+def bench_document(folder: Path, baseline: str, planned: Plan) -> dict[str, Any]:
+    """``{"rows": [...], "machine": {...}}`` with a row per cell; figures are null where there is none."""
+    cells = frame.load(folder, baseline)
+    rows = []
+    for _, row in cells.iterrows():
+        plain = {name: _plain(value) for name, value in row.items()}
+        rows.append(
+            {
+                **plain,
+                "latency_s": _interval(plain, "latency{}_s"),
+                "throughput_images_per_s": _interval(plain, "throughput{}_images_per_s"),
+                "ratios": [] if plain["ratio"] is None else [{"baseline": baseline, **_interval(plain, "ratio{}"), "tie": plain["tie"], "mde": plain["mde"]}],
+            }
+        )  # fmt: skip
+    run = Store(folder.parent).run(folder.name)
+    return {"run_id": run.run_id, "rows": rows, "machine": dict(run.machine), "estimated_s": planned.estimated_s, "reductions": list(planned.reductions)}
+
+
+def _plain(value: Any) -> Any:
+    if value is pd.NA or value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def _interval(row: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+    return {"value": row[pattern.format("")], "low": row[pattern.format("_low")], "high": row[pattern.format("_high")]}
+
+
+def bench_code(cells: pd.DataFrame, planned: Plan) -> int:
+    """0; 1 where a cell failed, is not certified or was asked for by name in vain; 2 where nothing ran; 3 where nothing is valid."""
+    bad = cells["status"].isin(["failed", "timed_out", "out_of_memory", "not_certified"]).any()
+    if bad or any(skip.by_name for skip in planned.skips):
+        return NO
+    if (cells["status"] == "skipped").all():
+        return USAGE
+    return YES if planned.smoke or cells["time_per_batch_s"].notna().any() else INVALID
+
+
+def certify_document(certificates: Mapping[Cell, Record], skips: Sequence[Skip]) -> dict[str, Any]:
+    """``{"certificates": [...], "skipped": [...]}``."""
+    made = []
+    skipped = [{**dataclasses.asdict(skip)} for skip in skips]
+    for cell, record in certificates.items():
+        about = {"implementation": cell.implementation, "mode": cell.mode, "model": cell.model, "precision": cell.precision, "device": cell.device}
+        if record.status == "skipped":
+            skipped.append({**about, "reason": record.reason, "by_name": False})
+            continue
+        data: Mapping[str, Any] = record.data or {}
+        tiers = data.get("tiers", {})
+        worst = next((tier for tier in tiers.values() if not tier["passed"]), tiers.get("E4"))
+        made.append(
+            {
+                **about,
+                "passed": record.status == "ok",
+                "status": record.status,
+                "certificate": record.record_id,
+                "tiers": tiers,
+                "elements_compared": data.get("elements_compared", 0),
+                "worst": {"tap": worst["worst_tap"], "error": worst["worst_error"], "bound": worst["bound"]} if worst else None,
+                "reason": record.reason,
+            }
+        )
+    return {"certificates": made, "skipped": skipped}
+
+
+def certificates(found: Mapping[Cell, Record], skips: Sequence[Skip]) -> None:
+    """A line per certificate."""
+    shown = Table(box=None, pad_edge=False)
+    for heading in ("implementation", "model", "precision", "certificate", "elements", "E0", "E1", "E2", "E4", "reason"):
+        shown.add_column(heading, overflow="fold")
+    for cell, record in found.items():
+        data: Mapping[str, Any] = record.data or {}
+        tiers = data.get("tiers", {})
+        marks = [_mark(tiers.get(name)) for name in ("E0", "E1", "E2", "E4")]
+        verdict = f"ok {labels.short(record.record_id)}" if record.status == "ok" else record.status.replace("_", " ").upper()
+        name = labels.implementation(cell.implementation, cell.mode)
+        count = f"{data['elements_compared']:,}" if data else "-"
+        shown.add_row(name, cell.model, cell.precision, verdict, count, *marks, Text(record.reason or ""))
+    for skip in skips:
+        name = labels.implementation(skip.implementation, skip.mode)
+        shown.add_row(name, skip.model, skip.precision, "skipped", "-", "-", "-", "-", "-", Text(skip.reason))
+    Console(width=max(100, min(140, Console().width))).print(shown)
+
+
+def _mark(tier: Mapping[str, Any] | None) -> str:
+    if tier is None:
+        return "-"
+    if not tier["passed"]:
+        return "FAILED"
+    return "equal" if tier["bound"] == 0 else f"{tier['worst_error']:.2g}"
+
+
+def certify_code(found: Mapping[Cell, Record], skips: Sequence[Skip]) -> int:
+    """0; 1 where an arm is not equivalent, failed, or was asked for by name in vain; 2 where none could run."""
+    statuses = {record.status for record in found.values()}
+    if statuses - {"ok", "skipped"} or any(skip.by_name for skip in skips):
+        return NO
+    return YES if "ok" in statuses else USAGE

@@ -1,0 +1,187 @@
+"""What every suite of one run shares: interpreters, models with their weights, the store, and how records are made."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from impls import models
+from impls.implementation import ROOT, Manifest
+from impls.precision import PRECISIONS
+from impls.spec import ModelSpec, bytes_moved, macs, parameter_count
+from impls.weights import file, folding, synthesis, trained
+from results import provenance, record
+from results.record import Cell, Record
+from results.store import Run, Store
+from suites.harness import inputs
+from suites.harness.environments import cache_root
+from suites.harness.process import Launch, WorkerError, WorkerProcess
+
+PROTOCOL_VERSION = "1"
+"""Of the measurement: records of different protocols are never compared."""
+
+SEED = 0
+"""Of synthesised weights, where no trained ones are at hand."""
+
+START_TIMEOUT_S = 300.0
+BUILD_TIMEOUT_S = 1800.0
+CALL_TIMEOUT_S = 600.0
+
+STATUS_OF_ERROR: Mapping[str, str] = {
+    "cannot": "skipped",
+    "memory": "out_of_memory",
+    "hung": "timed_out",
+    "failed": "failed",
+    "died": "failed",
+    "nonsense": "failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model with its weights, as the file holds them and folded, and the images it is timed on.
+
+    ``dataset`` names the labelled data that the weights were trained for, None for synthesised weights.
+    """
+
+    model: ModelSpec
+    path: Path
+    weights: folding.Weights
+    folded_model: ModelSpec
+    folded_weights: folding.Weights
+    weights_sha256: str
+    spec_sha256: str
+    dataset: str | None
+    source: str
+    inputs: inputs.Inputs
+
+    def as_record(self, precision: str, batch_size: int | None) -> dict[str, object]:
+        """The ``model`` field of a record."""
+        moved = bytes_moved(self.model, PRECISIONS[precision].storage_bytes, batch_size) if batch_size else None
+        return {
+            "weights_sha256": self.weights_sha256,
+            "spec_sha256": self.spec_sha256,
+            "parameters": parameter_count(self.model),
+            "macs": macs(self.model),
+            "bytes_moved": moved,
+        }
+
+
+@functools.cache
+def subject(name: str) -> Subject:
+    """The model of this name with the weights that the project ships for it, else with synthesised ones."""
+    model = models.get(name)
+    images = inputs.for_model(model)
+    shipped = trained.path(name)
+    if shipped is None:
+        path = cache_root() / "weights" / f"{name}-seed{SEED}-{file.spec_sha256(model)[:12]}.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            weights = synthesis.synthesize(model, SEED)
+            file.save(path, model, weights, source=f"synthesised, seed {SEED}", preprocess=images.preprocess, licence="CC0-1.0")
+    else:
+        path = shipped
+    loaded = file.load(path, model)
+    folded_model, folded_weights = folding.fold_batch_norm(model, loaded.weights)
+    return Subject(
+        model=model,
+        path=path,
+        weights=loaded.weights,
+        folded_model=folded_model,
+        folded_weights=folded_weights,
+        weights_sha256=file.tensor_sha256(loaded.weights),
+        spec_sha256=file.spec_sha256(model),
+        dataset=None if shipped is None else "digits",
+        source=loaded.metadata["source"],
+        inputs=images,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """What is randomised in one process, and recorded: no layout luck is shared by all processes (Mytkowicz et al. 2009)."""
+
+    index: int
+    order_seed: int
+    hash_seed: int = field(default_factory=lambda: secrets.randbelow(2**32))
+    pad_bytes: int = field(default_factory=lambda: secrets.randbelow(4097))
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One run. ``say`` gets a line for people about what happens now."""
+
+    manifests: Mapping[str, Manifest]
+    interpreters: Mapping[str, Path]
+    broken: Mapping[str, str]
+    store: Store
+    run: Run
+    threads: int
+    smoke: bool
+    say: Callable[[str], None]
+    root: Path = ROOT
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.store.root / self.run.run_id
+
+    @property
+    def scratch(self) -> Path:
+        """Where arrays pass between processes; emptied when the run ends."""
+        path = self.folder / "scratch"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def launch(self, cell: Cell, precision: str, seeds: Seeds | None = None, *, purpose: str) -> WorkerProcess:
+        """Start (not yet ask) a worker for a cell's implementation.
+
+        Raises:
+            WorkerError: there is no environment for it, or it cannot be started.
+        """
+        name = cell.implementation
+        if name in self.broken:
+            raise WorkerError("failed", self.broken[name])
+        variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(self.threads)}
+        if seeds is not None:
+            variables |= {"PYTHONHASHSEED": str(seeds.hash_seed), "LEVELFIELD_PADDING": "x" * seeds.pad_bytes}
+        log = self.folder / "logs" / f"{purpose}-{name}-{cell.mode}-{precision}-{'x' if seeds is None else seeds.index}.log"
+        return WorkerProcess(
+            Launch(self.interpreters[name], name, cell.device, precision, self.threads, False, log, variables, self.root)
+        )
+
+    def record(self, suite: str, cell: Cell, status: str = "ok", reason: str | None = None, **fields: object) -> Record:
+        """A record of this run; what is not given is null or empty."""
+        document: dict[str, object] = {
+            "protocol_version": PROTOCOL_VERSION,
+            "run_id": self.run.run_id,
+            "created_utc": record.utc_now(),
+            "suite": suite,
+            "cell": {name: getattr(cell, name) for name in Cell.__slots__},
+            "status": status,
+            "reason": reason,
+            "measurement": not self.smoke,
+            "process": None,
+            "certificate_id": None,
+            "settings": {},
+            "model": None,
+            "inputs": None,
+            "software": {},
+            "code": self.run.details["code"],
+            "machine_id": self.run.machine["machine_id"],
+            "env_vars": provenance.environment(),
+            "timer": None,
+            "samples": None,
+            "measurements": {},
+            "data": None,
+            "log_tail": None,
+        }
+        return record.build({**document, **fields})
+
+    def failure(self, suite: str, cell: Cell, error: WorkerError, **fields: object) -> Record:
+        """The record of a worker's failure."""
+        tail = [provenance.anonymous(line) for line in error.log_tail]
+        return self.record(suite, cell, STATUS_OF_ERROR[error.kind], str(error), log_tail=tail or None, **fields)

@@ -1,0 +1,193 @@
+"""The main job, from request to report: plan, environments, certificates, measurements, records, comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impls.implementation import ROOT, Manifest, find
+from results import provenance
+from results.record import Cell, Record
+from results.store import Run, Store
+from suites import equivalence, inference, startup
+from suites.harness import environments, plan, probe
+from suites.harness.context import Context
+
+LOCAL = ROOT / "results" / "local"
+"""Where runs are stored unless told otherwise; git ignores it."""
+
+REPORTS = ROOT / "reports" / "local"
+
+STARTUP_PROCESSES = 1
+
+
+class NothingToRunError(RuntimeError):
+    """Nothing of what was asked for can run here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is not part of the request: where things lie and how to talk."""
+
+    store: Path
+    named_interpreters: tuple[str, ...]
+    fresh: bool
+    say: Callable[[str], None]
+    show: Callable[[Path], None]
+
+
+def interpreters(
+    manifests: Mapping[str, Manifest], names: set[str], device: str, named: Mapping[str, Path], say: Callable[[str], None]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The Python of every implementation in ``names``, built where missing (two at a time), and what could not be had."""
+    found = {name: python for name, python in named.items() if name in names}
+    waiting = [name for name in sorted(names) if name not in found]
+    to_build = [name for name in waiting if not environments.is_built(manifests[name], manifests[name].devices[device])]
+    if to_build:
+        titles = ", ".join(manifests[name].title for name in to_build)
+        say(f"installing {titles} once, each in an environment of its own below {environments.cache_root()}")
+
+    def one(name: str) -> Path | str:
+        try:
+            return environments.build(manifests[name], manifests[name].devices[device]).python
+        except environments.EnvironmentBuildError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as executor:
+        built = dict(zip(waiting, executor.map(one, waiting), strict=True))
+    broken = {name: result for name, result in built.items() if isinstance(result, str)}
+    return found | {name: result for name, result in built.items() if isinstance(result, Path)}, broken
+
+
+@contextmanager
+def opened(request: plan.Request, planned: plan.Plan | None, options: Options, cells: tuple[Cell, ...]) -> Iterator[Context]:
+    """A run to write into: the unfinished one of the same plan, code and machine where there is one, else a new one."""
+    manifests = find()
+    named = environments.parse_named(options.named_interpreters, manifests)
+    pythons, broken = interpreters(manifests, {cell.implementation for cell in cells}, request.device, named, options.say)
+    store = Store(options.store)
+    machine = provenance.machine()
+    code = provenance.code(ROOT)
+    details = {
+        "code": {name: getattr(code, name) for name in code.__slots__},
+        "plan_sha256": _plan_sha256(planned, cells),
+        "command": [provenance.anonymous(word) for word in sys.argv[1:]],
+    }
+    run = None if options.fresh else _unfinished(store, machine, details)
+    if run is not None:
+        options.say(f"going on with the unfinished run {run.run_id}")
+    else:
+        run = store.create_run(machine, details)
+    threads = request.threads or plan.available_threads()
+    context = Context(manifests, pythons, broken, store, run, threads, request.smoke, options.say)
+    try:
+        yield context
+    finally:
+        shutil.rmtree(context.folder / "scratch", ignore_errors=True)
+
+
+def _plan_sha256(planned: plan.Plan | None, cells: tuple[Cell, ...]) -> str:
+    content = [[cell.key for cell in cells], repr(planned.effort) if planned else None, bool(planned and planned.smoke)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+FINISHED = "finished"
+"""The file in a run's folder that says that its plan was measured to the end."""
+
+
+def _unfinished(store: Store, machine: Mapping[str, object], details: Mapping[str, Any]) -> Run | None:
+    run = store.latest_run()
+    if run is None or (store.root / run.run_id / FINISHED).exists() or run.machine["machine_id"] != machine["machine_id"]:
+        return None
+    same = all(run.details.get(name) == details[name] for name in ("code", "plan_sha256"))
+    return run if same else None
+
+
+def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
+    """Certify, measure and store; returns the run's folder. ``options.show`` is called whenever there is more to see.
+
+    Raises:
+        UsageError, EnvironmentBuildError, NothingToRunError, StoreError.
+    """
+    manifests = find()
+    planned = plan.make(request, manifests)
+    if not planned.cells:
+        raise NothingToRunError(planned.skips[0].reason if planned.skips else "the request names no cell")
+    for line in planned.reductions:
+        options.say(f"to keep within the budget: {line}")
+    options.say(f"{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes")
+    with opened(request, planned, options, planned.cells) as context:
+        _record_skips(context, planned.skips)
+        sizes = tuple(sorted({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
+        certificates = certificates_of(context, planned.arms(), sizes)
+        certified = tuple(cell for cell in planned.cells if certificates[cell.certificate_cell].status == "ok")
+        for cell in planned.cells:
+            certificate = certificates[cell.certificate_cell]
+            if certificate.status != "ok" and not context.store.has(context.run.run_id, "inference", cell, None):
+                context.store.append(
+                    context.record("inference", cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
+                )
+        if not request.smoke:
+            for arm in _probing(certified):
+                context.say(f"measuring this machine's ceilings with {arm.implementation} {arm.mode}")
+                probe.run(context, arm)
+
+        def measured() -> None:
+            options.show(context.folder)
+
+        inference.run(context, certified, planned.effort, certificates, measured)
+        startup.run(context, certified, STARTUP_PROCESSES, certificates, measured)
+        (context.folder / FINISHED).touch()
+    return context.folder, planned
+
+
+def certify(request: plan.Request, options: Options) -> tuple[dict[Cell, Record], tuple[plan.Skip, ...]]:
+    """The certificates alone, of timed and untimed arms.
+
+    Raises:
+        UsageError, EnvironmentBuildError, NothingToRunError, StoreError.
+    """
+    manifests = find()
+    arms, skips = plan.arms(request, manifests, timed=False)
+    if not arms:
+        raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
+    with opened(request, None, options, arms) as context:
+        _record_skips(context, skips)
+        certificates = certificates_of(context, arms, request.batch_sizes or plan.DEFAULT_BATCH_SIZES)
+        (context.folder / FINISHED).touch()
+    return certificates, skips
+
+
+def certificates_of(context: Context, arms: tuple[Cell, ...], batch_sizes: tuple[int, ...]) -> dict[Cell, Record]:
+    """Certificates of this run, those that it holds already included."""
+    held = {arm: context.store.find(context.run.run_id, "equivalence", arm, None) for arm in arms}
+    missing = tuple(arm for arm in arms if not held[arm])
+    began = time.monotonic()
+    made = equivalence.certify(context, missing, batch_sizes)
+    if made:
+        context.say(f"certified in {time.monotonic() - began:.0f} s")
+    return {arm: made[arm] if arm in made else held[arm][-1] for arm in arms}
+
+
+def _record_skips(context: Context, skips: tuple[plan.Skip, ...]) -> None:
+    for skip in skips:
+        cell = Cell(skip.implementation, skip.mode, skip.model, skip.precision, skip.device, None, None, None, None)  # type: ignore[arg-type]
+        if not context.store.has(context.run.run_id, "equivalence", cell, None):
+            context.store.append(context.record("equivalence", cell, "skipped", skip.reason))
+
+
+def _probing(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+    """One arm per implementation, mode and precision."""
+    found: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        found.setdefault((cell.implementation, cell.mode, cell.precision), cell.certificate_cell)
+    return tuple(found.values())

@@ -1,0 +1,247 @@
+"""Latency and throughput, measured in turns.
+
+In every round each arm (implementation, mode, precision) gets one fresh process. The processes live side by side and take
+turns in blocks of random order, so the machine's drift hits all alike; one that is not on turn is stopped, so its spinning
+threads leave the cores alone. The unit of inference is the process: round k of one arm is paired with round k of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.numpy import load_file, save_file
+
+from results.record import Cell, Record
+from suites.equivalence import Tier, check_ring
+from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds, subject
+from suites.harness.inputs import RING
+from suites.harness.plan import Effort
+from suites.harness.process import WorkerError, WorkerProcess
+from suites.harness.reference import reference
+
+Arm = tuple[str, str, str]
+"""Implementation, mode and precision: what shares a process."""
+
+OFFLINE_WINDOW_S = 0.1
+"""Shortest window of an offline sample; it holds at least two calls."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """One cell in one process: its handle there, the readings so far, and how many calls make a sample."""
+
+    cell: Cell
+    worker: WorkerProcess
+    handle: str
+    hello: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    measurements: dict[str, float]
+    columns: dict[str, list[Any]]
+    calls: int = 1
+    samples: int = 1
+    visits: int = 0
+
+    def visit(self, samples: int, calls: int, *, warmup: bool) -> float:
+        """Take samples; returns the seconds of one call."""
+        cell = self.cell
+        taken = self.worker.call("visit", CALL_TIMEOUT_S, handle=self.handle, scope=cell.scope, samples=samples, calls=calls)
+        for name in ("start_ns", "duration_ns", "calls"):
+            self.columns[name] += taken[name]
+        self.columns["visit"] += [self.visits] * samples
+        self.columns["warmup"] += [warmup] * samples
+        return float(sum(taken["duration_ns"])) / 1e9 / (samples * calls)
+
+
+def groups(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
+    """Cells that are compared with each other: equal but for implementation and mode."""
+    found: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.model, cell.precision, cell.device, cell.batch_size, cell.scope, cell.scenario), []).append(cell)
+    return [tuple(group) for group in found.values()]
+
+
+def run(
+    context: Context, cells: Sequence[Cell], effort: Effort, certificates: Mapping[Cell, Record], measured: Callable[[], None]
+) -> None:
+    """Measure certified cells until each group has ``effort.processes`` whole rounds; ``measured`` is called after each group.
+
+    Rounds that the store already holds are not measured again.
+    """
+    for precision in dict.fromkeys(cell.precision for cell in cells):
+        waiting = groups([cell for cell in cells if cell.precision == precision])
+        for number in range(effort.processes):
+            missing = [group for group in waiting if _whole_rounds(context, group) <= number]
+            if missing:
+                index = _next_index(context, missing)
+                context.say(f"round {number + 1} of {effort.processes}, {precision}: starting processes")
+                _Round(context, missing, effort, certificates, index).run(measured)
+
+
+def _indices(context: Context, cell: Cell) -> set[int]:
+    records, _ = context.store.read(context.run.run_id)
+    return {each.process.index for each in records if each.suite == "inference" and each.cell == cell and each.process is not None}
+
+
+def _whole_rounds(context: Context, group: Sequence[Cell]) -> int:
+    """Rounds in which every cell of the group was recorded, be it as a failure."""
+    return len(set.intersection(*(_indices(context, cell) for cell in group)))
+
+
+def _next_index(context: Context, missing: Sequence[Sequence[Cell]]) -> int:
+    return max((index for group in missing for cell in group for index in _indices(context, cell)), default=-1) + 1
+
+
+class _Round:
+    """One fresh process per arm, all groups measured in it."""
+
+    def __init__(
+        self, context: Context, missing: Sequence[Sequence[Cell]], effort: Effort, certificates: Mapping[Cell, Record], index: int
+    ) -> None:
+        self.context = context
+        self.missing = missing
+        self.effort = effort
+        self.certificates = certificates
+        self.seeds = Seeds(index, secrets.randbits(31))
+        self.order = random.Random(self.seeds.order_seed)
+        self.all_seeds: dict[Arm, Seeds] = {}
+
+    def run(self, measured: Callable[[], None]) -> None:
+        """Start, prepare, measure group by group in random order, end."""
+        with contextlib.ExitStack() as stack:
+            turns = self._prepare(stack)
+            shuffled = list(self.missing)
+            self.order.shuffle(shuffled)
+            for group in shuffled:
+                self._measure([turns[cell] for cell in group if cell in turns])
+                measured()
+
+    def _prepare(self, stack: contextlib.ExitStack) -> dict[Cell, Turn]:
+        """Processes with all their networks built; a cell that cannot be built is recorded as failed."""
+        by_arm: dict[Arm, list[Cell]] = {}
+        for group in self.missing:
+            for cell in group:
+                by_arm.setdefault((cell.implementation, cell.mode, cell.precision), []).append(cell)
+        arms = list(by_arm)
+        self.order.shuffle(arms)
+        turns: dict[Cell, Turn] = {}
+        for arm in arms:
+            cells = by_arm[arm]
+            seeds = Seeds(self.seeds.index, self.seeds.order_seed)
+            self.all_seeds[arm] = seeds
+            try:
+                worker = stack.enter_context(self.context.launch(cells[0], cells[0].precision, seeds, purpose="time"))
+                hello = worker.call("start", START_TIMEOUT_S)
+            except WorkerError as error:
+                for cell in cells:
+                    self._fail(cell, error)
+                continue
+            for cell in cells:
+                try:
+                    turns[cell] = self._build(worker, hello, cell)
+                except WorkerError as error:
+                    self._fail(cell, error)
+                    if not worker.alive:
+                        for other in cells:
+                            if other != cell and turns.pop(other, None) is not None:
+                                self._fail(other, error)
+            if worker.alive:
+                worker.pause()
+        return turns
+
+    def _build(self, worker: WorkerProcess, hello: Mapping[str, Any], cell: Cell) -> Turn:
+        assert cell.batch_size is not None
+        about = subject(cell.model)
+        images = about.inputs.ring(cell.batch_size)
+        ring = self.context.scratch / "ring.safetensors"
+        save_file({"images": images}, ring)
+        loaded = worker.call(
+            "prepare", BUILD_TIMEOUT_S,
+            handle=cell.key, weights=str(about.path), mode=cell.mode, input_shape=list(images.shape[1:]), fold=True,
+        )  # fmt: skip
+        put = worker.call("put", BUILD_TIMEOUT_S, handle=cell.key, images=str(ring))
+        columns: dict[str, list[Any]] = {name: [] for name in ("visit", "start_ns", "duration_ns", "calls", "warmup")}
+        return Turn(cell, worker, cell.key, hello, {**loaded["settings"], **put["settings"]}, {}, columns)
+
+    def _measure(self, turns: list[Turn]) -> None:
+        """One group: warm-up, blocks of visits in random order, outputs, records."""
+        for turn in list(turns):
+            with self._on_turn(turn, turns):
+                self._warm_up(turn)
+        for _ in range(self.effort.blocks):
+            self.order.shuffle(turns)
+            for turn in list(turns):
+                with self._on_turn(turn, turns):
+                    turn.visits += 1
+                    if self.effort.rewarm_calls:
+                        turn.visit(self.effort.rewarm_calls, 1, warmup=True)
+                    turn.visit(turn.samples, turn.calls, warmup=False)
+        for turn in list(turns):
+            with self._on_turn(turn, turns):
+                self._store(turn, self._check(turn))
+
+    @contextlib.contextmanager
+    def _on_turn(self, turn: Turn, turns: list[Turn]) -> Iterator[None]:
+        """Let one process run; if it fails, the cell is recorded so and takes no further turns."""
+        turn.worker.resume()
+        try:
+            yield
+        except WorkerError as error:
+            turns.remove(turn)
+            self._fail(turn.cell, error)
+        finally:
+            turn.worker.pause()
+
+    def _warm_up(self, turn: Turn) -> None:
+        """One pass of the ring and ``warmup_s``; from its last call follow the sizes of samples and visits."""
+        call_s = turn.visit(RING, 1, warmup=True)
+        if (left := self.effort.warmup_s - RING * call_s) > 0:
+            call_s = turn.visit(min(1000, math.ceil(left / call_s)), 1, warmup=True)
+        if turn.cell.scenario == "offline":
+            turn.calls = max(2, math.ceil(OFFLINE_WINDOW_S / call_s))
+        turn.samples = min(1000, max(self.effort.samples, math.ceil(self.effort.visit_s / (call_s * turn.calls))))
+
+    def _check(self, turn: Turn) -> Tier:
+        """E4 on the outputs of the very networks that were timed."""
+        cell = turn.cell
+        assert cell.batch_size is not None
+        about = subject(cell.model)
+        out = self.context.scratch / "timed.safetensors"
+        turn.worker.call("outputs", CALL_TIMEOUT_S, handle=turn.handle, out=str(out))
+        predicted = reference(about.folded_model, about.folded_weights, about.inputs.pool, cell.precision, self.context.threads)
+        return check_ring(load_file(out)["logits"], about.inputs.members(cell.batch_size), predicted, cell.precision)
+
+    def _fields(self, cell: Cell) -> dict[str, object]:
+        about = subject(cell.model)
+        seeds = self.all_seeds[cell.implementation, cell.mode, cell.precision]
+        shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
+        return {
+            "process": {"index": seeds.index, "hash_seed": seeds.hash_seed, "pad_bytes": seeds.pad_bytes, "order_seed": seeds.order_seed, "pid": None},
+            "certificate_id": self.certificates[cell.certificate_cell].record_id,
+            "model": about.as_record(cell.precision, cell.batch_size),
+            "inputs": {"sha256": about.inputs.sha256, "source": about.inputs.source, "ring_size": RING, "shape": shape},
+        }  # fmt: skip
+
+    def _fail(self, cell: Cell, error: WorkerError) -> None:
+        self.context.store.append(self.context.failure("inference", cell, error, **self._fields(cell)))
+
+    def _store(self, turn: Turn, outputs: Tier) -> None:
+        self.context.store.append(
+            self.context.record(
+                "inference",
+                turn.cell,
+                "ok" if outputs.passed else "not_certified",
+                None if outputs.passed else f"the outputs of this timed process: {outputs.reason}",
+                **self._fields(turn.cell),
+                settings=dict(turn.settings),
+                software=turn.hello["packages"],
+                timer=turn.hello["timer"],
+                samples=turn.columns,
+                data={"outputs": {"rho": outputs.worst_error, "elements": outputs.elements}},
+            )
+        )
