@@ -71,6 +71,7 @@ def by_loops(layer: Layer, inputs: tuple[Array, ...], tensors: dict[str, Array])
 
 
 def agrees(layer: Layer, *shapes: tuple[int, ...]) -> None:
+    """Assert that the oracle's layer is the definition on random inputs, and leaves them alone."""
     generator = np.random.default_rng(0)
     inputs = tuple(generator.normal(size=shape) for shape in shapes)
     tensors = {leaf: generator.uniform(0.5, 1.5, shape) * generator.choice((-1, 1), shape) for leaf, shape in layer.tensors().items()}
