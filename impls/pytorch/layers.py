@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch programmer knows
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from impls import spec
@@ -57,10 +57,12 @@ class PaddedConv2d(nn.Conv2d):
         self.sides = _sides(pad)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pad with zeros, then convolve."""
         return super().forward(F.pad(x, self.sides))
 
 
 def conv2d(layer: spec.Conv2d, tensors: Tensors) -> nn.Module:
+    """``nn.Conv2d``, which takes two paddings, or its padded form for four."""
     pad = layer.padding
     arguments: dict[str, Any] = {
         "kernel_size": layer.kernel,
@@ -86,6 +88,7 @@ def batch_norm2d(layer: spec.BatchNorm2d, tensors: Tensors) -> nn.Module:
 
 
 def relu(layer: spec.Relu, tensors: Tensors) -> nn.Module:
+    """``nn.ReLU``; not in place until its input is known to have no other reader."""
     return nn.ReLU(inplace=False)
 
 
@@ -97,10 +100,12 @@ class PaddedMaxPool2d(nn.MaxPool2d):
         self.sides = _sides(pad)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pad with minus infinity, then pool."""
         return super().forward(F.pad(x, self.sides, value=-torch.inf))
 
 
 def max_pool2d(layer: spec.MaxPool2d, tensors: Tensors) -> nn.Module:
+    """``nn.MaxPool2d``, which pads with minus infinity by at most half the window, or its padded form."""
     pad = layer.padding
     if _is_symmetric(pad) and max(pad.top, pad.left) <= layer.kernel // 2:
         return nn.MaxPool2d(layer.kernel, stride=layer.stride, padding=(pad.top, pad.left), dilation=1, ceil_mode=False)
@@ -108,28 +113,37 @@ def max_pool2d(layer: spec.MaxPool2d, tensors: Tensors) -> nn.Module:
 
 
 class GlobalAvgPool2d(nn.Module):
+    """Mean over height and width."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C)."""
         return x.mean((2, 3))
 
 
 def global_avg_pool2d(layer: spec.GlobalAvgPool2d, tensors: Tensors) -> nn.Module:
+    """A mean, which leaves (N, C)."""
     return GlobalAvgPool2d()
 
 
 def linear(layer: spec.Linear, tensors: Tensors) -> nn.Module:
+    """``nn.Linear``."""
     return _hold(nn.Linear(layer.in_features, layer.out_features, bias=True, device="meta"), tensors)
 
 
 class PadShortcut(nn.Module):
+    """Subsampling and zero channels on both sides."""
+
     def __init__(self, stride: int, before: int, after: int) -> None:
         super().__init__()
         self.stride, self.before, self.after = stride, before, after
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, before + C + after, H / stride, W / stride), rounded up."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
 def pad_shortcut(layer: spec.PadShortcut, tensors: Tensors) -> nn.Module:
+    """A strided view and ``F.pad``, which copies it."""
     return PadShortcut(layer.stride, layer.channels_before, layer.channels_after)
 
 
@@ -141,10 +155,12 @@ class Add(nn.Module):
         self.inplace = inplace
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """Sum of tensors of one shape."""
         return reduce(Tensor.add_ if self.inplace else Tensor.add, others, first)
 
 
 def add(layer: spec.Add, tensors: Tensors) -> nn.Module:
+    """A sum in the order of the branches; not in place until its first input is known to have no other reader."""
     return Add(inplace=False)
 
 

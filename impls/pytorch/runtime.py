@@ -46,6 +46,8 @@ class Model(nn.Module):
                 module.inplace = True
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W), in the dtype of the weights."""
+
         def apply(layer: Layer, *inputs: Tensor) -> Tensor:
             return self.get_submodule(layer.name)(*inputs)
 
@@ -77,7 +79,7 @@ class Network(implementation.Network):
         self._device = torch.device(settings.device)
         self._dtype = DTYPES[settings.precision]
         self._model = model
-        self._call = model if mode == "eager" else _compile(model, self._device)
+        self._call = model if mode == "eager" else _compile(model, self._device, self._dtype)
 
     def put(self, images: Any) -> Tensor:
         """See the contract. On a CPU the batch is a view of ``images`` when neither dtype nor memory order has to change."""
@@ -110,9 +112,8 @@ class Network(implementation.Network):
         def keep(name: str) -> Any:
             return lambda module, inputs, output: outputs.update({name: layers.to_canonical(output)})
 
-        hooks = [
-            self._model.get_submodule(layer.name).register_forward_hook(keep(layer.name)) for layer in spec.layers(self._model.body)
-        ]
+        names = [layer.name for layer in spec.layers(self._model.body)]
+        hooks = [self._model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
         try:
             with torch.inference_mode():
                 self._model(self.put(images))
@@ -149,19 +150,22 @@ class Network(implementation.Network):
             "training": self._model.training,
             "compiler": "inductor" if compiled else "none",
             "freezing": compiled and inductor.freezing,
+            "weight_prepack": compiled and inductor.freezing and inductor.cpp.weight_prepack and self._device.type == "cpu",
         }
 
 
-def _compile(model: Model, device: torch.device) -> Any:
+def _compile(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
     """The model under TorchInductor with frozen weights (prepacked for oneDNN on a CPU) and, on a GPU, a CUDA graph.
 
-    Compiled at the first call. Frozen graphs that hold oneDNN tensors are not in Inductor's graph cache; the C++ kernels are.
+    Compiled at the first call. Inductor's graph cache refuses frozen graphs with prepacked weights; it keeps their C++ kernels.
     """
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         raise CannotError("torch.compile builds C++ extensions and Python.h is missing: install Python's headers (python3-dev)")
     inductor.freezing = True
+    inductor.cpp.weight_prepack = dtype != torch.float64  # oneDNN has no float64, and prepacking fails where it should pass
     inductor.cpp.cxx = (None, os.environ.get("CXX", "g++"), "clang++")
-    return torch.compile(model, backend="inductor", mode="reduce-overhead" if device.type == "cuda" else None, fullgraph=True, dynamic=False)
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    return torch.compile(model, backend="inductor", mode=mode, fullgraph=True, dynamic=False)
 
 
 class Runtime(implementation.Runtime):
