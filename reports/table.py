@@ -130,8 +130,7 @@ def _section(rows: pd.DataFrame, about: About) -> Section:
     lines = tuple(_line(row, throughput=throughput) for _, row in rows.iterrows())
     heading = "images/s [95 %]" if throughput else "ms [95 %]"
     baseline = labels.implementation(*str(first["baseline"]).split("/", 1))
-    said = verdict(rows)
-    return Section(_title(first, rows, about), said, _answer(said, rows, baseline), heading, baseline, lines, tuple(_notes(rows)))
+    return Section(_title(first, rows, about), verdict(rows), verdict(rows, detailed=True), heading, baseline, lines, tuple(_notes(rows)))
 
 
 def _title(first: pd.Series, rows: pd.DataFrame, about: About) -> str:
@@ -157,8 +156,8 @@ def _processes(rows: pd.DataFrame) -> str:
     return f"{count} process{'' if high == 1 else 'es'} each"
 
 
-def verdict(rows: pd.DataFrame) -> str:
-    """What the ranks and the intervals allow to be said, for any number of rows."""
+def verdict(rows: pd.DataFrame, *, detailed: bool = False) -> str:
+    """What the ranks and the intervals allow to be said, for any number of rows; ``detailed`` with the leaders' intervals."""
     figures = rows[rows["time_per_batch_s"].notna()]
     if not rows["measurement"].fillna(True).all():
         return SMOKE
@@ -170,26 +169,17 @@ def verdict(rows: pd.DataFrame) -> str:
     if len(ranked) < len(figures):
         return "Too few processes ran in pairs for an interval, so no comparison can be made."
     leaders = ranked[ranked["rank_low"] == 1]
-    return f"{_leaders(leaders, ranked)}{_beaten(leaders)}."
+    return f"{_leaders(leaders, ranked, detailed=detailed)}{_beaten(leaders)}."
 
 
-def _answer(said: str, rows: pd.DataFrame, baseline: str) -> str:
-    """The verdict with the ratios of the leaders, or where the baseline leads alone, of the row that comes next."""
-    ranked = rows[rows["rank_low"].notna() & rows["ratio"].notna()]
-    leaders = ranked[ranked["rank_low"] == 1]
-    shown = ranked.head(1) if leaders.empty else leaders
-    if shown.empty or (len(leaders) == 1 and _ratio(leaders.iloc[0]) in said):
-        return said
-    ratios = ", ".join(f"{_names(row.to_frame().T)} {_ratio(row)}" for _, row in shown.iterrows())
-    return f"{said.removesuffix('.')} (speed against {baseline}: {ratios})."
-
-
-def _leaders(leaders: pd.DataFrame, ranked: pd.DataFrame) -> str:
-    names = _names(leaders)
+def _leaders(leaders: pd.DataFrame, ranked: pd.DataFrame, *, detailed: bool) -> str:
+    if len(leaders) == 1:
+        following = order(ranked).iloc[1]
+        next_best = f"; next is {_name(following)}, {_ratio(following)} as fast" if detailed and leaders["is_baseline"].all() else ""
+        return f"{_names(leaders)} is the fastest{next_best}"
+    names = _names(leaders, detailed=detailed)
     if len(leaders) == len(ranked):
         return f"{names} tie"
-    if len(leaders) == 1:
-        return f"{names} is the fastest"
     if (leaders["rank_high"] <= len(leaders)).all():
         return f"{names} tie"
     return f"{names} tie for first, though not every row below them is told apart from each"
@@ -211,12 +201,16 @@ def _beaten(leaders: pd.DataFrame) -> str:
     return f"; {_names(winners)} beat{'s' if len(winners) == 1 else ''} {baseline}"
 
 
-def _names(rows: pd.DataFrame) -> str:
-    return labels.joined([labels.implementation(row["implementation"], row["mode"]) for _, row in rows.iterrows()])
+def _name(row: pd.Series) -> str:
+    return labels.implementation(row["implementation"], row["mode"])
+
+
+def _names(rows: pd.DataFrame, *, detailed: bool = False) -> str:
+    return labels.joined([_name(row) + (f" ({_ratio(row)})" if detailed and pd.notna(row["ratio"]) else "") for _, row in rows.iterrows()])
 
 
 def _line(row: pd.Series, *, throughput: bool) -> Line:
-    name = labels.implementation(row["implementation"], row["mode"])
+    name = _name(row)
     kind, said = state(row)
     if kind != "measured":
         return Line(MISSING, name, "", "", "", "", "", said, kind)
@@ -299,9 +293,9 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
         baseline = labels.implementation(*str(rows["baseline"].iloc[0]).split("/", 1))
         yield f"No ratio where fewer than two processes were paired with {baseline}'s."
     for _, row in rows[rows["roofline_error"].notna()].iterrows():
-        yield f"{labels.implementation(row['implementation'], row['mode'])}: {row['roofline_error']}"
+        yield f"{_name(row)}: {row['roofline_error']}"
     for _, row in rows[rows["remark"].notna()].iterrows():
-        yield f"{labels.implementation(row['implementation'], row['mode'])}: {row['remark']}"
+        yield f"{_name(row)}: {row['remark']}"
 
 
 def terminal(shown: Content) -> Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_the_baseline_wins(run: Run) -> None:
     steady(run, "pytorch/eager", 0.01)
     steady(run, "jax/jit", 0.02)
     assert verdicts(run) == ["PyTorch eager is the fastest."]
-    assert "JAX jit 0.50x [" in write.comparison(run.folder).headline
+    assert "PyTorch eager is the fastest; next is JAX jit, 0.50x [" in write.comparison(run.folder).headline
 
 
 def test_all_tie(run: Run) -> None:
@@ -77,6 +78,8 @@ def test_all_tie(run: Run) -> None:
 def test_leaders_tie_and_beat_the_baseline(field: Run) -> None:
     """The sentence of the design: two tie, each beats the baseline."""
     assert verdicts(field)[0] == "PyTorch compile and ONNX Runtime tie; each beats PyTorch eager."
+    headline = write.comparison(field.folder).headline
+    assert re.search(r"PyTorch compile \(1\.1\dx \[.*\]\) and ONNX Runtime \(1\.1\dx \[.*\]\) tie; each beats PyTorch eager\.$", headline)
 
 
 def test_one_process_makes_no_comparison(run: Run) -> None:
