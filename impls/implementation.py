@@ -79,35 +79,41 @@ def read_manifest(path: Path) -> Manifest:
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
+        mode_tables, device_tables = document.pop("modes"), document.pop("devices")
         modes = {
-            name: Mode(name, entry["title"], tuple(entry.get("needs", ())), float(entry["build_s"]))
-            for name, entry in document.pop("modes").items()
+            name: Mode(name, entry.pop("title"), tuple(entry.pop("needs", ())), float(entry.pop("build_s")))
+            for name, entry in mode_tables.items()
         }
         devices = {
             name: Device(
                 name,
                 path.parent / f"requirements-{name}.txt",
-                tuple(entry["precisions"]),
-                dict(entry.get("untimed", {})),
-                dict(entry.get("cannot", {})),
+                tuple(entry.pop("precisions")),
+                dict(entry.pop("untimed", {})),
+                dict(entry.pop("cannot", {})),
             )
-            for name, entry in document.pop("devices").items()
+            for name, entry in device_tables.items()
         }
         manifest = Manifest(
             path.parent.name, document.pop("title"), document.pop("distribution"), document.pop("default_mode"), modes, devices
         )
     except KeyError as error:
         raise ManifestError(f"{path}: the key {error} is missing") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ManifestError(f"{path}: {error}") from None
-    if document:
-        raise ManifestError(f"{path}: unknown keys: {', '.join(sorted(document))}")
+    unknown = [
+        *document,
+        *(f"modes.{name}.{key}" for name, entry in mode_tables.items() for key in entry),
+        *(f"devices.{name}.{key}" for name, entry in device_tables.items() for key in entry),
+    ]
+    if unknown:
+        raise ManifestError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
     if manifest.default_mode not in modes:
         raise ManifestError(f"{path}: default_mode {manifest.default_mode!r} is not one of its modes: {', '.join(modes)}")
     for device in devices.values():
         named = (*device.precisions, *device.untimed, *device.cannot)
-        if unknown := sorted(set(named) - set(PRECISIONS)):
-            raise ManifestError(f"{path}: devices.{device.name} names precisions that do not exist: {', '.join(unknown)}")
+        if nonexistent := sorted(set(named) - set(PRECISIONS)):
+            raise ManifestError(f"{path}: devices.{device.name} names precisions that do not exist: {', '.join(nonexistent)}")
         if not device.requirements.is_file():
             raise ManifestError(f"{path}: {device.requirements.name} is missing")
     return manifest

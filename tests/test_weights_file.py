@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
+import tempfile
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +40,13 @@ WEIGHTS = synthesize(MODEL, 0)
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
 
+@functools.cache
+def content() -> bytes:
+    """The bytes of the file that the tests damage."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write(Path(folder) / "weights").read_bytes()
+
+
 def write(path: Path, weights: dict[str, Any] = WEIGHTS, model: ModelSpec = MODEL) -> Path:
     save(path, model, weights, source="seed 0", preprocess=PREPROCESS, licence="CC0-1.0")
     return path
@@ -44,7 +54,9 @@ def write(path: Path, weights: dict[str, Any] = WEIGHTS, model: ModelSpec = MODE
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return write(tmp_path / "weights.safetensors")
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content())
+    return path
 
 
 def parts(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -84,7 +96,7 @@ def test_round_trip(file: Path) -> None:
     for name, array in loaded.weights.items():
         assert array.dtype == np.float32
         assert array.tobytes() == WEIGHTS[name].tobytes()
-        array += 1
+        assert array.flags.writeable
     assert loaded.sha256 == tensor_sha256(WEIGHTS) == loaded.metadata["tensor_sha256"]
     assert loaded.model == MODEL
 
@@ -347,7 +359,7 @@ def test_refuses_10_gigabytes_without_taking_them(file: Path) -> None:
 def test_refuses_another_network(tmp_path: Path) -> None:
     """Tensors that fit are refused when the stored network computes another function; the difference is named."""
     norm = MODEL.body[1]
-    other = replace(MODEL, body=(MODEL.body[0], replace(norm, eps=1e-3), *MODEL.body[2:]))  # type: ignore[arg-type, call-arg]
+    other = replace(MODEL, body=(MODEL.body[0], replace(norm, eps=1e-3), *MODEL.body[2:]))  # type: ignore[arg-type]
     write(tmp_path / "w", model=other)
     assert refusal(tmp_path / "w").endswith("a different network than cifar_resnet8: bn1.eps is 0.001 in the file, must be 1e-05")
     assert refusal(tmp_path / "w", None).endswith("bn1.eps is 0.001 in the file, must be 1e-05")
@@ -389,25 +401,18 @@ def test_refuses_what_is_no_file(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_damaged_files_give_only_weight_file_errors(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever bytes change, the file is refused with WeightFileError or holds exactly the saved tensors."""
-    path = write(tmp_path / "fuzzed") if not (tmp_path / "fuzzed").exists() else tmp_path / "fuzzed"
-    original = tmp_path / "original"
-    if not original.exists():
-        write(original)
-    content = bytearray(original.read_bytes())
-    header_end = 8 + int.from_bytes(content[:8], "little")
-    place = st.integers(0, header_end + 64) | st.integers(0, len(content) - 1)
+    path = tmp_path / "fuzzed"
+    damaged = bytearray(content())
+    header_end = 8 + int.from_bytes(damaged[:8], "little")
+    place = st.integers(0, header_end + 64) | st.integers(0, len(damaged) - 1)
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(place)
-        stop = min(len(content), start + data.draw(st.integers(0, 12)))
-        content[start:stop] = data.draw(st.binary(max_size=12) | st.sampled_from([b"null", b"[[", b"-1", b"1e9", b'"', b"{}", b"\\ud800"]))
-    path.write_bytes(content)
+        stop = min(len(damaged), start + data.draw(st.integers(0, 12)))
+        damaged[start:stop] = data.draw(st.binary(max_size=12) | st.sampled_from([b"null", b"[[", b"-1", b"1e9", b'"', b"{}", b"\\ud800"]))
+    path.write_bytes(damaged)
     for model in (MODEL, None):
-        try:
-            loaded = load(path, model)
-        except WeightFileError as error:
-            assert str(error).isprintable()
-        else:
-            assert loaded.sha256 == tensor_sha256(WEIGHTS)
+        with contextlib.suppress(WeightFileError):
+            assert load(path, model).sha256 == tensor_sha256(WEIGHTS)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -422,7 +427,8 @@ def test_damaged_files_give_only_weight_file_errors(tmp_path: Path, data: st.Dat
 def test_any_json_in_the_header_gives_only_weight_file_errors(tmp_path: Path, value: Any, where: str) -> None:
     """JSON of any form in any place of the header is refused with WeightFileError."""
     path = tmp_path / "w"
-    header, data = parts(write(path))
+    path.write_bytes(content())
+    header, data = parts(path)
     if where in ("dtype", "shape", "data_offsets"):
         header["fc.bias"][where] = value
     elif where in ("format", "arch"):

@@ -93,7 +93,7 @@ def test_tensor_depends_on_seed_and_name_alone() -> None:
     assert all((small[name] != other[name]).mean() > 0.99 for name in small)
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "plain18", "cifar_resnet20", "cifar_resnet20_c", "cifar_plain20"])
 def test_generic_position(name: str) -> None:
     """Names, order and shapes are the file's; no gamma is near zero, no statistics are fresh, kernels have He's spread."""
     model = models.get(name)
@@ -102,7 +102,7 @@ def test_generic_position(name: str) -> None:
     for key, array in weights.items():
         assert array.dtype == np.float32
         assert np.isfinite(array).all()
-        assert array.size < 4 or np.unique(array).size > array.size * 0.5, key
+        assert np.unique(array.reshape(-1)[:4096]).size > 0.9 * min(array.size, 4096), key
         if key.endswith(".running_var"):
             assert array.min() > 0
             assert array.max() / array.min() > 1.2, key
@@ -119,9 +119,9 @@ def test_generic_position(name: str) -> None:
 
 
 def activations(name: str, side: int) -> tuple[dict[str, float], npt.NDArray[np.float64]]:
-    """Root mean square of every tap, and the logits, of four normal images."""
+    """Root mean square of every tap, and the logits, of two normal images."""
     model = models.get(name)
-    images = np.random.default_rng(11).standard_normal((4, 3, side, side)).astype(np.float32)
+    images = np.random.default_rng(11).standard_normal((2, 3, side, side)).astype(np.float32)
     rms: dict[str, float] = {}
 
     def note(tap: str, output: npt.NDArray[np.float64]) -> None:
@@ -132,8 +132,16 @@ def activations(name: str, side: int) -> tuple[dict[str, float], npt.NDArray[np.
 
 @pytest.mark.parametrize(
     ("name", "side"),
-    [("resnet18", 64), ("resnet50", 64), ("resnet152", 64), ("plain34", 64), ("cifar_plain110", 32), ("cifar_resnet56_c", 32)]
-    + [("cifar_resnet110", 32), ("cifar_resnet1202", 32)],
+    [
+        ("resnet18", 64),
+        ("resnet50", 64),
+        ("resnet152", 64),
+        ("plain34", 64),
+        ("cifar_plain110", 32),
+        ("cifar_resnet56_c", 32),
+        ("cifar_resnet110", 32),
+        ("cifar_resnet1202", 32),
+    ],
 )
 def test_activations_stay_of_order_one(name: str, side: int) -> None:
     """Every tap's rms lies within [0.05, 20] at any depth, and the images still differ in the logits by more than 5 %."""

@@ -1,0 +1,167 @@
+"""The families against published figures, and the names by which models are found."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from impls import models
+from impls.spec import Conv2d, Linear, ModelSpec, PadShortcut, bytes_moved, layers, macs, parameter_count, tensor_shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # torchvision's num_params of each checkpoint.
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+    ],
+)
+def test_torchvision_parameter_counts(name: str, parameters: int) -> None:
+    """Parameters are torchvision's to the last one; the place of the stride changes none."""
+    assert parameter_count(models.get(name)) == parameters
+    assert parameter_count(models.get(f"{name}_v1")) == parameters
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, "0.27"), (32, "0.46"), (44, "0.66"), (56, "0.85"), (110, "1.7"), (1202, "19.4")])
+def test_paper_table_6_parameters(depth: int, millions: str) -> None:
+    """CIFAR parameters are those of the paper's table 6, at its digits."""
+    digits = len(millions.partition(".")[2])
+    assert f"{parameter_count(models.get(f'cifar_resnet{depth}')) / 1e6:.{digits}f}" == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs"),
+    [
+        # torchvision's _ops, which it calls GFLOPS; 3.858 is the net with the stride on the first 1x1.
+        ("resnet18", "1.814"),
+        ("resnet34", "3.664"),
+        ("resnet50", "4.089"),
+        ("resnet101", "7.801"),
+        ("resnet152", "11.514"),
+        ("resnet50_v1", "3.858"),
+    ],
+)
+def test_torchvision_macs(name: str, gmacs: str) -> None:
+    """Multiply-accumulates per 224x224 image are torchvision's to three decimals."""
+    assert f"{macs(models.get(name)) / 1e9:.3f}" == gmacs
+
+
+@pytest.mark.parametrize(("depth", "paper"), [(18, 1.8), (34, 3.6), (50, 3.8), (101, 7.6), (152, 11.3)])
+def test_paper_table_1_flops(depth: int, paper: float) -> None:
+    """The paper's "FLOPs" count a multiply-add once and put the stride on the first 1x1; it truncates or rounds to 0.1e9.
+
+    The stem, the pool and the additions are in neither count beyond their convolutions.
+    """
+    assert abs(macs(models.get(f"resnet{depth}_v1")) / 1e9 - paper) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "megabytes"),
+    [("resnet18", 13.0), ("resnet34", 19.3), ("resnet50", 57.0), ("resnet50_v1", 54.9), ("resnet101", 84.5), ("resnet152", 118.3)],
+)
+def test_bytes_moved(name: str, megabytes: float) -> None:
+    """Traffic per image in bf16 at batch 256 with one kernel per convolution, counted by hand from the table of layers."""
+    assert abs(bytes_moved(models.get(name), 2, 256) / 256 / 1e6 - megabytes) <= 0.05 + 1e-9
+
+
+def test_weight_layers_make_the_depth() -> None:
+    """A ResNet's name counts its convolutions and its fc, without shortcuts."""
+    for name in models.NAMES:
+        model = models.get(name)
+        weighted = [layer for layer in layers(model.body) if isinstance(layer, Conv2d | Linear) and ".downsample" not in layer.name]
+        depth = name.removesuffix("_v1").lstrip("abcdefghijklmnopqrstuvwxyz_")
+        assert len(weighted) == int(depth), name
+
+
+@pytest.mark.parametrize("name", [name for name in models.NAMES if "plain" not in name and "1202" not in name])
+def test_shortcut_options(name: str) -> None:
+    """A has no shortcut parameters, B projects where the shape changes, C everywhere."""
+    option_a, option_b, option_c = (models.get(f"{name}_{letter}") for letter in "abc")
+
+    def projections(model: ModelSpec) -> int:
+        return sum(isinstance(layer, Conv2d) and ".downsample." in layer.name for layer in layers(model.body))
+
+    pads = [layer for layer in layers(option_a.body) if isinstance(layer, PadShortcut)]
+    blocks = sum(layer.name.endswith(".add") for layer in layers(option_a.body))
+    assert projections(option_a) == 0
+    assert projections(option_b) == len(pads) > 0
+    assert projections(option_c) == blocks
+    assert parameter_count(option_a) < parameter_count(option_b) < parameter_count(option_c)
+    default = models.get(name)
+    assert tensor_shapes(default) == tensor_shapes(option_a if name.startswith("cifar") else option_b)
+
+
+def test_stride_placement() -> None:
+    """v1.5 strides the 3x3 of a downsampling bottleneck, v1 its first 1x1, and their tensors are the same."""
+
+    def strides(name: str) -> dict[str, int]:
+        return {layer.name: layer.stride for layer in layers(models.get(name).body) if isinstance(layer, Conv2d)}
+
+    late, early = strides("resnet50"), strides("resnet50_v1")
+    assert (late["layer2.0.conv1"], late["layer2.0.conv2"]) == (1, 2)
+    assert (early["layer2.0.conv1"], early["layer2.0.conv2"]) == (2, 1)
+    assert tensor_shapes(models.get("resnet50")) == tensor_shapes(models.get("resnet50_v1"))
+
+
+def test_basic_blocks_have_one_stride_placement() -> None:
+    """For 18 and 34 layers v1 and v1.5 are one network."""
+    for depth in (18, 34):
+        assert models.get(f"resnet{depth}").body == models.get(f"resnet{depth}_v1").body
+
+
+@given(n=st.integers(1, 40))
+def test_any_cifar_depth(n: int) -> None:
+    """Every 6n + 2 is a ResNet and a plain net with equal parameters under option A, as counted stage by stage."""
+    residual, plain = models.get(f"cifar_resnet{6 * n + 2}"), models.get(f"cifar_plain{6 * n + 2}")
+    # Per stage of width w: 2n convolutions of 9 w^2 with 2 w of batch norm, less half a kernel where the width doubles.
+    stages = sum(2 * n * (9 * w * w + 2 * w) for w in (16, 32, 64)) - 9 * (32 * 16 + 64 * 32)
+    expected = 3 * 16 * 9 + 2 * 16 + stages + 64 * 10 + 10
+    assert parameter_count(residual) == parameter_count(plain) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("resnet49", "resnet"),
+        ("ResNet50", "resnet50"),
+        ("resnet-50", "resnet50"),
+        ("cifar_resnet21", "cifar_resnet"),
+        ("cifar_resnet2", "cifar_resnet"),
+        ("cifar_resnet020", "cifar_resnet20"),
+        ("resnet50_d", "resnet50"),
+        ("plain50", "plain"),
+        ("plain34_b", "plain34"),
+        ("plain34_v1", "plain34"),
+        ("cifar_resnet20_v1", "cifar_resnet20"),
+        ("resnet50\n", "resnet50"),
+        ("", ""),
+    ],
+)
+def test_unknown_names_give_the_nearest(name: str, nearest: str) -> None:
+    """A name that no family knows is refused with the nearest that exists."""
+    with pytest.raises(models.UnknownModelError) as caught:
+        models.get(name)
+    assert str(caught.value).startswith(f"there is no model {name!r}; the nearest is ")
+    suggestion = str(caught.value).split("the nearest is '")[1].split("'")[0]
+    assert suggestion in models.NAMES
+    assert suggestion.startswith(nearest)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_model_or_unknown(name: str) -> None:
+    """No text gives anything but a model of that name or UnknownModelError."""
+    with contextlib.suppress(models.UnknownModelError):
+        assert models.get(name).name == name
+
+
+def test_all_names_are_found() -> None:
+    """Every listed name gives a model that is called so."""
+    assert [models.get(name).name for name in models.NAMES] == list(models.NAMES)
+    assert len(set(models.NAMES)) == len(models.NAMES)
