@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,11 @@ class About:
         cores = facts.get("cores")
         parts = (facts.get("gpu_model"), facts.get("cpu_model"), f"{cores} cores" if cores else None)
         return ", ".join(str(part) for part in parts if part) or "unknown machine"
+
+    def again(self) -> list[str]:
+        """The commands that measured, where the runs kept them."""
+        commands = [self.runs[run_id].details.get("command") for run_id in self.run_ids if run_id in self.runs]
+        return _unique(shlex.join(["levelfield", *map(str, command)]) for command in commands if isinstance(command, list))
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Names and values, in the order of the strip."""

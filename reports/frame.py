@@ -11,6 +11,7 @@ Rules that hold for every row (they are applied here once, so that no table, fig
 from __future__ import annotations
 
 import math
+import re
 import statistics as descriptive
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -99,6 +100,10 @@ class NoRecordsError(ValueError):
     """A path that holds no run; the message names it."""
 
 
+class BaselineError(ValueError):
+    """A baseline that is not written as implementation/mode; the message shows one that is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """Records with the runs that they are of; ``unreadable`` names the files that are no records, with the reason."""
@@ -174,6 +179,7 @@ def load(path: str | Path, baseline: str = BASELINE) -> pd.DataFrame:
 
     Raises:
         NoRecordsError: nothing there is a run.
+        BaselineError: ``baseline`` is not "implementation/mode".
     """
     return tidy(read(path), baseline)
 
@@ -203,7 +209,13 @@ def read(path: str | Path) -> Loaded:
 
 
 def tidy(loaded: Loaded, baseline: str = BASELINE) -> pd.DataFrame:
-    """The frame of ``load`` from records in memory."""
+    """The frame of ``load`` from records in memory.
+
+    Raises:
+        BaselineError: ``baseline`` is not "implementation/mode".
+    """
+    if not re.fullmatch(r"[^/]+/[^/]+", baseline):
+        raise BaselineError(f"the baseline {baseline!r} is not written as IMPLEMENTATION/MODE, like {BASELINE}")
     rows: list[dict[str, Any]] = []
     for run_id in dict.fromkeys(record.run_id for record in loaded.records):
         records = _latest(record for record in loaded.records if record.run_id == run_id)

@@ -81,7 +81,7 @@ class Content:
 def content(frame: pd.DataFrame, about: About, report: Path | None = None) -> Content:
     """The comparison in words and numbers; ``report`` is where the page lies, if it is written."""
     sections = tuple(_section(rows, about) for rows in groups(frame))
-    footer = [f"Again: levelfield rerun {run}" for run in about.run_ids]
+    footer = [f"Again: {command}" for command in about.again()]
     if report is not None:
         footer.insert(0, f"Report: {report}")
     return Content(headline(sections), about.facts(), sections, NO_CONCLUSION, tuple(footer))

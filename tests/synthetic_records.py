@@ -25,7 +25,7 @@ class Run:
 
     def __init__(self, root: Path, machine: dict[str, object] | None = None) -> None:
         self.store = Store(root)
-        self.run = self.store.create_run(machine or MACHINE, {})
+        self.run = self.store.create_run(machine or MACHINE, {"command": ["bench", "--models", "resnet50"]})
         self.folder = root / self.run.run_id
         self.certificates: dict[Cell, str] = {}
         self.clock = 0

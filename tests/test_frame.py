@@ -317,6 +317,13 @@ def test_no_run_is_one_sentence(tmp_path: Path) -> None:
         frame.load(tmp_path)
 
 
+@pytest.mark.parametrize("baseline", ["", "pytorch", "pytorch/", "/eager", "a/b/c"])
+def test_a_baseline_has_two_parts(run: Run, baseline: str) -> None:
+    """Anything but implementation/mode is refused in one sentence that shows how it is written."""
+    with pytest.raises(frame.BaselineError, match="like pytorch/eager"):
+        frame.load(run.folder, baseline)
+
+
 def test_unreadable_files_are_named(run: Run) -> None:
     """A file that is no record is left out, and named without the path of this machine."""
     pair(run)

@@ -130,6 +130,12 @@ def test_over_the_ceiling_is_an_error(run: Run) -> None:
     assert "FLOP rate probe (jax) measured too low" in text
 
 
+def test_it_says_how_to_run_it_again(field: Run) -> None:
+    """The footer holds the very command that measured, and where the report lies when there is one."""
+    footer = write.comparison(field.folder, report=Path("out/index.html")).footer
+    assert footer == ("Report: out/index.html", "Again: levelfield bench --models resnet50")
+
+
 @pytest.mark.parametrize("width", [100, 120])
 def test_width(field: Run, width: int) -> None:
     """No line is longer than the terminal, and no row of figures is broken in two."""
