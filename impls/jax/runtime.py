@@ -31,8 +31,13 @@ Array = npt.NDArray[Any]
 DTYPES = {"fp64": jnp.float64, "fp32": jnp.float32, "tf32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 MATMUL_PRECISION = {"fp64": "highest", "fp32": "highest", "tf32": "tensorfloat32"}  # of convolutions too; None is XLA's default
 
-SCAN_FROM = 20
-"""Fewest equal blocks in a row that are a scan."""
+SCAN_FROM = {"cpu": 7, "gpu": 100}
+"""Fewest equal blocks in a row that are a scan, by JAX's name of the platform.
+
+2 cores, fp32, milliseconds as a scan and unrolled: runs of 35 and 7 blocks (resnet152, batch 1) 70 and 84, of 18 and 17
+(cifar_resnet110, batch 64) 165 and 207, of 5 or fewer (resnet50, batch 1) 46 and 45. On a GPU, where each row of the
+stacked weights is copied for cuDNN, a scan is for what takes minutes to compile unrolled.
+"""
 
 
 class Runtime(implementation.Runtime):
@@ -51,8 +56,8 @@ class Runtime(implementation.Runtime):
         jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION.get(settings.precision))
         try:
             self._device = jax.devices()[0]
-        except RuntimeError as error:
-            raise CannotError(f"JAX finds no {settings.device} device here: {error}") from None
+        except (RuntimeError, AssertionError) as error:  # JAX 0.10.2 asserts where no plugin for the platform is installed
+            raise CannotError(f"JAX finds no {settings.device} device here: {str(error) or 'its plugin is not installed'}") from None
         self._dtype = DTYPES[settings.precision]
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Array], mode: str, input_shape: Shape) -> Network:
@@ -84,8 +89,9 @@ class Part:
 def parts_of(model: ModelSpec) -> list[Part]:
     """The body as long runs of equal blocks and what lies between them."""
     parts: list[Part] = []
+    scan_from = SCAN_FROM[jax.default_backend()]
     for run in equal_runs(model.body):
-        if len(run) >= SCAN_FROM:
+        if len(run) >= scan_from:
             parts.append(Part((without_prefix(run[0], run[0].name),), tuple(block.name for block in run)))
         elif parts and parts[-1].prefixes == ("",):
             parts[-1] = Part(parts[-1].nodes + run, ("",))
