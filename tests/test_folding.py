@@ -74,16 +74,17 @@ def test_same_function(name: str) -> None:
 def test_other_batch_norms_stay() -> None:
     """A batch norm after anything but a convolution stays with its tensors, and a bias that is there is folded in."""
     conv = Conv2d("conv", 3, 4, 1, 1, NO_PADDING, bias=True)
-    norms = [BatchNorm2d(name, 4, 1e-3, 0.1, "unbiased") for name in ("bn1", "bn2", "bn3")]
-    block = Block("block", ((), (replace(conv, name="inner", in_channels=4), norms[2])), Add("add"), (Relu("out"),))
+    norms = [BatchNorm2d(name, 4, 1e-3, 0.1, "unbiased") for name in ("bn1", "bn2", "bn3", "bn4")]
+    block = Block("block", ((), (replace(conv, name="inner", in_channels=4), norms[2])), Add("add"), (norms[3], Relu("out")))
     model = ModelSpec("net", (3, 4, 4), 1, (conv, norms[0], Relu("relu"), norms[1], block), "a test")
     rng = np.random.default_rng(0)
     weights = {name: (0.5 + rng.random(shape)).astype(np.float32) for name, shape in tensor_shapes(model).items()}
     folded, folded_weights = fold_batch_norm(model, weights)
-    assert [layer.name for layer in layers(folded.body)] == ["conv", "relu", "bn2", "inner", "add", "out"]
+    assert [layer.name for layer in layers(folded.body)] == ["conv", "relu", "bn2", "inner", "add", "bn4", "out"]
     assert list(folded_weights) == list(tensor_shapes(folded))
-    for leaf in ("weight", "bias", "running_mean", "running_var"):
-        assert folded_weights[f"bn2.{leaf}"] is weights[f"bn2.{leaf}"]
+    for name in ("bn2", "bn4"):
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            assert folded_weights[f"{name}.{leaf}"] is weights[f"{name}.{leaf}"]
     images = rng.standard_normal((1, 3, 4, 4)).astype(np.float32)
     np.testing.assert_allclose(taps(folded, folded_weights, images)["out"], taps(model, weights, images)["out"], rtol=1e-6, atol=1e-6)
 

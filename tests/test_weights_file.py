@@ -148,6 +148,15 @@ def test_save_is_atomic(file: Path) -> None:
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_readers_keep_the_file_that_they_opened(file: Path) -> None:
+    """A save replaces the file instead of writing into it, so whoever reads the old one reads it whole."""
+    before = file.read_bytes()
+    with file.open("rb") as reader:
+        write(file, WEIGHTS | {"fc.bias": WEIGHTS["fc.bias"] + np.float32(1)})
+        assert reader.read() == before
+    assert file.read_bytes() != before
+
+
 def test_hashes_see_name_shape_and_bytes() -> None:
     """The hash of a tensor is that of its shape and bytes; the root changes with a name, a shape or one bit."""
     array = np.arange(6, dtype=np.float32)
