@@ -82,6 +82,17 @@ def test_leaders_tie_and_beat_the_baseline(field: Run) -> None:
     assert re.search(r"PyTorch compile \(1\.1\dx \[.*\]\) and ONNX Runtime \(1\.1\dx \[.*\]\) tie; each beats PyTorch eager\.$", headline)
 
 
+def test_only_those_beat_the_baseline_whose_interval_says_so(run: Run) -> None:
+    """A leader whose wide interval reaches 1 ties for first, and is not said to beat the baseline."""
+    steady(run, "pytorch/eager", 0.020)
+    steady(run, "jax/jit", 0.017)
+    run.certify("onnx/ort")
+    for index, seconds in enumerate((0.012, 0.025, 0.014, 0.024)):
+        run.process("onnx/ort", index, seconds)
+    said = "JAX jit and ONNX Runtime tie for first, though not every row below them is told apart from each; JAX jit beats PyTorch eager."
+    assert verdicts(run) == [said]
+
+
 def test_one_process_makes_no_comparison(run: Run) -> None:
     """With one process each there is a time, no interval, no rank and no verdict."""
     steady(run, "pytorch/eager", 0.02, rounds=1)
