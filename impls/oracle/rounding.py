@@ -149,7 +149,8 @@ def envelope(
 
     Each run adds sigma * N(0, 1) after every operation; sigma comes from the noiseless run. One image at a time, with its
     sigmas in float32 (0.11 GB for ResNet-50 at 224x224), so memory does not grow with the batch; the noise of image i
-    depends on ``seed`` and i alone. Costs a few forward passes and about two more per run: the noise takes as long to draw as the pass itself.
+    depends on ``seed`` and i alone. Costs a few forward passes and about two more per run: drawing the noise takes as long as
+    the pass itself.
 
     Pass weights and images as the implementation holds them (:func:`round_to` for bf16 and fp16): the cast is no error.
 
