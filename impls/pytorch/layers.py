@@ -7,7 +7,6 @@ meaning it is that module, with every argument written out, so tools that look f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -156,7 +155,9 @@ class Add(nn.Module):
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         """Sum of tensors of one shape."""
-        return reduce(Tensor.add_ if self.inplace else Tensor.add, others, first)
+        for other in others:
+            first = first.add_(other) if self.inplace else first.add(other)
+        return first
 
 
 def add(layer: spec.Add, tensors: Tensors) -> nn.Module:

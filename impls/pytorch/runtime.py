@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor
 from torch import Tensor, nn
 
 from impls import implementation, spec
@@ -149,9 +148,15 @@ class Network(implementation.Network):
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "training": self._model.training,
             "compiler": "inductor" if compiled else "none",
-            "freezing": compiled and inductor.freezing,
-            "weight_prepack": compiled and inductor.freezing and inductor.cpp.weight_prepack and self._device.type == "cpu",
+            "freezing": compiled and _inductor_config().freezing,
+            "weight_prepack": compiled and self._device.type == "cpu" and _inductor_config().cpp.weight_prepack,
         }
+
+
+def _inductor_config() -> Any:
+    from torch._inductor import config  # noqa: PLC0415 - nearly a second that an eager process need not spend
+
+    return config
 
 
 def _compile(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
@@ -161,6 +166,7 @@ def _compile(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
     """
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         raise CannotError("torch.compile builds C++ extensions and Python.h is missing: install Python's headers (python3-dev)")
+    inductor = _inductor_config()
     inductor.freezing = True
     inductor.cpp.weight_prepack = dtype != torch.float64  # oneDNN has no float64, and prepacking fails where it should pass
     inductor.cpp.cxx = (None, os.environ.get("CXX", "g++"), "clang++")
