@@ -1,9 +1,9 @@
 """TensorFlow: one ``tf.function`` of fixed input shape, run by TensorFlow's graph executor or compiled by XLA.
 
 In the graph the weights are constants. Then oneDNN rearranges each filter once and not in every pass, which a variable
-could not promise: ResNet-50 at batch 1 on one Zen 5 core takes two thirds of the time in bf16 and 1 to 3 % less in fp32,
-for a first pass 1 to 2 s longer and about twelve times the weights in host memory. XLA gains nothing from constants, so
-there the weights are variables, which it takes as arguments.
+could not promise: ResNet-50 at batch 1 on Zen 5 takes about two thirds of the CPU time in bf16 and 1 to 3 % less in fp32,
+for a first pass 1 to 2 s longer and about twelve times the weights in host memory. XLA gains nothing from constants on
+ResNet-50 (about a tenth of 1 ms on a CIFAR net) and needs twice the memory with them, so there the weights are variables.
 """
 
 from __future__ import annotations
