@@ -33,10 +33,21 @@ class Padding:
 
     @classmethod
     def same_on_all_sides(cls, size: int) -> Padding:
+        """``size`` rows or columns on each side."""
         return cls(size, size, size, size)
 
 
 NO_PADDING = Padding(0, 0, 0, 0)
+
+
+class _NoTensors:
+    """A layer without weights."""
+
+    __slots__ = ()
+
+    def tensors(self) -> dict[str, Shape]:
+        """None."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,7 @@ class Conv2d:
     bias: bool
 
     def tensors(self) -> dict[str, Shape]:
+        """Shape of each tensor that the layer holds, by the last part of its name."""
         shapes: dict[str, Shape] = {"weight": (self.out_channels, self.in_channels, self.kernel, self.kernel)}
         return shapes | {"bias": (self.out_channels,)} if self.bias else shapes
 
@@ -72,21 +84,19 @@ class BatchNorm2d:
     running_variance: Literal["unbiased", "biased"]
 
     def tensors(self) -> dict[str, Shape]:
+        """Scale, offset and running statistics, (channels,) each."""
         return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (self.channels,))
 
 
 @dataclass(frozen=True, slots=True)
-class Relu:
+class Relu(_NoTensors):
     """max(x, 0), with derivative 0 at 0."""
 
     name: str
 
-    def tensors(self) -> dict[str, Shape]:
-        return {}
-
 
 @dataclass(frozen=True, slots=True)
-class MaxPool2d:
+class MaxPool2d(_NoTensors):
     """Maximum over a square window; padding holds minus infinity, so a pad is never the maximum."""
 
     name: str
@@ -94,18 +104,12 @@ class MaxPool2d:
     stride: int
     padding: Padding
 
-    def tensors(self) -> dict[str, Shape]:
-        return {}
-
 
 @dataclass(frozen=True, slots=True)
-class GlobalAvgPool2d:
+class GlobalAvgPool2d(_NoTensors):
     """Mean over height and width: (N, C, H, W) to (N, C)."""
 
     name: str
-
-    def tensors(self) -> dict[str, Shape]:
-        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +121,12 @@ class Linear:
     out_features: int
 
     def tensors(self) -> dict[str, Shape]:
+        """Weight (out, in) and bias (out,)."""
         return {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
 
 
 @dataclass(frozen=True, slots=True)
-class PadShortcut:
+class PadShortcut(_NoTensors):
     """The paper's option A: every ``stride``-th row and column from the first, and zero channels added on both sides."""
 
     name: str
@@ -129,18 +134,12 @@ class PadShortcut:
     channels_before: int
     channels_after: int
 
-    def tensors(self) -> dict[str, Shape]:
-        return {}
-
 
 @dataclass(frozen=True, slots=True)
-class Add:
+class Add(_NoTensors):
     """Sum of its inputs, in the order of the branches."""
 
     name: str
-
-    def tensors(self) -> dict[str, Shape]:
-        return {}
 
 
 Layer = Conv2d | BatchNorm2d | Relu | MaxPool2d | GlobalAvgPool2d | Linear | PadShortcut | Add
@@ -291,7 +290,8 @@ def tap_shapes(model: ModelSpec, batch: int, height: int, width: int) -> dict[st
         shapes[layer.name] = output_shape(layer, *inputs)
         return shapes[layer.name]
 
-    walk(model.body, apply, (batch, model.input_chw[0], height, width))
+    images: Shape = (batch, model.input_chw[0], height, width)
+    walk(model.body, apply, images)
     return shapes
 
 
@@ -333,7 +333,8 @@ def bytes_moved(model: ModelSpec, storage_bytes: int, batch: int, height: int | 
         total += sum(math.prod(shape) for leaf, shape in layer.tensors().items() if leaf in ("weight", "bias"))
         return output
 
-    walk(model.body, apply, (batch, model.input_chw[0], height or model.input_chw[1], width or model.input_chw[2]))
+    images: Shape = (batch, model.input_chw[0], height or model.input_chw[1], width or model.input_chw[2])
+    walk(model.body, apply, images)
     return total * storage_bytes
 
 

@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 
 def load(path: str | Path, baseline: str | None = None) -> pd.DataFrame:
     """What was measured, as one tidy frame with a row per cell: see ``reports.frame.load`` for columns, units and errors."""
-    from reports import frame  # noqa: PLC0415 - importing levelfield must need nothing
+    from reports import frame  # importing levelfield must need nothing
 
     return frame.load(path) if baseline is None else frame.load(path, baseline)

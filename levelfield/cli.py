@@ -30,7 +30,7 @@ SCHEMA_VERSION = 1
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Listed(click.ParamType):
+class Listed(click.ParamType[tuple[Any, ...], Any]):
     """A comma-separated list of words, or of numbers."""
 
     name = "list"
@@ -51,7 +51,7 @@ class Listed(click.ParamType):
         return words
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float, Any]):
     """Seconds, minutes or hours: ``90s``, ``5m``, ``1h``."""
 
     name = "duration"
@@ -93,6 +93,7 @@ EXPECTED = {
     "impls.models.UnknownModelError",
     "impls.spec.SpecError",
     "impls.weights.file.WeightFileError",
+    "reports.frame.BaselineError",
     "reports.frame.NoRecordsError",
     "results.schema.RecordError",
     "results.store.StoreError",
@@ -321,7 +322,9 @@ def weights_make(model: str, seed: int, out: Path) -> None:
 
         spec = known.get(model)
         preprocess = inputs.for_model(spec).preprocess
-        root = file.save(out, spec, synthesis.synthesize(spec, seed), source=f"synthesised, seed {seed}", preprocess=preprocess, licence="CC0-1.0")
+        root = file.save(
+            out, spec, synthesis.synthesize(spec, seed), source=f"synthesised, seed {seed}", preprocess=preprocess, licence="CC0-1.0"
+        )
         click.echo(f"{out}: {model}, seed {seed}, {root}")
 
 

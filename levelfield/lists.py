@@ -46,7 +46,7 @@ def plan(planned: Plan, manifests: Mapping[str, Manifest]) -> None:
         shown.add_column(heading)
     rows: dict[tuple[str, ...], list[str]] = {}
     for cell in planned.cells:
-        key = (cell.model, cell.precision, str(cell.batch_size), str(cell.scope), str(cell.scenario))
+        key = tuple(str(part) for part in (cell.model, cell.precision, cell.batch_size, cell.scope, cell.scenario))
         rows.setdefault(key, []).append(manifests[cell.implementation].modes[cell.mode].title)
     for key, names in rows.items():
         shown.add_row(*key, ", ".join(names))

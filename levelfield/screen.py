@@ -88,17 +88,25 @@ def bench_document(folder: Path, baseline: str, planned: Plan) -> dict[str, Any]
     cells = frame.load(folder, baseline)
     rows = []
     for _, row in cells.iterrows():
-        plain = {name: _plain(value) for name, value in row.items()}
+        plain = {str(name): _plain(value) for name, value in row.items()}
         rows.append(
             {
                 **plain,
                 "latency_s": _interval(plain, "latency{}_s"),
                 "throughput_images_per_s": _interval(plain, "throughput{}_images_per_s"),
-                "ratios": [] if plain["ratio"] is None else [{"baseline": baseline, **_interval(plain, "ratio{}"), "tie": plain["tie"], "mde": plain["mde"]}],
+                "ratios": []
+                if plain["ratio"] is None
+                else [{"baseline": baseline, **_interval(plain, "ratio{}"), "tie": plain["tie"], "mde": plain["mde"]}],
             }
-        )  # fmt: skip
+        )
     run = Store(folder.parent).run(folder.name)
-    return {"run_id": run.run_id, "rows": rows, "machine": dict(run.machine), "estimated_s": planned.estimated_s, "reductions": list(planned.reductions)}
+    return {
+        "run_id": run.run_id,
+        "rows": rows,
+        "machine": dict(run.machine),
+        "estimated_s": planned.estimated_s,
+        "reductions": list(planned.reductions),
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -126,7 +134,13 @@ def certify_document(certificates: Mapping[Cell, Record], skips: Sequence[Skip])
     made = []
     skipped = [{**dataclasses.asdict(skip)} for skip in skips]
     for cell, record in certificates.items():
-        about = {"implementation": cell.implementation, "mode": cell.mode, "model": cell.model, "precision": cell.precision, "device": cell.device}
+        about = {
+            "implementation": cell.implementation,
+            "mode": cell.mode,
+            "model": cell.model,
+            "precision": cell.precision,
+            "device": cell.device,
+        }
         if record.status == "skipped":
             skipped.append({**about, "reason": record.reason, "by_name": False})
             continue

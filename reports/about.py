@@ -26,7 +26,7 @@ class About:
         return list(dict.fromkeys(record.run_id for record in sorted(self.records, key=lambda record: record.created_utc)))
 
     def machine(self, run_id: str) -> str:
-        """"AMD EPYC 9B45, 2 cores" for a run; "unknown machine" where its facts were not kept."""
+        """ "AMD EPYC 9B45, 2 cores" for a run; "unknown machine" where its facts were not kept."""
         run = self.runs.get(run_id)
         facts = run.machine if run else {}
         cores = facts.get("cores")
@@ -77,7 +77,7 @@ def _versions(records: Iterable[Record]) -> list[str]:
 
 
 def _minute(moment: str) -> str:
-    """"2026-11-20 05:02 UTC" for an ISO 8601 moment."""
+    """ "2026-11-20 05:02 UTC" for an ISO 8601 moment."""
     return datetime.datetime.fromisoformat(moment).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 

@@ -24,7 +24,7 @@ def _manifest(name: str) -> Manifest | None:
 
 
 def implementation(name: str, mode: str) -> str:
-    """"PyTorch compile" for ("pytorch", "compile"): the title in its ``impl.toml``."""
+    """ "PyTorch compile" for ("pytorch", "compile"): the title in its ``impl.toml``."""
     manifest = _manifest(name)
     if manifest is None or mode not in manifest.modes:
         return f"{name} {mode}".strip()
@@ -32,14 +32,14 @@ def implementation(name: str, mode: str) -> str:
 
 
 def versions(implementation: str, software: Mapping[str, str]) -> str:
-    """"torch 2.13.0, python 3.11.7": of the installed packages, the one that stands for the framework, and Python."""
+    """ "torch 2.13.0, python 3.11.7": of the installed packages, the one that stands for the framework, and Python."""
     manifest = _manifest(implementation)
     wanted = (manifest.distribution if manifest else implementation, "python")
     return ", ".join(f"{name} {software[name]}" for name in wanted if name in software)
 
 
 def model(name: str) -> str:
-    """"CIFAR ResNet-20" for "cifar_resnet20"."""
+    """ "CIFAR ResNet-20" for "cifar_resnet20"."""
     match = _MODEL.fullmatch(name)
     if match is None:
         return name
@@ -48,7 +48,7 @@ def model(name: str) -> str:
 
 
 def joined(names: list[str]) -> str:
-    """"A, B and C"."""
+    """ "A, B and C"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

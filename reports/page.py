@@ -118,8 +118,6 @@ def _chapters(frame: pd.DataFrame, content: Content) -> Iterator[Chapter]:
     )
 
 
-
-
 def _timing(section: Section, rows: pd.DataFrame) -> Part:
     drawn = figures.forest(rows, section.baseline)
     caption = (

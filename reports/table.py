@@ -263,7 +263,7 @@ def _ratio(row: pd.Series) -> str:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """"17.9 [17.6,18.2]": as many decimals as the interval gives meaning to."""
+    """ "17.9 [17.6,18.2]": as many decimals as the interval gives meaning to."""
     if math.isnan(low) or math.isnan(high):
         return f"{value:.3g} (no interval)"
     decimals = _decimals(value, high - low)

@@ -39,6 +39,9 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 MEANING_BOUND = 1e-10
 """Six decades above float64 rounding in these nets (5e-14) and, in float64, two below the smallest known fault (4e-8)."""
 
+SHARED_CODE = ("impls/implementation.py", "impls/weights/*.py", "suites/equivalence.py", "suites/harness/worker.py")
+"""The code beside an implementation's own, and the oracle's, that a certificate depends on."""
+
 LATTICE_SEED = 1
 PROBE_BATCH = 2
 PROBE_SIZE = 64
@@ -239,9 +242,14 @@ class Examination:
             images = about.inputs.ring(size)
             save_file({"images": images}, ring)
             worker.call(
-                "prepare", BUILD_TIMEOUT_S,
-                handle="timed", weights=str(about.path), mode=cell.mode, input_shape=list(images.shape[1:]), fold=True,
-            )  # fmt: skip
+                "prepare",
+                BUILD_TIMEOUT_S,
+                handle="timed",
+                weights=str(about.path),
+                mode=cell.mode,
+                input_shape=list(images.shape[1:]),
+                fold=True,
+            )
             settings = worker.call("put", BUILD_TIMEOUT_S, handle="timed", images=str(ring))["settings"]
             worker.call("outputs", CALL_TIMEOUT_S, handle="timed", out=str(out))
             identities.append(identity(held(about.folded_weights, cell.precision), worker.call("weights", CALL_TIMEOUT_S, handle="timed")))
@@ -332,11 +340,11 @@ def _key(context: Context, cell: Cell, about: Subject, batch_sizes: tuple[int, .
         sorted(batch_sizes),
         context.threads,
         oracle_sha256(),
-        code_sha256(f"impls/{cell.implementation}/*", "impls/implementation.py", "impls/weights/*.py", "suites/equivalence.py", "suites/harness/worker.py"),
+        code_sha256(f"impls/{cell.implementation}/*", *SHARED_CODE),
         sorted(hello["packages"].items()),
         hello["python"],
         context.run.machine["machine_id"],
-    ]  # fmt: skip
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

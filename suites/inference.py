@@ -66,9 +66,7 @@ def groups(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     return [tuple(group) for group in found.values()]
 
 
-def run(
-    context: Context, cells: Sequence[Cell], effort: Effort, certificates: Mapping[Cell, Record], measured: Callable[[], None]
-) -> None:
+def run(context: Context, cells: Sequence[Cell], effort: Effort, certificates: Mapping[Cell, Record], measured: Callable[[], None]) -> None:
     """Measure certified cells until each group has ``effort.processes`` whole rounds; ``measured`` is called after each group.
 
     Rounds that the store already holds are not measured again.
@@ -161,9 +159,14 @@ class _Round:
         ring = self.context.scratch / "ring.safetensors"
         save_file({"images": images}, ring)
         loaded = worker.call(
-            "prepare", BUILD_TIMEOUT_S,
-            handle=cell.key, weights=str(about.path), mode=cell.mode, input_shape=list(images.shape[1:]), fold=True,
-        )  # fmt: skip
+            "prepare",
+            BUILD_TIMEOUT_S,
+            handle=cell.key,
+            weights=str(about.path),
+            mode=cell.mode,
+            input_shape=list(images.shape[1:]),
+            fold=True,
+        )
         put = worker.call("put", BUILD_TIMEOUT_S, handle=cell.key, images=str(ring))
         columns: dict[str, list[Any]] = {name: [] for name in ("visit", "start_ns", "duration_ns", "calls", "warmup")}
         return Turn(cell, worker, cell.key, hello, {**loaded["settings"], **put["settings"]}, {}, columns)
@@ -221,11 +224,11 @@ class _Round:
         seeds = self.all_seeds[cell.implementation, cell.mode, cell.precision]
         shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
         return {
-            "process": {"index": seeds.index, "hash_seed": seeds.hash_seed, "pad_bytes": seeds.pad_bytes, "order_seed": seeds.order_seed, "pid": None},
+            "process": seeds.as_record(),
             "certificate_id": self.certificates[cell.certificate_cell].record_id,
             "model": about.as_record(cell.precision, cell.batch_size),
             "inputs": {"sha256": about.inputs.sha256, "source": about.inputs.source, "ring_size": RING, "shape": shape},
-        }  # fmt: skip
+        }
 
     def _fail(self, cell: Cell, error: WorkerError) -> None:
         self.context.store.append(self.context.failure("inference", cell, error, **self._fields(cell)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from safetensors.numpy import save_file
 
@@ -34,11 +35,11 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str) -> list[
     assert cell.batch_size is not None
     about = subject(cell.model)
     seeds = Seeds(index, secrets.randbits(31))
-    fields: dict[str, object] = {
-        "process": {"index": index, "hash_seed": seeds.hash_seed, "pad_bytes": seeds.pad_bytes, "order_seed": seeds.order_seed, "pid": None},
+    fields: dict[str, Any] = {
+        "process": seeds.as_record(),
         "certificate_id": certificate_id,
         "model": about.as_record(cell.precision, cell.batch_size),
-    }  # fmt: skip
+    }
     images = about.inputs.ring(cell.batch_size)
     ring = context.scratch / "ring.safetensors"
     save_file({"images": images}, ring)
@@ -47,9 +48,14 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str) -> list[
             hello = worker.call("start", START_TIMEOUT_S)
             imported = worker.call("memory", CALL_TIMEOUT_S, reset=False)["peak_memory_bytes"]
             loaded = worker.call(
-                "prepare", BUILD_TIMEOUT_S,
-                handle="cell", weights=str(about.path), mode=cell.mode, input_shape=list(images.shape[1:]), fold=True,
-            )  # fmt: skip
+                "prepare",
+                BUILD_TIMEOUT_S,
+                handle="cell",
+                weights=str(about.path),
+                mode=cell.mode,
+                input_shape=list(images.shape[1:]),
+                fold=True,
+            )
             first = worker.call("put", BUILD_TIMEOUT_S, handle="cell", images=str(ring))
             peak = worker.call("memory", CALL_TIMEOUT_S, reset=True)
             worker.call("visit", CALL_TIMEOUT_S, handle="cell", scope=cell.scope, samples=RUNNING_CALLS, calls=1)

@@ -12,7 +12,22 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from impls.spec import NO_PADDING, Add, BatchNorm2d, Block, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ModelSpec, Node, Padding, PadShortcut, Relu
+from impls.spec import (
+    NO_PADDING,
+    Add,
+    BatchNorm2d,
+    Block,
+    Conv2d,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    Node,
+    Padding,
+    PadShortcut,
+    Relu,
+)
 
 Shortcut = Literal["A", "B", "C"]
 
@@ -52,7 +67,7 @@ def parse(name: str) -> ModelSpec | None:
     if not residual and (letter or match["v1"]):
         return None
     default: Shortcut = "A" if match["cifar"] else "B"
-    option: Shortcut | None = ({"a": "A", "b": "B", "c": "C", None: default}[letter]) if residual else None  # type: ignore[assignment]
+    option: Shortcut | None = ({"a": "A", "b": "B", "c": "C", None: default}[letter]) if residual else None
     if match["cifar"]:
         return None if match["v1"] or depth < 8 or (depth - 2) % 6 else cifar(name, depth, option)
     if depth in BASIC_DEPTHS or (residual and depth in BOTTLENECK_DEPTHS):
@@ -75,7 +90,9 @@ def imagenet(name: str, depth: int, shortcut: Shortcut | None, *, stride_on_firs
                 main, out = _bottleneck(prefix, channels, width, stride, stride_on_first=stride_on_first), width * EXPANSION
             body += _joined(prefix, main, channels, out, stride, shortcut)
             channels = out
-    return ModelSpec(name, (3, 224, 224), 1000, (*body, *_head(channels, 1000)), "arXiv 1512.03385 table 1; torchvision 0.28 models/resnet.py")
+    return ModelSpec(
+        name, (3, 224, 224), 1000, (*body, *_head(channels, 1000)), "arXiv 1512.03385 table 1; torchvision 0.28 models/resnet.py"
+    )
 
 
 def cifar(name: str, depth: int, shortcut: Shortcut | None) -> ModelSpec:
@@ -117,7 +134,9 @@ def _bottleneck(prefix: str, in_channels: int, width: int, stride: int, *, strid
     )
 
 
-def _joined(prefix: str, main: tuple[Layer, ...], in_channels: int, out_channels: int, stride: int, shortcut: Shortcut | None) -> tuple[Node, ...]:
+def _joined(
+    prefix: str, main: tuple[Layer, ...], in_channels: int, out_channels: int, stride: int, shortcut: Shortcut | None
+) -> tuple[Node, ...]:
     out = Relu(f"{prefix}.out")
     if shortcut is None:
         return (*main, out)

@@ -154,7 +154,7 @@ class Network(implementation.Network):
 
 
 def _inductor_config() -> Any:
-    from torch._inductor import config  # noqa: PLC0415 - nearly a second that an eager process need not spend
+    from torch._inductor import config  # nearly a second that an eager process need not spend
 
     return config
 

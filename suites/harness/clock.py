@@ -60,9 +60,12 @@ class TimedPath:
         if scope == "device":
             source, submit, finish = self.batches, network.run, network.wait
         else:
-            source, submit, finish = self.hosts, lambda host: network.run(network.put(host)), network.get
+            source, submit, finish = self.hosts, self._put_and_run, network.get
         with _no_collection():
             return [self._sample(source, submit, finish, calls) for _ in range(samples)]
+
+    def _put_and_run(self, batch: Any) -> Any:
+        return self.network.run(self.network.put(batch))
 
     def _sample(self, source: list[Any], submit: Callable[[Any], Any], finish: Callable[[Any], Any], calls: int) -> Sample:
         items = [source[(self._next + offset) % len(source)] for offset in range(calls)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import secrets
 from collections.abc import Callable, Mapping
@@ -109,6 +110,10 @@ class Seeds:
     hash_seed: int = field(default_factory=lambda: secrets.randbelow(2**32))
     pad_bytes: int = field(default_factory=lambda: secrets.randbelow(4097))
 
+    def as_record(self) -> dict[str, object]:
+        """The ``process`` field of a record."""
+        return {**dataclasses.asdict(self), "pid": None}
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -149,9 +154,7 @@ class Context:
         if seeds is not None:
             variables |= {"PYTHONHASHSEED": str(seeds.hash_seed), "LEVELFIELD_PADDING": "x" * seeds.pad_bytes}
         log = self.folder / "logs" / f"{purpose}-{name}-{cell.mode}-{precision}-{'x' if seeds is None else seeds.index}.log"
-        return WorkerProcess(
-            Launch(self.interpreters[name], name, cell.device, precision, self.threads, False, log, variables, self.root)
-        )
+        return WorkerProcess(Launch(self.interpreters[name], name, cell.device, precision, self.threads, False, log, variables, self.root))
 
     def record(self, suite: str, cell: Cell, status: str = "ok", reason: str | None = None, **fields: object) -> Record:
         """A record of this run; what is not given is null or empty."""

@@ -55,7 +55,12 @@ def _system() -> list[Finding]:
             platform.python_version(),
             "use Python " + ", ".join(f"{major}.{minor}" for major, minor in PYTHONS) + ": all four frameworks have wheels for these",
         ),
-        Finding("disk", free_gb > DISK_GB, f"{free_gb:.0f} GB free at {existing}", f"free {DISK_GB} GB, or set LEVELFIELD_CACHE to a larger disk"),
+        Finding(
+            "disk",
+            free_gb > DISK_GB,
+            f"{free_gb:.0f} GB free at {existing}",
+            f"free {DISK_GB} GB, or set LEVELFIELD_CACHE to a bigger disk",
+        ),
         Finding(
             "C++ compiler (only for PyTorch compile)",
             True,
@@ -63,7 +68,7 @@ def _system() -> list[Finding]:
             None if compiler else "apt install g++",
         ),
         Finding("NVIDIA GPU (only for --device cuda)", True, why_no_gpu or "there", None),
-    ]  # fmt: skip
+    ]
 
 
 def _frameworks(named: tuple[str, ...]) -> list[Finding]:
@@ -75,8 +80,10 @@ def _frameworks(named: tuple[str, ...]) -> list[Finding]:
         if name in given:
             done = subprocess.run(
                 [given[name], "-c", f"from importlib.metadata import version; print(version({manifest.distribution!r}))"],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             found = done.stdout.strip() or f"{manifest.distribution} is not installed in {given[name]}"
             mend = f"{given[name]} -m pip install -r {device.requirements}"
             findings.append(Finding(manifest.title, done.returncode == 0, found, mend))
@@ -93,6 +100,13 @@ def _noise() -> list[Finding]:
     limit = machine["cpu_limit_cores"]
     enough = not isinstance(limit, (int, float)) or limit >= cores
     return [
-        Finding("cores", enough, f"{cores} usable, limit {limit or 'none'}", "the container's CPU limit is below its cores: raise it or use --threads"),
-        Finding("load", load < 0.5 * cores, f"{load:.1f} on {cores} cores", "something else is running: wait for it, or expect wide intervals"),
-    ]  # fmt: skip
+        Finding(
+            "cores",
+            enough,
+            f"{cores} usable, limit {limit or 'none'}",
+            "the container's CPU limit is below its cores: raise it or use --threads",
+        ),
+        Finding(
+            "load", load < 0.5 * cores, f"{load:.1f} on {cores} cores", "something else is running: wait for it, or expect wide intervals"
+        ),
+    ]

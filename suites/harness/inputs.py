@@ -75,13 +75,15 @@ class Inputs:
 @functools.cache
 def photographs(height: int, width: int) -> Inputs:
     """Crops of the two photographs, half from each, evenly spaced from corner to corner."""
-    from sklearn.datasets import load_sample_images  # noqa: PLC0415 - half a second that most commands need not pay
+    from sklearn.datasets import load_sample_images  # half a second that most commands need not pay
 
     crops = []
     for photograph in load_sample_images().images:
         rows, columns = photograph.shape[0] - height, photograph.shape[1] - width
         if rows < 0 or columns < 0:
-            raise NoInputError(f"the embedded photographs have {photograph.shape[0]} x {photograph.shape[1]} pixels, not {height} x {width}")
+            raise NoInputError(
+                f"the embedded photographs have {photograph.shape[0]} x {photograph.shape[1]} pixels, not {height} x {width}"
+            )
         for index in range(POOL // 2):
             top, left = (index % 2) * rows, index * columns // (POOL // 2 - 1)
             crops.append(photograph[top : top + height, left : left + width])
@@ -94,7 +96,7 @@ def photographs(height: int, width: int) -> Inputs:
 @functools.cache
 def digits() -> tuple[Dataset, Dataset]:
     """Training and test set of the digits, as (count, 3, 32, 32) float32 in [-1, 1]."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     small = np.asarray(bunch.images, np.float32) / np.float32(8) - np.float32(1)

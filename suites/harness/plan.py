@@ -250,7 +250,9 @@ def _within_budget(plan: Plan, manifests: Mapping[str, Manifest], budget_s: floa
             plan = dataclasses.replace(plan, cells=tuple(cell for cell in plan.cells if cell.batch_size != sizes[-1]))
             reductions.append(f"batch size {sizes[-1]} is left out")
         else:
-            reductions.append(f"the least that can be measured takes about {plan.estimated_s:.0f} s, more than the budget of {budget_s:.0f} s")
+            reductions.append(
+                f"the least that can be measured takes about {plan.estimated_s:.0f} s, more than the budget of {budget_s:.0f} s"
+            )
             return dataclasses.replace(plan, reductions=tuple(reductions))
 
 

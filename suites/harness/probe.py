@@ -78,4 +78,3 @@ def run(context: Context, arm: Cell) -> None:
         return
     measurements = {"peak_flops_per_s": best, "copy_bytes_per_s": copy_bytes_per_s()}
     context.store.append(context.record("probe", arm, measurements=measurements, software=hello["packages"]))
-

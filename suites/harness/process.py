@@ -66,12 +66,25 @@ class WorkerProcess:
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
         command = [
-            str(launch.python), "-m", "suites.harness.worker",
-            "--implementation", launch.implementation, "--device", launch.device, "--precision", launch.precision,
-            "--threads", str(launch.threads), "--parent", str(os.getpid()),
-            "--requests", str(request_read), "--replies", str(reply_write),
+            str(launch.python),
+            "-m",
+            "suites.harness.worker",
+            "--implementation",
+            launch.implementation,
+            "--device",
+            launch.device,
+            "--precision",
+            launch.precision,
+            "--threads",
+            str(launch.threads),
+            "--parent",
+            str(os.getpid()),
+            "--requests",
+            str(request_read),
+            "--replies",
+            str(reply_write),
             *(["--deterministic"] if launch.deterministic else []),
-        ]  # fmt: skip
+        ]
         environment = {**os.environ, **launch.variables, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(launch.root), "PYTHONUNBUFFERED": "1"}
         try:
             with launch.log.open("wb") as log:

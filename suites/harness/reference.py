@@ -57,7 +57,15 @@ def reference(
     """
     runs = max(1, RUNS_IN_ALL // len(images))
     question = json.dumps(
-        [as_json(model), tensor_sha256(weights), hashlib.sha256(images.tobytes()).hexdigest(), images.shape, precision, runs, oracle_sha256()],
+        [
+            as_json(model),
+            tensor_sha256(weights),
+            hashlib.sha256(images.tobytes()).hexdigest(),
+            images.shape,
+            precision,
+            runs,
+            oracle_sha256(),
+        ],
         sort_keys=True,
     )
     path = cache_root() / "oracle" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.safetensors"

@@ -65,14 +65,14 @@ class Worker:
     def start(self) -> dict[str, Any]:
         """Import the framework and make its settings."""
         began = time.perf_counter()
-        from impls import implementation  # noqa: PLC0415 - what this costs is part of the start-up time
+        from impls import implementation  # what this costs is part of the start-up time
 
         module = importlib.import_module(f"impls.{self.arguments.implementation}.runtime")
         settings = implementation.Settings(
             self.arguments.device, self.arguments.precision, self.arguments.threads, self.arguments.deterministic
         )
         self.runtime = module.Runtime(settings)
-        from suites.harness import clock  # noqa: PLC0415 - numpy and the framework come first
+        from suites.harness import clock  # numpy and the framework come first
 
         resolution, overhead = clock.overhead_ns()
         return {
@@ -86,7 +86,7 @@ class Worker:
 
     def prepare(self, handle: str, weights: str, mode: str, input_shape: list[int], fold: bool) -> dict[str, Any]:
         """Load a weight file, whose metadata holds the network, and build one mode of it."""
-        from impls.weights import file, folding  # noqa: PLC0415
+        from impls.weights import file, folding
 
         began = time.perf_counter()
         loaded = file.load(Path(weights))
@@ -97,10 +97,10 @@ class Worker:
 
     def put(self, handle: str, images: str) -> dict[str, Any]:
         """Take a ring of batches, (ring, N, C, H, W), arrange each in the network's memory order, and run the first."""
-        import numpy as np  # noqa: PLC0415
-        from safetensors.numpy import load_file  # noqa: PLC0415
+        import numpy as np
+        from safetensors.numpy import load_file
 
-        from suites.harness import clock  # noqa: PLC0415
+        from suites.harness import clock
 
         network = self.networks[handle]
         dtype = self._host_dtype()
@@ -127,7 +127,7 @@ class Worker:
 
     def outputs(self, handle: str, out: str) -> dict[str, Any]:
         """Logits of every batch of the ring, (ring, N, classes), through the timed path."""
-        import numpy as np  # noqa: PLC0415
+        import numpy as np
 
         path = self.paths[handle]
         network = path.network
@@ -135,13 +135,13 @@ class Worker:
 
     def taps(self, handle: str, images: str, out: str) -> dict[str, Any]:
         """Every layer's output for one batch, unfused."""
-        from safetensors.numpy import load_file  # noqa: PLC0415
+        from safetensors.numpy import load_file
 
         return self._write(out, self.networks[handle].taps(load_file(images)["images"].astype(self._host_dtype())))
 
     def weights(self, handle: str) -> dict[str, Any]:
         """SHA-256, type and shape of every tensor as the framework holds it, in canonical names and layout."""
-        import numpy as np  # noqa: PLC0415
+        import numpy as np
 
         held = self.networks[handle].weights()
         return {
@@ -170,8 +170,8 @@ class Worker:
         return "float64" if self.arguments.precision == "fp64" else "float32"
 
     def _write(self, out: str, arrays: dict[str, Any]) -> dict[str, Any]:
-        import numpy as np  # noqa: PLC0415
-        from safetensors.numpy import save_file  # noqa: PLC0415
+        import numpy as np
+        from safetensors.numpy import save_file
 
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, out)
         return {"arrays": len(arrays)}
@@ -179,7 +179,7 @@ class Worker:
 
 def error_of(error: BaseException) -> dict[str, str]:
     """What the parent is told of an exception: a kind that decides the row's status, and one line."""
-    from impls.implementation import CannotError  # noqa: PLC0415
+    from impls.implementation import CannotError
 
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, CannotError):
@@ -191,15 +191,14 @@ def error_of(error: BaseException) -> dict[str, str]:
 def serve(worker: Worker, requests: Any, replies: Any) -> None:
     """Answer requests until the pipe closes."""
     operations: dict[str, Callable[..., dict[str, Any]]] = {
-        name: getattr(worker, name)
-        for name in ("start", "prepare", "put", "visit", "outputs", "taps", "weights", "memory", "release")
+        name: getattr(worker, name) for name in ("start", "prepare", "put", "visit", "outputs", "taps", "weights", "memory", "release")
     }
     for line in requests:
         request = json.loads(line)
         try:
             reply = {"id": request["id"], "ok": operations[request["op"]](**request["arguments"])}
-        except Exception as error:  # noqa: BLE001 - whatever an implementation raises becomes a failed record
-            import traceback  # noqa: PLC0415
+        except Exception as error:
+            import traceback
 
             traceback.print_exc()
             reply = {"id": request["id"], "error": error_of(error)}
