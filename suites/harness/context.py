@@ -18,7 +18,7 @@ from results import provenance, record
 from results.record import Cell, Record
 from results.store import Run, Store
 from suites.harness import inputs
-from suites.harness.environments import cache_root
+from suites.harness.environments import cache_root, pip_line
 from suites.harness.process import Launch, WorkerError, WorkerProcess
 
 PROTOCOL_VERSION = "1"
@@ -34,6 +34,7 @@ CALL_TIMEOUT_S = 600.0
 STATUS_OF_ERROR: Mapping[str, str] = {
     "cannot": "skipped",
     "memory": "out_of_memory",
+    "missing": "failed",
     "hung": "timed_out",
     "failed": "failed",
     "died": "failed",
@@ -187,4 +188,8 @@ class Context:
     def failure(self, suite: str, cell: Cell, error: WorkerError, **fields: object) -> Record:
         """The record of a worker's failure."""
         tail = [provenance.anonymous(line) for line in error.log_tail]
-        return self.record(suite, cell, STATUS_OF_ERROR[error.kind], str(error), log_tail=tail or None, **fields)
+        reason = str(error)
+        if error.kind == "missing":
+            device = self.manifests[cell.implementation].devices[cell.device]
+            reason += f"; to mend it: {pip_line(self.interpreters[cell.implementation], device)}"
+        return self.record(suite, cell, STATUS_OF_ERROR[error.kind], reason, log_tail=tail or None, **fields)

@@ -55,9 +55,8 @@ def is_built(manifest: Manifest, device: Device) -> bool:
     return (folder(manifest, device) / COMPLETE).is_file()
 
 
-def pip_line(manifest: Manifest, device: Device) -> str:
-    """The command that installs what this implementation needs, for people to copy."""
-    python = folder(manifest, device) / "bin" / "python"
+def pip_line(python: Path, device: Device) -> str:
+    """The command that installs what an implementation needs into this interpreter's environment, for people to copy."""
     return f"{python} -m pip install -r {device.requirements}"
 
 
@@ -113,6 +112,6 @@ def build(manifest: Manifest, device: Device) -> Interpreter:
                 if done.returncode:
                     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip() and not line.startswith("WARNING")]
                     why = lines[-1].strip() if lines else f"exit code {done.returncode}"
-                    raise EnvironmentBuildError(f"{manifest.title} could not be installed: {why}; to mend it: {pip_line(manifest, device)}")
+                    raise EnvironmentBuildError(f"{manifest.title} could not be installed: {why}; to mend it: {pip_line(python, device)}")
             (place / COMPLETE).touch()
     return Interpreter(python, built=True)

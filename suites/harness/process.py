@@ -17,11 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from impls.implementation import ROOT
 
-ErrorKind = Literal["cannot", "memory", "failed", "died", "hung", "nonsense"]
+ErrorKind = Literal["cannot", "memory", "missing", "failed", "died", "hung", "nonsense"]
+
+TOLD = ("cannot", "memory", "missing", "failed")
+"""The kinds that a worker tells itself; the others are seen from here."""
 
 LONGEST_REPLY_BYTES = 64 << 20
 """A reply of 10,000 samples is under 1 MB; what is longer is nonsense."""
@@ -34,6 +37,13 @@ class WorkerError(RuntimeError):
         super().__init__(message)
         self.kind: ErrorKind = kind
         self.log_tail = log_tail
+
+
+class Reply(dict[str, Any]):
+    """What a worker answered; a field that is not there is its fault, not the reader's."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise WorkerError("nonsense", f"its worker did not talk the protocol: a reply without {name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class WorkerProcess:
         self.paused = False
         self._id = 0
         self._buffer = b""
+        self._loss: WorkerError | None = None
         launch.log.parent.mkdir(parents=True, exist_ok=True)
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
@@ -137,7 +148,7 @@ class WorkerProcess:
         try:
             os.write(self._requests, request.encode())
         except OSError:
-            raise self._death() from None
+            raise self._loss or self._death() from None
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
         """The reply to the last ``send``.
@@ -148,16 +159,15 @@ class WorkerProcess:
         line = self._line(time.monotonic() + timeout_s, timeout_s)
         try:
             reply = json.loads(line)
-            ok = reply["id"] == self._id and (isinstance(reply.get("ok"), dict) or isinstance(reply["error"]["message"], str))
+            is_answer = isinstance(reply.get("ok"), dict)
+            ok = reply["id"] == self._id and (is_answer or (reply["error"]["kind"] in TOLD and isinstance(reply["error"]["message"], str)))
         except (ValueError, TypeError, KeyError, AttributeError):
             ok = False
         if not ok:
-            self.end()
-            raise WorkerError("nonsense", f"its worker did not talk the protocol: {line[:80]!r}", self.log_tail())
+            raise self._lost("nonsense", f"its worker did not talk the protocol: {line[:80]!r}")
         if "error" in reply:
-            raise WorkerError(reply["error"].get("kind", "failed"), reply["error"]["message"], self.log_tail())
-        result: dict[str, Any] = reply["ok"]
-        return result
+            raise WorkerError(reply["error"]["kind"], reply["error"]["message"], self.log_tail())
+        return Reply(reply["ok"])
 
     def call(self, operation: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
         """``send`` and ``receive``."""
@@ -168,27 +178,30 @@ class WorkerProcess:
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._replies], [], [], left)[0]:
-                self.end()
-                raise WorkerError("hung", f"its worker gave no answer within {timeout_s:.0f} s", self.log_tail())
+                raise self._lost("hung", f"its worker gave no answer within {timeout_s:.0f} s")
             part = os.read(self._replies, 1 << 16)
             if not part:
                 raise self._death()
             self._buffer += part
             if len(self._buffer) > LONGEST_REPLY_BYTES:
-                self.end()
-                raise WorkerError("nonsense", "its worker sent a reply without end", self.log_tail())
+                raise self._lost("nonsense", "its worker sent a reply without end")
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
     def _death(self) -> WorkerError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
-        self.end()
-        code = self._process.returncode
+        code = self._process.poll()
         if code == -signal.SIGKILL:
-            return WorkerError("died", "its worker was killed (SIGKILL: usually the kernel, for lack of memory)", self.log_tail())
-        how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        return WorkerError("died", f"its worker ended {how}", self.log_tail())
+            return self._lost("died", "its worker was killed (SIGKILL: usually the kernel, for lack of memory)")
+        how = "without a word" if code is None else f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return self._lost("died", f"its worker ended {how}")
+
+    def _lost(self, kind: ErrorKind, message: str) -> WorkerError:
+        """End the process; whoever asks it again is told the same, not that it was killed."""
+        self.end()
+        self._loss = WorkerError(kind, message, self.log_tail())
+        return self._loss
 
     def pause(self) -> None:
         """Stop the process and its children, so that spinning threads leave the cores to the others."""

@@ -196,17 +196,19 @@ def serve(worker: Worker, requests: Any, replies: Any) -> None:
     for line in requests:
         request = json.loads(line)
         try:
-            reply = {"id": request["id"], "ok": operations[request["op"]](**request["arguments"])}
+            reply = json.dumps({"id": request["id"], "ok": operations[request["op"]](**request["arguments"])}, allow_nan=False)
         except Exception as error:
             import traceback
 
             traceback.print_exc()
-            reply = {"id": request["id"], "error": error_of(error)}
-        replies.write(json.dumps(reply) + "\n")
+            reply = json.dumps({"id": request["id"], "error": error_of(error)})
+        replies.write(reply + "\n")
         replies.flush()
 
 
 def main() -> None:
+    if isinstance(error, ImportError):
+        return {"kind": "missing", "message": f"{type(error).__name__}: {message}"[:1000]}
     """Entry point of ``python -m suites.harness.worker``."""
     parser = argparse.ArgumentParser(prog="suites.harness.worker")
     parser.add_argument("--implementation", required=True)
