@@ -16,6 +16,8 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,8 @@ SHARED_CODE = ("impls/implementation.py", "impls/weights/*.py", "suites/equivale
 
 LATTICE_SEED = 1
 PROBE_BATCH = 2
+TIERS = ("E0", "E1", "E2", "E4")
+
 PROBE_SIZE = 64
 """Images of E1 and E2 for ImageNet nets, in pixels: even at every stride, and the pooled area is a power of two."""
 
@@ -66,6 +70,11 @@ def _failed(reason: str, bound: float, tap: str = "", elements: int = 0) -> Tier
 
 def compare(expected: Arrays, found: Arrays, bound: float, error: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float]) -> Tier:
     """Compare taps in the order of ``expected``; ``error`` gives one number a tap, which must not exceed ``bound``."""
+def _finite(number: float) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return number if math.isfinite(number) else None
+
+
     if missing := [name for name in expected if name not in found]:
         return _failed(f"{missing[0]}: the tap is missing", bound, missing[0])
     if extra := [name for name in found if name not in expected]:
@@ -75,17 +84,20 @@ def compare(expected: Arrays, found: Arrays, bound: float, error: Callable[[npt.
         given = found[name]
         if given.shape != right.shape:
             return _failed(f"{name}: shape {given.shape}, not {right.shape}", bound, name, elements)
-        if not np.isfinite(given).all():
+        if right.size == 0:
+            return _failed(f"{name}: has no elements", bound, name, elements)
+        if not (np.isfinite(given).all() and np.isfinite(right).all()):
             return _failed(f"{name}: holds values that are not finite", bound, name, elements)
         here = error(given, right)
         elements += right.size
         if here > worst:
+        here = math.inf if math.isnan(here) else here
             worst_tap, worst = name, here
         if here > bound and reason is None:
             reason = f"{name}: the first tap that differs, by {here:.3g} (bound {bound:.3g})"
     if elements == 0:
         return _failed("nothing was compared", bound)
-    return Tier(reason is None, elements, bound, worst_tap, worst, reason)
+    return Tier(reason is None, elements, bound, worst_tap, _finite(worst), reason)
 
 
 def exact(expected: Arrays, found: Arrays) -> Tier:
@@ -132,7 +144,7 @@ def rounding_noise(logits: npt.NDArray[Any], predicted: Envelope, precision: str
     passed = rounding.plausible(rho, precision)
     low = rounding.RHO_MIN.get(precision, 0.0)
     reason = None if passed else f"logits: {rho:.3g} times the noise that {precision} explains (must be {low:g} to {rounding.RHO_MAX:g})"
-    return Tier(passed, logits.size, rounding.RHO_MAX, "logits", rho, reason)
+    return Tier(passed, logits.size, rounding.RHO_MAX, "logits", _finite(rho), reason)
 
 
 def all_of(tiers: Sequence[Tier]) -> Tier:
@@ -142,6 +154,8 @@ def all_of(tiers: Sequence[Tier]) -> Tier:
             return tier
     worst = max(tiers, key=lambda tier: tier.worst_error or 0.0)
     return dataclasses.replace(worst, elements=sum(tier.elements for tier in tiers))
+    if not tiers:
+        return _failed("nothing was compared", 0.0)
 
 
 class Workers:
@@ -158,7 +172,11 @@ class Workers:
             del self._live[key]
         if key not in self._live:
             worker = self.context.launch(cell, precision, purpose="certify")
-            self._live[key] = (worker, worker.call("start", START_TIMEOUT_S))
+            try:
+                self._live[key] = (worker, worker.call("start", START_TIMEOUT_S))
+            except WorkerError:
+                worker.end()
+                raise
         return self._live[key]
 
     def end(self) -> None:
@@ -193,7 +211,7 @@ class Examination:
         return min(height, PROBE_SIZE), min(width, PROBE_SIZE)
 
     def _observe(self, precision: str, weights: Path, images: npt.NDArray[np.float32]) -> tuple[Arrays, npt.NDArray[Any]]:
-        """Taps of one batch, unfused and unfolded, and its logits through the mode, folded."""
+        """Taps of one batch, unfused and unfolded (none if it shows none), and its logits through the mode, as it is timed."""
         worker, _ = self.workers.get(self.cell, precision)
         scratch = self.context.scratch
         batch, ring, out = scratch / "batch.safetensors", scratch / "ring.safetensors", scratch / "out.safetensors"
@@ -301,10 +319,8 @@ def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tu
         if document is None:
             tiers, settings = Examination(context, workers, cell, about, batch_sizes).run()
             document = {"key": key, "tiers": {name: dataclasses.asdict(tier) for name, tier in tiers.items()}, "settings": settings}
-            passed = all(tier.passed for tier in tiers.values())
-            if passed:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(json.dumps(document), encoding="utf-8")
+            if _is_certificate(document["tiers"]):
+                _keep(kept, document)
     except WorkerError as error:
         return context.failure("equivalence", cell, error, model=shown)
     except lattice.LatticeError as error:
@@ -351,7 +367,26 @@ def _key(context: Context, cell: Cell, about: Subject, batch_sizes: tuple[int, .
 def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
     """A kept certificate; None where there is none or it is not the one it should be."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return document if document["key"] == key and all(tier["passed"] for tier in document["tiers"].values()) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = kept["document"]
+        is_ours = kept["sha256"] == _digest(document) and document["key"] == key and _is_certificate(document["tiers"])
+        return document if is_ours else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+def _is_certificate(tiers: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether every tier was examined and passed."""
+    return set(tiers) == set(TIERS) and all(tier["passed"] is True and tier["elements"] > 0 for tier in tiers.values())
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _keep(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a certificate with the digest of its content; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps({"sha256": _digest(document), "document": document}), encoding="utf-8")
+    unfinished.replace(path)
+
+

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from impls import models
-from impls.spec import ModelSpec, Shape, as_json, tensor_shapes
+from impls.spec import ModelSpec, Shape, SpecError, as_json, from_json, tensor_shapes
 
 Float32 = npt.NDArray[np.float32]
 
@@ -148,7 +148,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def load(path: Path, model: ModelSpec | None = None) -> WeightFile:
-    """Read a weight file and check everything about it; without ``model``, the one that its metadata names.
+    """Read a weight file and check everything about it; without ``model``, the one that its metadata names or else describes.
 
     Raises:
         WeightFileError: damaged or hostile file, another network's weights, tensors unknown, missing, of wrong shape or type,
@@ -296,15 +296,23 @@ def _model_of(path: Path, metadata: Mapping[str, str], model: ModelSpec | None) 
     if not isinstance(name, str) or len(name) > MAX_NAME:
         raise WeightFileError(f"{path}: arch in its metadata does not name a model")
     if model is None:
-        try:
-            model = models.get(name)
-        except models.UnknownModelError as error:
-            raise WeightFileError(f"{path}: {error}") from None
+        model = _named_or_described(path, name, stored)
     expected = json.loads(_json(as_json(model)))
     for key in ("classes", "body"):
         if difference := _first_difference(stored.get(key), expected[key], key):
             raise WeightFileError(f"{path}: holds weights for {reprlib.repr(name)}, a different network than {model.name}: {difference}")
     return model
+
+
+def _named_or_described(path: Path, name: str, stored: object) -> ModelSpec:
+    """The model of this name, or, where no family has one, the network that the file describes."""
+    try:
+        return models.get(name)
+    except models.UnknownModelError as unknown:
+        try:
+            return from_json(stored)
+        except (SpecError, RecursionError) as error:
+            raise WeightFileError(f"{path}: {unknown}, and arch in its metadata describes no network: {error}") from None
 
 
 def _first_difference(found: object, expected: object, where: str) -> str | None:

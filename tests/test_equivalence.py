@@ -1,0 +1,504 @@
+"""The certificate's comparisons, fed with what they must refuse, and the certificates that are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from impls import models
+from impls.implementation import find
+from impls.oracle import forward, lattice, rounding
+from impls.oracle.rounding import Envelope
+from impls.spec import layers
+from impls.weights import synthesis
+from results.record import Cell
+from results.store import Store
+from suites import equivalence
+from suites.equivalence import MEANING_BOUND, Tier, all_of, compare, exact, identity, meaning, rounding_noise
+from suites.harness.context import Context, subject
+from suites.harness.process import WorkerError
+from suites.harness.reference import held
+
+Array = npt.NDArray[Any]
+Taps = dict[str, Array]
+
+SMALL = arrays.arrays(
+    np.float64, arrays.array_shapes(max_dims=4, max_side=4), elements=st.floats(-100, 100).filter(lambda x: abs(x) > 1e-3)
+)
+
+
+def taps() -> Taps:
+    """Four taps of integers, whose names sort otherwise than they come."""
+    generator = np.random.default_rng(0)
+    return {name: generator.integers(1, 9, (2, 3, 4, 4)).astype(np.float64) for name in ("stem", "layer1", "add", "fc")}
+
+
+def spoiled(spoil: Callable[[Taps], None]) -> Taps:
+    """The taps as float32 after ``spoil`` had its way with them."""
+    found = {name: tap.astype(np.float32) for name, tap in taps().items()}
+    spoil(found)
+    return found
+
+
+def put(name: str, value: float) -> Callable[[Taps], None]:
+    """Put one value into the middle of a tap."""
+    return lambda found: found[name].__setitem__((1, 2, 3, 0), value)
+
+
+JUDGES = pytest.mark.parametrize("judge", [exact, meaning])
+
+
+@JUDGES
+def test_equal_taps_pass(judge: Callable[[Taps, Taps], Tier]) -> None:
+    """Equal taps pass, and the tier says how many elements it compared."""
+    tier = judge(taps(), spoiled(lambda found: None))
+    assert (tier.passed, tier.elements, tier.worst_error, tier.reason) == (True, 4 * 96, 0.0, None)
+
+
+@JUDGES
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda found: found.pop("layer1"), "layer1: the tap is missing"),
+        (lambda found: found.update(extra=np.ones(3)), "extra: there is no such tap in the spec"),
+        (lambda found: found.update(add=found["add"].transpose(0, 2, 3, 1)), "add: shape (2, 4, 4, 3), not (2, 3, 4, 4)"),
+        (lambda found: found.update(add=found["add"][:1]), "add: shape (1, 3, 4, 4), not (2, 3, 4, 4)"),
+        (put("add", np.nan), "add: holds values that are not finite"),
+        (put("add", np.inf), "add: holds values that are not finite"),
+        (put("add", -np.inf), "add: holds values that are not finite"),
+        (lambda found: found.clear(), "stem: the tap is missing"),
+    ],
+    ids=["missing", "extra", "NHWC", "batch", "nan", "inf", "minus inf", "none"],
+)
+def test_broken_taps_fail(judge: Callable[[Taps, Taps], Tier], spoil: Callable[[Taps], None], reason: str) -> None:
+    """A missing, extra, misshapen or non-finite tap fails and is named."""
+    tier = judge(taps(), spoiled(spoil))
+    assert (tier.passed, tier.reason) == (False, reason)
+
+
+@JUDGES
+def test_not_finite_on_both_sides_fails(judge: Callable[[Taps, Taps], Tier]) -> None:
+    """NaN is equal to nothing, a NaN of the oracle included; nor is infinity to infinity."""
+    for value in (np.nan, np.inf):
+        expected = taps()
+        expected["add"][0, 0, 0, 0] = value
+        assert judge(expected, expected).reason == "add: holds values that are not finite"
+
+
+@JUDGES
+def test_nothing_compared_fails(judge: Callable[[Taps, Taps], Tier]) -> None:
+    """No tap, or a tap without elements, proves nothing."""
+    assert judge({}, {}).reason == "nothing was compared"
+    empty = taps() | {"add": np.zeros((0, 3))}
+    assert judge(empty, empty).reason == "add: has no elements"
+
+
+@JUDGES
+def test_first_diverging_tap_is_named(judge: Callable[[Taps, Taps], Tier]) -> None:
+    """The reason names the first tap in topological order that differs, the worst tap is the one furthest off."""
+
+    def spoil(found: Taps) -> None:
+        put("fc", 1000)(found)
+        put("layer1", 10)(found)
+
+    tier = judge(taps(), spoiled(spoil))
+    assert tier.reason is not None
+    assert tier.reason.startswith("layer1: the first tap that differs")
+    if judge is meaning:
+        assert tier.worst_tap == "fc"
+
+
+@given(SMALL, st.data())
+def test_one_ulp_breaks_equality(right: Array, data: st.DataObject) -> None:
+    """At E1 the next float32 is another value, wherever it stands."""
+    expected = right.astype(np.float32).astype(np.float64)
+    found = expected.astype(np.float32)
+    at = data.draw(st.sampled_from(list(np.ndindex(found.shape))))
+    assert exact({"tap": expected}, {"tap": found}).passed
+    found[at] = np.nextafter(found[at], np.float32(np.inf))
+    tier = exact({"tap": expected}, {"tap": found})
+    assert (tier.passed, tier.worst_error) == (False, 1.0)
+
+
+@given(SMALL, st.sampled_from([-1.0, 1.0]), st.data())
+def test_meaning_is_relative_to_the_taps_rms(right: Array, sign: float, data: st.DataObject) -> None:
+    """At E2 one element off by 1e-9 of the tap's rms fails, and by 5e-11 passes, at any scale."""
+    at = data.draw(st.sampled_from(list(np.ndindex(right.shape))))
+    rms = np.sqrt(np.mean(right**2))
+    for error, passes in ((1e-9, False), (5e-11, True)):
+        found = right.copy()
+        found[at] += sign * error * rms
+        tier = meaning({"tap": right}, {"tap": found})
+        assert tier.passed is passes
+        assert tier.worst_error == pytest.approx(error, rel=0.01)
+    assert MEANING_BOUND == 1e-10
+
+
+def test_taps_of_zeros_must_be_zero() -> None:
+    """Where the oracle has nothing but zeros any other value is a fault, whose size JSON can hold."""
+    zeros = np.zeros((2, 3))
+    assert meaning({"tap": zeros}, {"tap": -zeros}).passed
+    tier = meaning({"tap": zeros}, {"tap": zeros + 1e-30})
+    assert (tier.passed, tier.worst_error) == (False, None)
+    json.dumps(dataclasses.asdict(tier), allow_nan=False)
+
+
+def test_a_comparison_that_yields_nan_fails() -> None:
+    """An error that is not a number is within no bound."""
+    assert not compare({"tap": np.ones(2)}, {"tap": np.ones(2)}, 1.0, lambda given, right: float("nan")).passed
+
+
+def as_held(weights: Taps) -> dict[str, dict[str, Any]]:
+    """What a worker reports of weights."""
+    import hashlib
+
+    return {
+        name: {"sha256": hashlib.sha256(tensor.tobytes()).hexdigest(), "dtype": str(tensor.dtype), "shape": list(tensor.shape)}
+        for name, tensor in weights.items()
+    }
+
+
+def weights_of_two() -> Taps:
+    """Two tensors in generic position."""
+    generator = np.random.default_rng(1)
+    shapes = {"conv.weight": (4, 3, 3, 3), "fc.bias": (5,)}
+    return {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_identity_passes_for_the_same_bytes() -> None:
+    """Held in another memory order, the tensors are still the same."""
+    held = weights_of_two()
+    tier = identity({name: np.asfortranarray(tensor) for name, tensor in held.items()}, as_held(held))
+    assert (tier.passed, tier.elements) == (True, 108 + 5)
+
+
+@given(st.integers(0, 4 * 108 * 8 - 1))
+def test_one_flipped_bit_breaks_identity(bit: int) -> None:
+    """Any single bit of a weight counts."""
+    found = weights_of_two()
+    found["conv.weight"].reshape(-1).view(np.uint8)[bit // 8 % 432] ^= np.uint8(1 << bit % 8)
+    assert identity(weights_of_two(), as_held(found)).reason == "conv.weight: its bytes are not the file's"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda found: found.pop("fc.bias"), "fc.bias: the framework does not hold it"),
+        (lambda found: found.update(extra=np.ones(1)), "extra: the framework holds it, the file does not"),
+        (
+            lambda found: found.update({"fc.bias": found["fc.bias"].astype(np.float64)}),
+            "fc.bias: held as float64 (5,), not float32 (5,)",
+        ),
+        (
+            lambda found: found.update({"conv.weight": found["conv.weight"].transpose(2, 3, 1, 0).copy()}),
+            "conv.weight: held as float32 (3, 3, 3, 4), not float32 (4, 3, 3, 3)",
+        ),
+        (
+            lambda found: found.update({"conv.weight": found["conv.weight"].transpose(0, 1, 3, 2).copy()}),
+            "conv.weight: its bytes are not the file's",
+        ),
+        (
+            lambda found: found.update({"fc.bias": rounding.round_to(found["fc.bias"], "bf16")}),
+            "fc.bias: its bytes are not the file's",
+        ),
+    ],
+    ids=["missing", "extra", "cast", "HWIO", "transposed", "rounded"],
+)
+def test_other_weights_break_identity(spoil: Callable[[Taps], None], reason: str) -> None:
+    """Missing, extra, cast, transposed or rounded tensors fail and are named."""
+    found = weights_of_two()
+    spoil(found)
+    tier = identity(weights_of_two(), as_held(found))
+    assert (tier.passed, tier.reason) == (False, reason)
+
+
+def test_identity_of_nothing_fails() -> None:
+    """No tensor proves nothing."""
+    assert identity({}, {}).reason == "nothing was compared"
+
+
+def test_weights_of_narrow_precisions_are_rounded_once() -> None:
+    """What a bf16 run must hold is the file's weights rounded, not the file's."""
+    weights = weights_of_two()
+    assert identity(held(weights, "fp32"), as_held(weights)).passed
+    assert not identity(held(weights, "bf16"), as_held(weights)).passed
+    assert identity(held(weights, "bf16"), as_held({name: rounding.round_to(tensor, "bf16") for name, tensor in weights.items()})).passed
+
+
+MODEL = models.get("cifar_resnet8_b")
+
+
+def net() -> tuple[Taps, npt.NDArray[np.float32]]:
+    """A small network's weights and eight images."""
+    images = np.random.default_rng(2).normal(size=(8, 3, 16, 16)).astype(np.float32)
+    return synthesis.synthesize(MODEL, 3), images
+
+
+def in_tf32(weights: Taps, images: Array) -> Array:
+    """The logits where every product takes operands rounded to TF32, all else in float64."""
+    from impls.spec import Conv2d, Linear, walk
+
+    def apply(layer: Any, *inputs: Array) -> Array:
+        tensors = forward.tensors_of(layer, weights)
+        if isinstance(layer, Conv2d | Linear):
+            inputs = tuple(rounding.round_to(x, "tf32").astype(np.float64) for x in inputs)
+            tensors["weight"] = rounding.round_to(tensors["weight"], "tf32").astype(np.float64)
+        return forward.evaluate(layer, inputs, tensors)
+
+    return walk(MODEL.body, apply, images.astype(np.float64))
+
+
+def test_hidden_tf32_breaks_rounding() -> None:
+    """Operands rounded to TF32 are far outside what fp32 explains, and within what tf32 does."""
+    weights, images = net()
+    logits = in_tf32(weights, images)
+    as_fp32 = rounding_noise(logits, rounding.envelope(MODEL, weights, images, "fp32", runs=2), "fp32")
+    as_tf32 = rounding_noise(logits, rounding.envelope(MODEL, weights, images, "tf32", runs=4), "tf32")
+    assert as_tf32.passed, as_tf32.reason
+    assert not as_fp32.passed
+    assert as_fp32.worst_error is not None
+    assert as_fp32.worst_error > 100
+
+
+def test_exact_arithmetic_is_no_bf16() -> None:
+    """A run that is declared bf16 and computes finer is refused, and the reason says how much it errs and how much it must."""
+    weights, images = net()
+    rounded = held(weights, "bf16")
+    envelope = rounding.envelope(MODEL, rounded, rounding.round_to(images, "bf16"), "bf16", runs=2)
+    tier = rounding_noise(envelope.logits, envelope, "bf16")
+    assert (tier.passed, tier.reason) == (False, "logits: 0 times the noise that bf16 explains (must be 0.5 to 1.5)")
+
+
+@pytest.mark.parametrize(
+    ("logits", "reason"),
+    [
+        (np.zeros((2, 4)), "logits: shape (2, 4), not (2, 3)"),
+        (np.array([[0, 0, 0], [0, np.nan, 0]]), "logits: hold values that are not finite"),
+        (np.array([[0, 0, 0], [0, np.inf, 0]]), "logits: hold values that are not finite"),
+        (np.full((2, 3), 1.6), "logits: 1.6 times the noise that fp32 explains (must be 0 to 1.5)"),
+    ],
+    ids=["shape", "nan", "inf", "distant"],
+)
+def test_broken_logits_break_rounding(logits: Array, reason: str) -> None:
+    """Misshapen, non-finite or distant logits fail."""
+    tier = rounding_noise(logits, Envelope(np.zeros((2, 3)), np.ones((2, 3))), "fp32")
+    assert (tier.passed, tier.reason) == (False, reason)
+
+
+def test_no_logits_break_rounding() -> None:
+    """No logits prove nothing."""
+    none = np.zeros((0, 3))
+    assert rounding_noise(none, Envelope(none, none), "fp32").reason == "nothing was compared"
+
+
+def test_several_comparisons_of_a_tier() -> None:
+    """The first failure stands for all; else the worst does, with the elements of all; none is a failure."""
+    good, better = exact(taps(), taps()), Tier(True, 7, 0.0, "fc", 0.5, None)
+    bad = exact(taps(), spoiled(put("add", 10)))
+    assert all_of([good, better]) == dataclasses.replace(better, elements=good.elements + 7)
+    assert all_of([good, bad, better]) == bad
+    assert not all_of([]).passed
+
+
+def test_ring_is_compared_image_by_image() -> None:
+    """Logits that stand at another image's place are found."""
+    generator = np.random.default_rng(4)
+    predicted = Envelope(generator.normal(size=(3, 5)), np.full((3, 5), 1e-7))
+    members = np.array([[0, 1], [1, 2], [2, 0]])
+    logits = predicted.logits[members]
+    assert equivalence.check_ring(logits, members, predicted, "fp32").passed
+    assert not equivalence.check_ring(logits[:, ::-1], members, predicted, "fp32").passed
+
+
+CELL = Cell("onnx", "ort", "cifar_resnet8", "fp32", "cpu", None, None, None, None)
+HELLO: dict[str, Any] = {
+    "packages": {"onnxruntime": "1.31.1", "numpy": "2.4.6"},
+    "python": "3.11.7",
+    "modules": ["impls.onnx", "impls.onnx.layers", "impls.onnx.runtime"],
+}
+PASSED = {name: Tier(True, 10, 0.0, "", 0.0, None) for name in equivalence.TIERS}
+FAILED = PASSED | {"E1": Tier(False, 10, 0.0, "bn1", 3.0, "bn1: the first tap that differs, by 3 (bound 0)")}
+
+
+class FakeWorkers:
+    """Workers that start and say who they are."""
+
+    def get(self, cell: Cell, precision: str) -> tuple[None, dict[str, Any]]:
+        return None, HELLO
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """A run whose cache and store are empty."""
+    monkeypatch.setenv("LEVELFIELD_CACHE", str(tmp_path / "cache"))
+    subject.cache_clear()
+    store = Store(tmp_path / "store")
+    run = store.create_run(
+        {"machine_id": "0123456789abcdef"}, {"code": {"version": "0", "commit": None, "dirty": None, "diff_sha256": None}}
+    )
+    return Context(find(), {}, {}, store, run, threads=2, smoke=False, say=lambda line: None)
+
+
+class Examiner:
+    """Stands in for the examination and counts how often it is held."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tiers: dict[str, Tier] = PASSED
+        self.held = 0
+        monkeypatch.setattr(equivalence.Examination, "run", lambda examination: self.run())
+
+    def run(self) -> tuple[dict[str, Tier], dict[str, object]]:
+        self.held += 1
+        return self.tiers, {"threads": 2}
+
+
+def certify_once(context: Context, batch_sizes: tuple[int, ...] = (1, 8)) -> str:
+    """The status of one certificate."""
+    return equivalence._certify_one(context, FakeWorkers(), CELL, batch_sizes).status  # type: ignore[arg-type]
+
+
+def kept_files(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "cache" / "certificates").glob("*"))
+
+
+def test_certificate_is_kept(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unchanged arm is examined once, and what is kept gives the same record."""
+    examiner = Examiner(monkeypatch)
+    first, second = (equivalence._certify_one(context, FakeWorkers(), CELL, (1,)) for _ in range(2))  # type: ignore[arg-type]
+    assert (first.status, second.status, examiner.held, len(kept_files(tmp_path))) == ("ok", "ok", 1, 1)
+    assert (first.data, first.settings) == (second.data, second.settings)
+
+
+def test_failed_examination_is_held_again(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that was refused is not kept; its record names tier and tap."""
+    examiner = Examiner(monkeypatch)
+    examiner.tiers = FAILED
+    record = equivalence._certify_one(context, FakeWorkers(), CELL, (1,))  # type: ignore[arg-type]
+    assert (record.status, record.reason) == ("not_certified", "E1: bn1: the first tap that differs, by 3 (bound 0)")
+    assert kept_files(tmp_path) == []
+    certify_once(context)
+    assert examiner.held == 2
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"elements": 10', '"elements": 11', 1),
+        lambda text: json.dumps(json.loads(text) | {"document": {**json.loads(text)["document"], "tiers": {}}}),
+        lambda text: json.dumps(json.loads(text) | {"sha256": "0" * 64}),
+    ],
+    ids=["empty", "list", "cut off", "edited", "no tiers", "digest"],
+)
+def test_tampered_certificate_is_not_used(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamper: Callable[[str], str]
+) -> None:
+    """A kept file that is not what was written, whole, leads to a new examination."""
+    examiner = Examiner(monkeypatch)
+    certify_once(context)
+    (path,) = kept_files(tmp_path)
+    before = path.read_text(encoding="utf-8")
+    path.write_text(tamper(before), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") != before
+    assert (certify_once(context), examiner.held) == ("ok", 2)
+
+
+@pytest.mark.parametrize(
+    "tiers",
+    [FAILED, {}, {"E0": PASSED["E0"]}, PASSED | {"E4": dataclasses.replace(PASSED["E4"], elements=0)}],
+    ids=["failed", "no tiers", "one tier", "no elements"],
+)
+def test_only_whole_certificates_count(tmp_path: Path, tiers: dict[str, Tier]) -> None:
+    """A failed, empty or partial document is no certificate even where it was kept in due form."""
+    path = tmp_path / "certificate.json"
+    whole = {"key": "k", "tiers": {name: dataclasses.asdict(tier) for name, tier in PASSED.items()}, "settings": {}}
+    equivalence._keep(path, whole)
+    assert equivalence._read_kept(path, "k") == whole
+    assert equivalence._read_kept(path, "another") is None
+    equivalence._keep(path, whole | {"tiers": {name: dataclasses.asdict(tier) for name, tier in tiers.items()}})
+    assert equivalence._read_kept(path, "k") is None
+
+
+def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the things that a certificate rests on changes its key: none of them can change unnoticed."""
+    about = subject(CELL.model)
+
+    def key(context: Context = context, cell: Cell = CELL, about: Any = about, sizes: tuple[int, ...] = (1, 8), hello: Any = HELLO) -> str:
+        return equivalence._key(context, cell, about, sizes, hello)
+
+    others = [
+        key(cell=dataclasses.replace(CELL, mode="other")),
+        key(cell=dataclasses.replace(CELL, precision="bf16")),
+        key(about=dataclasses.replace(about, weights_sha256="0" * 64)),
+        key(about=dataclasses.replace(about, spec_sha256="0" * 64)),
+        key(about=dataclasses.replace(about, inputs=dataclasses.replace(about.inputs, pool=about.inputs.pool[::-1].copy()))),
+        key(sizes=(1, 4)),
+        key(context=dataclasses.replace(context, threads=1)),
+        key(context=dataclasses.replace(context, run=dataclasses.replace(context.run, machine={"machine_id": "f" * 16}))),
+        key(hello=HELLO | {"packages": HELLO["packages"] | {"onnxruntime": "1.30.0"}}),
+        key(hello=HELLO | {"python": "3.12.1"}),
+    ]
+    monkeypatch.setattr(equivalence, "oracle_sha256", lambda: "0" * 64)
+    others.append(key())
+    monkeypatch.setattr(equivalence, "code_sha256", lambda *patterns: "0" * 64)
+    others.append(key())
+    monkeypatch.undo()
+    assert key(sizes=(8, 1)) == key()
+    assert len({key(), *others}) == 1 + len(others)
+
+
+def test_the_code_of_the_implementation_counts(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key covers the files of this implementation, of the contract, of loading and folding, and of the examination itself."""
+    asked: list[str] = []
+    monkeypatch.setattr(equivalence, "code_sha256", lambda *patterns: asked.extend(patterns) or "0")
+    equivalence._key(context, CELL, subject(CELL.model), (1,), HELLO)
+    root = Path(equivalence.__file__).parent.parent
+    covered = {str(path.relative_to(root)) for pattern in asked for path in root.glob(pattern)}
+    needed = {
+        "impls/onnx/layers.py",
+        "impls/onnx/runtime.py",
+        "impls/implementation.py",
+        "impls/weights/file.py",
+        "impls/weights/folding.py",
+    }
+    assert covered >= needed | {"suites/equivalence.py", "suites/harness/worker.py"}
+
+
+def test_a_worker_that_fails_to_start_is_a_row(context: Context) -> None:
+    """An arm that cannot be examined has a record with the reason."""
+
+    class Absent:
+        def get(self, cell: Cell, precision: str) -> tuple[None, dict[str, Any]]:
+            raise WorkerError("cannot", "there is no such precision")
+
+    record = equivalence._certify_one(context, Absent(), CELL, (1,))  # type: ignore[arg-type]
+    assert (record.status, record.reason) == ("skipped", "there is no such precision")
+
+
+def test_a_lattice_that_cannot_be_is_not_certified(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no exact probe exists there is no certificate, and the row says so."""
+
+    def none(examination: equivalence.Examination) -> None:
+        raise lattice.LatticeError("averages 3x3 = 9 values")
+
+    monkeypatch.setattr(equivalence.Examination, "run", none)
+    record = equivalence._certify_one(context, FakeWorkers(), CELL, (1,))  # type: ignore[arg-type]
+    assert (record.status, record.reason) == ("not_certified", "E1: no exact probe: averages 3x3 = 9 values")
+
+
+def test_the_order_of_the_oracle_is_topological() -> None:
+    """The taps that comparisons walk come in the order of the network, so the first that differs is the earliest."""
+    weights, images = net()
+    assert list(forward.taps(MODEL, weights, images)) == [layer.name for layer in layers(MODEL.body)]
