@@ -22,6 +22,10 @@ from impls.spec import ModelSpec, Shape
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
 
+OURS = "impls"
+ZOO = "suites.zoo"
+"""The packages whose folders are implementations: the project's, and the model zoos that they are held against."""
+
 
 class ManifestError(ValueError):
     """An impl.toml that does not say what it must; the message names file and key."""
@@ -61,18 +65,26 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An ``impl.toml``. ``distribution`` is the package whose version stands for the framework's."""
+    """An ``impl.toml``. ``distribution`` is the package whose version stands for the framework's.
+
+    ``package`` is the folder as Python imports it. ``models`` are the only ones that it has, None where it builds any spec.
+    ``folds`` says whether it is given the network with batch norm folded, ``taps`` whether it shows intermediate outputs.
+    """
 
     name: str
+    package: str
     title: str
     distribution: str
     default_mode: str
+    models: tuple[str, ...] | None
+    folds: bool
+    taps: bool
     modes: Mapping[str, Mode]
     devices: Mapping[str, Device]
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read one ``impl.toml``; the implementation is called as its folder.
+def read_manifest(path: Path, parent: str = OURS) -> Manifest:
+    """Read one ``impl.toml``; the implementation is called as its folder, which is a subpackage of ``parent``.
 
     Raises:
         ManifestError: unreadable, a key missing or unknown, a precision that does not exist.
@@ -94,8 +106,18 @@ def read_manifest(path: Path) -> Manifest:
             )
             for name, entry in device_tables.items()
         }
+        name, only = path.parent.name, document.pop("models", None)
         manifest = Manifest(
-            path.parent.name, document.pop("title"), document.pop("distribution"), document.pop("default_mode"), modes, devices
+            name,
+            f"{parent}.{name}",
+            document.pop("title"),
+            document.pop("distribution"),
+            document.pop("default_mode"),
+            None if only is None else tuple(only),
+            document.pop("folds", True),
+            document.pop("taps", True),
+            modes,
+            devices,
         )
     except KeyError as error:
         raise ManifestError(f"{path}: the key {error} is missing") from None
@@ -108,6 +130,9 @@ def read_manifest(path: Path) -> Manifest:
     ]
     if unknown:
         raise ManifestError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
+    for key, value in (("folds", manifest.folds), ("taps", manifest.taps)):
+        if not isinstance(value, bool):
+            raise ManifestError(f"{path}: {key} = {value!r} is neither true nor false")
     if manifest.default_mode not in modes:
         raise ManifestError(f"{path}: default_mode {manifest.default_mode!r} is not one of its modes: {', '.join(modes)}")
     for device in devices.values():
@@ -119,13 +144,17 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def find(root: Path = ROOT) -> dict[str, Manifest]:
-    """Every implementation of the checkout at ``root``, by name.
+def find(root: Path = ROOT, *, zoo: bool = False) -> dict[str, Manifest]:
+    """Every implementation of the checkout at ``root``, by name; with ``zoo`` the model zoos' too, after them.
 
     Raises:
         ManifestError: one of them has a faulty ``impl.toml``.
     """
-    return {path.parent.name: read_manifest(path) for path in sorted(root.glob("impls/*/impl.toml"))}
+    return {
+        path.parent.name: read_manifest(path, parent)
+        for parent in ((OURS, ZOO) if zoo else (OURS,))
+        for path in sorted(root.glob(f"{parent.replace('.', '/')}/*/impl.toml"))
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +193,13 @@ class Network(ABC):
     def get(self, output: Any) -> Any:
         """The logits on the host, (N, classes), float32 (fp64: float64)."""
 
-    @abstractmethod
     def taps(self, images: Any) -> dict[str, Any]:
-        """Every layer's output by layer name, float32 (fp64: float64), NCHW, computed unfused from the held weights."""
+        """Every layer's output by layer name, float32 (fp64: float64), NCHW, computed unfused from the held weights.
+
+        Raises:
+            CannotError: its manifest says ``taps = false``.
+        """
+        raise CannotError("this implementation shows no intermediate outputs")
 
     @abstractmethod
     def weights(self) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def request_options(command: F) -> F:
             click.option("--threads", type=int, help="Threads per process. Default: the cores that this process may use."),
             click.option("--processes", type=int, help="Fresh processes per implementation (K)."),
             click.option("--budget", type=Duration(), help="Longest run, like 5m; the plan says what it measures less of."),
+            click.option("--zoo", is_flag=True, help="Also the frameworks' own model zoos, in the same rounds (docs/zoo.md)."),
             click.option("--smoke", is_flag=True, help="Run every path once; the records are marked as no measurement."),
         )
     ):
@@ -172,6 +173,7 @@ def _request(options: dict[str, Any]) -> planning.Request:
         processes=options["processes"],
         smoke=options["smoke"],
         budget_s=options["budget"],
+        zoo=options["zoo"],
     )
 
 
@@ -260,8 +262,9 @@ def plan(as_json: bool, **options: Any) -> None:
         from levelfield import lists
         from suites.harness import plan as planning
 
-        manifests = find()
-        planned = planning.make(_request(options), manifests)
+        request = _request(options)
+        manifests = find(zoo=request.zoo)
+        planned = planning.make(request, manifests)
         if as_json:
             _print_json(lists.plan_document(planned))
         else:

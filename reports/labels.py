@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Mapping
 
-from impls.implementation import ROOT, Manifest, ManifestError, read_manifest
+from impls.implementation import OURS, ROOT, ZOO, Manifest, ManifestError, read_manifest
 
 SCOPES = {"transfer": "host to host", "device": "on the device", "pipeline": "from JPEG"}
 SCENARIOS = {"single_stream": "latency", "offline": "throughput"}
@@ -17,10 +18,10 @@ _MODEL = re.compile(r"(?P<cifar>cifar_)?(?P<kind>resnet|plain)(?P<depth>\d+)(?P<
 @functools.cache
 def _manifest(name: str) -> Manifest | None:
     """What the checkout says of an implementation; a record may name one that it does not have, or have it half edited."""
-    try:
-        return read_manifest(ROOT / "impls" / name / "impl.toml")
-    except ManifestError:
-        return None
+    for parent in (OURS, ZOO):
+        with contextlib.suppress(ManifestError):
+            return read_manifest(ROOT.joinpath(*parent.split("."), name, "impl.toml"), parent)
+    return None
 
 
 def implementation(name: str, mode: str) -> str:

@@ -7,7 +7,8 @@ E1  lattice    on a probe where every format computes the same integers, every t
 E2  meaning    in float64 every tap and the mode's logits agree with the oracle to 1e-10
 E4  rounding   at every timed shape the mode's logits lie within 1.5 times the noise that rounding theory predicts
 
-Taps come from unfused execution, logits from the very mode that is timed, with batch norm folded as it is timed.
+Taps come from unfused execution, logits from the very mode that is timed, with batch norm folded where it is timed so. Of an
+implementation that shows no taps (``taps = false`` in its manifest) the logits alone are compared, and the certificate says so.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
 import math
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from impls.implementation import Manifest
 from impls.oracle import forward, lattice, rounding
 from impls.oracle.rounding import Envelope
 from impls.weights import file, folding
@@ -44,10 +46,10 @@ MEANING_BOUND = 1e-10
 SHARED_CODE = ("impls/implementation.py", "impls/weights/*.py", "suites/equivalence.py", "suites/harness/worker.py")
 """The code beside an implementation's own, and the oracle's, that a certificate depends on."""
 
-LATTICE_SEED = 1
-PROBE_BATCH = 2
 TIERS = ("E0", "E1", "E2", "E4")
 
+LATTICE_SEED = 1
+PROBE_BATCH = 2
 PROBE_SIZE = 64
 """Images of E1 and E2 for ImageNet nets, in pixels: even at every stride, and the pooled area is a power of two."""
 
@@ -68,13 +70,13 @@ def _failed(reason: str, bound: float, tap: str = "", elements: int = 0) -> Tier
     return Tier(False, elements, bound, tap, None, reason)
 
 
-def compare(expected: Arrays, found: Arrays, bound: float, error: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float]) -> Tier:
-    """Compare taps in the order of ``expected``; ``error`` gives one number a tap, which must not exceed ``bound``."""
 def _finite(number: float) -> float | None:
     """The number, or None where JSON has none for it."""
     return number if math.isfinite(number) else None
 
 
+def compare(expected: Arrays, found: Arrays, bound: float, error: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float]) -> Tier:
+    """Compare taps in the order of ``expected``; ``error`` gives one number a tap, which must not exceed ``bound``."""
     if missing := [name for name in expected if name not in found]:
         return _failed(f"{missing[0]}: the tap is missing", bound, missing[0])
     if extra := [name for name in found if name not in expected]:
@@ -89,9 +91,9 @@ def _finite(number: float) -> float | None:
         if not (np.isfinite(given).all() and np.isfinite(right).all()):
             return _failed(f"{name}: holds values that are not finite", bound, name, elements)
         here = error(given, right)
+        here = math.inf if math.isnan(here) else here
         elements += right.size
         if here > worst:
-        here = math.inf if math.isnan(here) else here
             worst_tap, worst = name, here
         if here > bound and reason is None:
             reason = f"{name}: the first tap that differs, by {here:.3g} (bound {bound:.3g})"
@@ -152,10 +154,10 @@ def all_of(tiers: Sequence[Tier]) -> Tier:
     for tier in tiers:
         if not tier.passed:
             return tier
-    worst = max(tiers, key=lambda tier: tier.worst_error or 0.0)
-    return dataclasses.replace(worst, elements=sum(tier.elements for tier in tiers))
     if not tiers:
         return _failed("nothing was compared", 0.0)
+    worst = max(tiers, key=lambda tier: tier.worst_error or 0.0)
+    return dataclasses.replace(worst, elements=sum(tier.elements for tier in tiers))
 
 
 class Workers:
@@ -206,6 +208,10 @@ class Examination:
             tiers["E0"], tiers["E4"], settings = self._timed_shapes()
         return dict(sorted(tiers.items())), settings
 
+    @property
+    def _manifest(self) -> Manifest:
+        return self.context.manifests[self.cell.implementation]
+
     def _size(self) -> tuple[int, int]:
         height, width = self.subject.model.input_chw[1:]
         return min(height, PROBE_SIZE), min(width, PROBE_SIZE)
@@ -217,12 +223,14 @@ class Examination:
         batch, ring, out = scratch / "batch.safetensors", scratch / "ring.safetensors", scratch / "out.safetensors"
         save_file({"images": images}, batch)
         save_file({"images": images[None]}, ring)
-        shape = list(images.shape)
-        worker.call("prepare", BUILD_TIMEOUT_S, handle="taps", weights=str(weights), mode=self.cell.mode, input_shape=shape, fold=False)
-        worker.call("taps", BUILD_TIMEOUT_S, handle="taps", images=str(batch), out=str(out))
-        found = load_file(out)
-        worker.call("release", CALL_TIMEOUT_S, handle="taps")
-        worker.call("prepare", BUILD_TIMEOUT_S, handle="mode", weights=str(weights), mode=self.cell.mode, input_shape=shape, fold=True)
+        arguments = {"weights": str(weights), "mode": self.cell.mode, "input_shape": list(images.shape)}
+        found: Arrays = {}
+        if self._manifest.taps:
+            worker.call("prepare", BUILD_TIMEOUT_S, handle="taps", fold=False, **arguments)
+            worker.call("taps", BUILD_TIMEOUT_S, handle="taps", images=str(batch), out=str(out))
+            found = load_file(out)
+            worker.call("release", CALL_TIMEOUT_S, handle="taps")
+        worker.call("prepare", BUILD_TIMEOUT_S, handle="mode", fold=self._manifest.folds, **arguments)
         worker.call("put", BUILD_TIMEOUT_S, handle="mode", images=str(ring))
         worker.call("outputs", CALL_TIMEOUT_S, handle="mode", out=str(out))
         logits = load_file(out)["logits"][0]
@@ -233,25 +241,30 @@ class Examination:
         cell, about = self.cell, self.subject
         height, width = self._size()
         probe = lattice.lattice(about.model, cell.precision, batch=PROBE_BATCH, height=height, width=width, seed=LATTICE_SEED)
-        folded_model, folded_weights = folding.fold_batch_norm(about.model, probe.weights)
-        folded = lattice.prove(folded_model, folded_weights, probe.images, cell.precision)
+        expected = probe.expected
+        if self._manifest.folds:
+            folded_model, folded_weights = folding.fold_batch_norm(about.model, probe.weights)
+            expected = lattice.prove(folded_model, folded_weights, probe.images, cell.precision).expected
         path = self.context.scratch / "lattice.safetensors"
         file.save(path, about.model, probe.weights, source=f"lattice, seed {LATTICE_SEED}", preprocess={}, licence="CC0-1.0")
         taps, logits = self._observe(cell.precision, path, probe.images)
-        last = list(folded.expected)[-1]
-        return all_of([exact(probe.expected, taps), exact({"logits": folded.expected[last]}, {"logits": logits})])
+        last = list(expected)[-1]
+        tiers = [exact(probe.expected, taps)] if self._manifest.taps else []
+        return all_of([*tiers, exact({"logits": expected[last]}, {"logits": logits})])
 
     def _meaning(self) -> Tier:
         about = self.subject
         images = _probe_images(about, *self._size())
         taps, logits = self._observe("fp64", about.path, images)
-        expected = forward.forward(about.folded_model, about.folded_weights, images)
-        return all_of([meaning(forward.taps(about.model, about.weights, images), taps), meaning({"logits": expected}, {"logits": logits})])
+        expected = forward.forward(*about.given(self._manifest), images)
+        tiers = [meaning(forward.taps(about.model, about.weights, images), taps)] if self._manifest.taps else []
+        return all_of([*tiers, meaning({"logits": expected}, {"logits": logits})])
 
     def _timed_shapes(self) -> tuple[Tier, Tier, dict[str, object]]:
         cell, about = self.cell, self.subject
         worker, _ = self.workers.get(cell, cell.precision)
-        predicted = reference(about.folded_model, about.folded_weights, about.inputs.pool, cell.precision, self.context.threads)
+        model, weights = about.given(self._manifest)
+        predicted = reference(model, weights, about.inputs.pool, cell.precision, self.context.threads)
         identities, noises = [], []
         settings: dict[str, object] = {}
         for size in self.batch_sizes:
@@ -266,11 +279,11 @@ class Examination:
                 weights=str(about.path),
                 mode=cell.mode,
                 input_shape=list(images.shape[1:]),
-                fold=True,
+                fold=self._manifest.folds,
             )
             settings = worker.call("put", BUILD_TIMEOUT_S, handle="timed", images=str(ring))["settings"]
             worker.call("outputs", CALL_TIMEOUT_S, handle="timed", out=str(out))
-            identities.append(identity(held(about.folded_weights, cell.precision), worker.call("weights", CALL_TIMEOUT_S, handle="timed")))
+            identities.append(identity(held(weights, cell.precision), worker.call("weights", CALL_TIMEOUT_S, handle="timed")))
             worker.call("release", CALL_TIMEOUT_S, handle="timed")
             noises.append(check_ring(load_file(out)["logits"], members, predicted, cell.precision))
         return all_of(identities), all_of(noises), settings
@@ -329,6 +342,7 @@ def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tu
     data = {
         "key": key,
         "tiers": document["tiers"],
+        "compared": "every tap and the logits" if context.manifests[cell.implementation].taps else "the logits",
         "elements_compared": sum(tier["elements"] for tier in document["tiers"].values()),
         "batch_sizes": list(batch_sizes),
         "oracle_sha256": oracle_sha256(),
@@ -356,7 +370,11 @@ def _key(context: Context, cell: Cell, about: Subject, batch_sizes: tuple[int, .
         sorted(batch_sizes),
         context.threads,
         oracle_sha256(),
-        code_sha256(f"impls/{cell.implementation}/*", *SHARED_CODE),
+        code_sha256(
+            f"{context.manifests[cell.implementation].package.replace('.', '/')}/*",
+            *(f"{module.replace('.', '/')}.py" for module in hello["modules"]),
+            *SHARED_CODE,
+        ),
         sorted(hello["packages"].items()),
         hello["python"],
         context.run.machine["machine_id"],
@@ -364,15 +382,6 @@ def _key(context: Context, cell: Cell, about: Subject, batch_sizes: tuple[int, .
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
-    """A kept certificate; None where there is none or it is not the one it should be."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        document: dict[str, Any] = kept["document"]
-        is_ours = kept["sha256"] == _digest(document) and document["key"] == key and _is_certificate(document["tiers"])
-        return document if is_ours else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 def _is_certificate(tiers: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether every tier was examined and passed."""
     return set(tiers) == set(TIERS) and all(tier["passed"] is True and tier["elements"] > 0 for tier in tiers.values())
@@ -390,3 +399,12 @@ def _keep(path: Path, document: Mapping[str, Any]) -> None:
     unfinished.replace(path)
 
 
+def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
+    """A kept certificate; None where there is none or it is not the one it should be."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = kept["document"]
+        is_ours = kept["sha256"] == _digest(document) and document["key"] == key and _is_certificate(document["tiers"])
+        return document if is_ours else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

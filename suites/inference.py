@@ -165,7 +165,7 @@ class _Round:
             weights=str(about.path),
             mode=cell.mode,
             input_shape=list(images.shape[1:]),
-            fold=True,
+            fold=self.context.manifests[cell.implementation].folds,
         )
         put = worker.call("put", BUILD_TIMEOUT_S, handle=cell.key, images=str(ring))
         columns: dict[str, list[Any]] = {name: [] for name in ("visit", "start_ns", "duration_ns", "calls", "warmup")}
@@ -216,7 +216,8 @@ class _Round:
         about = subject(cell.model)
         out = self.context.scratch / "timed.safetensors"
         turn.worker.call("outputs", CALL_TIMEOUT_S, handle=turn.handle, out=str(out))
-        predicted = reference(about.folded_model, about.folded_weights, about.inputs.pool, cell.precision, self.context.threads)
+        model, weights = about.given(self.context.manifests[cell.implementation])
+        predicted = reference(model, weights, about.inputs.pool, cell.precision, self.context.threads)
         return check_ring(load_file(out)["logits"], about.inputs.members(cell.batch_size), predicted, cell.precision)
 
     def _fields(self, cell: Cell) -> dict[str, object]:

@@ -54,7 +54,7 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str) -> list[
                 weights=str(about.path),
                 mode=cell.mode,
                 input_shape=list(images.shape[1:]),
-                fold=True,
+                fold=context.manifests[cell.implementation].folds,
             )
             first = worker.call("put", BUILD_TIMEOUT_S, handle="cell", images=str(ring))
             peak = worker.call("memory", CALL_TIMEOUT_S, reset=True)

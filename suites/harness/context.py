@@ -60,6 +60,10 @@ class Subject:
     source: str
     inputs: inputs.Inputs
 
+    def given(self, manifest: Manifest) -> tuple[ModelSpec, folding.Weights]:
+        """The network and weights that an implementation is given to run: folded unless it takes them as they are."""
+        return (self.folded_model, self.folded_weights) if manifest.folds else (self.model, self.weights)
+
     def as_record(self, precision: str, batch_size: int | None) -> dict[str, object]:
         """The ``model`` field of a record."""
         moved = bytes_moved(self.model, PRECISIONS[precision].storage_bytes, batch_size) if batch_size else None
@@ -151,11 +155,12 @@ class Context:
         name = cell.implementation
         if name in self.broken:
             raise WorkerError("failed", self.broken[name])
+        package = self.manifests[name].package
         variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(self.threads)}
         if seeds is not None:
             variables |= {"PYTHONHASHSEED": str(seeds.hash_seed), "LEVELFIELD_PADDING": "x" * seeds.pad_bytes}
         log = self.folder / "logs" / f"{purpose}-{name}-{cell.mode}-{precision}-{'x' if seeds is None else seeds.index}.log"
-        return WorkerProcess(Launch(self.interpreters[name], name, cell.device, precision, self.threads, False, log, variables, self.root))
+        return WorkerProcess(Launch(self.interpreters[name], package, cell.device, precision, self.threads, False, log, variables, self.root))
 
     def record(self, suite: str, cell: Cell, status: str = "ok", reason: str | None = None, **fields: object) -> Record:
         """A record of this run; what is not given is null or empty."""

@@ -65,6 +65,7 @@ class Request:
     processes: int | None = None
     smoke: bool = False
     budget_s: float | None = None
+    zoo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,7 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
         "implementation": request.implementations is not None and "all" not in request.implementations,
         "mode": request.modes is not None and "all" not in request.modes,
         "precision": request.precisions is not None and "all" not in request.precisions,
+        "model": request.models is not None and "all" not in request.models,
     }
     cells: list[Cell] = []
     skips: list[Skip] = []
@@ -183,6 +185,8 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
                     device = manifest.devices.get(request.device)
                     if device is None:
                         reason, cause = f"{manifest.title} does not offer {request.device}", "mode"
+                    elif manifest.models is not None and model.name not in manifest.models:
+                        reason, cause = f"{manifest.title} has no {model.name}; it has {', '.join(manifest.models)}", "model"
                     elif why := precision_reason(manifest, device, precision, timed=timed):
                         reason, cause = why, "precision"
                     elif why := mode_reason(manifest.modes[mode]):

@@ -48,10 +48,10 @@ class Reply(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start one worker. ``variables`` are added to the parent's environment."""
+    """How to start one worker for the implementation in ``package``. ``variables`` are added to the parent's environment."""
 
     python: Path
-    implementation: str
+    package: str
     device: str
     precision: str
     threads: int
@@ -80,8 +80,8 @@ class WorkerProcess:
             str(launch.python),
             "-m",
             "suites.harness.worker",
-            "--implementation",
-            launch.implementation,
+            "--package",
+            launch.package,
             "--device",
             launch.device,
             "--precision",

@@ -71,7 +71,7 @@ def interpreters(
 @contextmanager
 def opened(request: plan.Request, planned: plan.Plan | None, options: Options, cells: tuple[Cell, ...]) -> Iterator[Context]:
     """A run to write into: the unfinished one of the same plan, code and machine where there is one, else a new one."""
-    manifests = find()
+    manifests = find(zoo=request.zoo)
     named = environments.parse_named(options.named_interpreters, manifests)
     pythons, broken = interpreters(manifests, {cell.implementation for cell in cells}, request.device, named, options.say)
     store = Store(options.store)
@@ -118,7 +118,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
     Raises:
         UsageError, EnvironmentBuildError, NothingToRunError, StoreError.
     """
-    manifests = find()
+    manifests = find(zoo=request.zoo)
     planned = plan.make(request, manifests)
     if not planned.cells:
         raise NothingToRunError(planned.skips[0].reason if planned.skips else "the request names no cell")
@@ -137,7 +137,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
                     context.record("inference", cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
                 )
         if not request.smoke:
-            for arm in _probing(certified):
+            for arm in _probing(certified, manifests):
                 context.say(f"measuring this machine's ceilings with {arm.implementation} {arm.mode}")
                 probe.run(context, arm)
 
@@ -156,7 +156,7 @@ def certify(request: plan.Request, options: Options) -> tuple[dict[Cell, Record]
     Raises:
         UsageError, EnvironmentBuildError, NothingToRunError, StoreError.
     """
-    manifests = find()
+    manifests = find(zoo=request.zoo)
     arms, skips = plan.arms(request, manifests, timed=False)
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
@@ -185,9 +185,10 @@ def _record_skips(context: Context, skips: tuple[plan.Skip, ...]) -> None:
             context.store.append(context.record("equivalence", cell, "skipped", skip.reason))
 
 
-def _probing(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
-    """One arm per implementation, mode and precision."""
+def _probing(cells: tuple[Cell, ...], manifests: Mapping[str, Manifest]) -> tuple[Cell, ...]:
+    """One arm per mode and precision of each implementation that can build the probe's networks."""
     found: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:
-        found.setdefault((cell.implementation, cell.mode, cell.precision), cell.certificate_cell)
+        if manifests[cell.implementation].models is None:
+            found.setdefault((cell.implementation, cell.mode, cell.precision), cell.certificate_cell)
     return tuple(found.values())

@@ -67,7 +67,7 @@ class Worker:
         began = time.perf_counter()
         from impls import implementation  # what this costs is part of the start-up time
 
-        module = importlib.import_module(f"impls.{self.arguments.implementation}.runtime")
+        module = importlib.import_module(f"{self.arguments.package}.runtime")
         settings = implementation.Settings(
             self.arguments.device, self.arguments.precision, self.arguments.threads, self.arguments.deterministic
         )
@@ -80,6 +80,7 @@ class Worker:
             "import_s": time.perf_counter() - began,
             "versions": self.runtime.versions(),
             "python": platform.python_version(),
+            "modules": sorted(name for name in sys.modules if name.startswith(("impls.", "suites."))),
             "packages": {each.name: each.version for each in importlib.metadata.distributions()},
             "timer": {"clock": "time.perf_counter_ns", "resolution_ns": resolution, "overhead_ns": overhead},
         }
@@ -184,14 +185,17 @@ def error_of(error: BaseException) -> dict[str, str]:
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, CannotError):
         return {"kind": "cannot", "message": message}
+    if isinstance(error, ImportError):
+        return {"kind": "missing", "message": f"{type(error).__name__}: {message}"[:1000]}
     memory = isinstance(error, MemoryError) or re.search(r"out of memory|RESOURCE_EXHAUSTED|bad_alloc", message, re.IGNORECASE)
     return {"kind": "memory" if memory else "failed", "message": f"{type(error).__name__}: {message}"[:1000]}
 
 
 def serve(worker: Worker, requests: Any, replies: Any) -> None:
     """Answer requests until the pipe closes."""
+    names = ("start", "prepare", "put", "visit", "outputs", "taps", "weights", "memory", "release")
     operations: dict[str, Callable[..., dict[str, Any]]] = {
-        name: getattr(worker, name) for name in ("start", "prepare", "put", "visit", "outputs", "taps", "weights", "memory", "release")
+        name: getattr(worker, name) for name in names
     }
     for line in requests:
         request = json.loads(line)
@@ -207,11 +211,9 @@ def serve(worker: Worker, requests: Any, replies: Any) -> None:
 
 
 def main() -> None:
-    if isinstance(error, ImportError):
-        return {"kind": "missing", "message": f"{type(error).__name__}: {message}"[:1000]}
     """Entry point of ``python -m suites.harness.worker``."""
     parser = argparse.ArgumentParser(prog="suites.harness.worker")
-    parser.add_argument("--implementation", required=True)
+    parser.add_argument("--package", required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--threads", type=int, required=True)
