@@ -167,6 +167,42 @@ class Settings:
     deterministic: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Sgd:
+    """Stochastic gradient descent as PyTorch defines it (torch.optim.SGD, dampening 0), for every parameter p.
+
+    ::
+
+        g = d loss / d p + weight_decay * p                          coupled; batch norm's weight and bias too
+        v = momentum * v + g                                         v starts at 0 and does not hold the learning rate
+        p = p - learning_rate * (g + momentum * v if nesterov else v)
+
+    The loss is the batch's mean of -sum_k t_k log softmax(logits)_k, where t is 1 - label_smoothing at the label plus
+    label_smoothing / classes everywhere (Szegedy et al., arXiv 1512.00567, section 7). Running statistics are no parameters:
+    a batch norm updates its own, as ``impls.spec.BatchNorm2d`` says.
+    """
+
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    label_smoothing: float
+
+
+class Trainer(ABC):
+    """One model in training: its parameters, running statistics and momentum buffers."""
+
+    @abstractmethod
+    def step(self, images: Any, labels: Any, learning_rate: float) -> float:
+        """One step of ``Sgd`` on a batch; returns the loss of this batch before the step, of which ``g`` is the gradient.
+
+        ``images`` are (N, C, H, W) float32 (fp64: float64), ``labels`` (N,) int64. Batch norm takes the batch's statistics.
+        """
+
+    @abstractmethod
+    def weights(self) -> dict[str, Any]:
+        """Parameters and running statistics, canonical names and layout, float32 (fp64: float64)."""
+
+
 class Network(ABC):
     """One model with its weights, ready to run in one mode on inputs of one shape.
 
@@ -230,6 +266,14 @@ class Runtime(ABC):
         Raises:
             CannotError: this mode cannot run this model here.
         """
+
+    def prepare_training(self, model: ModelSpec, weights: Mapping[str, Any], sgd: Sgd, input_shape: Shape) -> Trainer:
+        """Load float32 weights as ``prepare`` does and make ready to train on batches of ``input_shape``, (N, C, H, W).
+
+        Raises:
+            CannotError: no training in this framework, or not of this model or in this precision.
+        """
+        raise CannotError("this implementation has no training")
 
     @abstractmethod
     def versions(self) -> dict[str, str]:

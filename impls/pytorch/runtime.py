@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from impls import implementation, spec
-from impls.implementation import CannotError, Settings
-from impls.pytorch import layers
+from impls.implementation import CannotError, Settings, Sgd
+from impls.pytorch import layers, training
 from impls.spec import Block, Layer, ModelSpec, Node, Shape
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -204,9 +204,17 @@ class Runtime(implementation.Runtime):
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> Network:
         """See the contract."""
+        return Network(self._settings, self._module(model, weights).eval(), mode)
+
+    def prepare_training(self, model: ModelSpec, weights: Mapping[str, Any], sgd: Sgd, input_shape: Shape) -> training.Trainer:
+        """See the contract."""
+        training.check(model, self._settings.precision)
+        device = torch.device(self._settings.device)
+        return training.Trainer(self._module(model, weights), sgd, DTYPES[self._settings.precision], device)
+
+    def _module(self, model: ModelSpec, weights: Mapping[str, Any]) -> Model:
         dtype, device = DTYPES[self._settings.precision], torch.device(self._settings.device)
-        tensors = {name: layers.to_framework(array, dtype, device) for name, array in weights.items()}
-        return Network(self._settings, Model(model, tensors).eval(), mode)
+        return Model(model, {name: layers.to_framework(array, dtype, device) for name, array in weights.items()})
 
     def versions(self) -> dict[str, str]:
         """See the contract."""

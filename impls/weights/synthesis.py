@@ -84,7 +84,7 @@ def synthesize(model: ModelSpec, seed: int) -> dict[str, Float32]:
         weights[name] = _filters(seed, name, shape[0], fan_in, math.sqrt(gain / fan_in)).reshape(shape)
         mean = np.zeros(shape[0])
         if "bias" in layer.tensors():
-            weights[f"{layer.name}.bias"] = _normal(seed, f"{layer.name}.bias", shape[0], BIAS_SD)
+            weights[f"{layer.name}.bias"] = normal(seed, f"{layer.name}.bias", shape[0], BIAS_SD)
             mean += weights[f"{layer.name}.bias"]
         return _Moments(mean, np.full(shape[0], gain * power))
 
@@ -93,9 +93,9 @@ def synthesize(model: ModelSpec, seed: int) -> dict[str, Float32]:
             return f"{layer.name}.{leaf}"
 
         gamma = _uniform(seed, name("weight"), layer.channels, *(RESIDUAL_GAMMA if layer.name in residual else GAMMA))
-        beta = _normal(seed, name("bias"), layer.channels, BETA_SD)
+        beta = normal(seed, name("bias"), layer.channels, BETA_SD)
         second = _mean(x.var + x.mean * x.mean)
-        mean = _normal(seed, name("running_mean"), layer.channels, MEAN_SD * math.sqrt(second))
+        mean = normal(seed, name("running_mean"), layer.channels, MEAN_SD * math.sqrt(second))
         var = _uniform(seed, name("running_var"), layer.channels, VARIANCE_FACTOR[0] * second, VARIANCE_FACTOR[1] * second)
         weights.update({name("weight"): gamma, name("bias"): beta, name("running_mean"): mean, name("running_var"): var})
         scale = gamma / np.sqrt(var.astype(np.float64) + layer.eps)
@@ -193,8 +193,8 @@ def _normal_integers(seed: int, name: str, count: int) -> npt.NDArray[np.int64]:
     return values - _SUM_MEAN
 
 
-def _normal(seed: int, name: str, count: int, sd: float) -> Float32:
-    """Nearly normal, float32 (count,), mean 0."""
+def normal(seed: int, name: str, count: int, sd: float) -> Float32:
+    """Nearly normal numbers for (seed, name), float32 (count,), mean 0: sums of four uniforms."""
     return (_normal_integers(seed, name, count) * (sd / math.sqrt(_SUM_VARIANCE))).astype(np.float32)
 
 

@@ -61,6 +61,7 @@ class Worker:
         self.arguments = arguments
         self.networks: dict[str, Any] = {}
         self.paths: dict[str, Any] = {}
+        self.trainer: Any = None
 
     def start(self) -> dict[str, Any]:
         """Import the framework and make its settings."""
@@ -154,6 +155,27 @@ class Worker:
             for name, tensor in held.items()
         }
 
+    def prepare_training(self, weights: str, sgd: dict[str, Any], input_shape: list[int]) -> dict[str, Any]:
+        """Load a weight file to train from; ``sgd`` holds the fields of ``impls.implementation.Sgd``."""
+        from impls.implementation import Sgd
+        from impls.weights import file
+
+        loaded = file.load(Path(weights))
+        self.trainer = self.runtime.prepare_training(loaded.model, loaded.weights, Sgd(**sgd), tuple(input_shape))
+        return {}
+
+    def train(self, batches: str, learning_rates: list[float]) -> dict[str, Any]:
+        """A step on each of the batches, images (steps, N, C, H, W) and labels (steps, N); the loss of each."""
+        from safetensors.numpy import load_file
+
+        arrays = load_file(batches)
+        steps = zip(arrays["images"].astype(self._host_dtype()), arrays["labels"], learning_rates, strict=True)
+        return {"losses": [self.trainer.step(images, labels, rate) for images, labels, rate in steps]}
+
+    def trained(self, out: str) -> dict[str, Any]:
+        """The trained weights, canonical."""
+        return self._write(out, self.trainer.weights())
+
     def memory(self, reset: bool) -> dict[str, Any]:
         """Peak resident memory of this process, and the device allocator's counters."""
         result = {"peak_memory_bytes": peak_memory_bytes(), **self.runtime.device_memory()}
@@ -195,7 +217,7 @@ def serve(worker: Worker, requests: Any, replies: Any) -> None:
     """Answer requests until the pipe closes."""
     names = ("start", "prepare", "put", "visit", "outputs", "taps", "weights", "memory", "release")
     operations: dict[str, Callable[..., dict[str, Any]]] = {
-        name: getattr(worker, name) for name in names
+        name: getattr(worker, name) for name in (*names, "prepare_training", "train", "trained")
     }
     for line in requests:
         request = json.loads(line)
