@@ -13,7 +13,7 @@ import random
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.numpy import load_file, save_file
 
@@ -24,6 +24,8 @@ from suites.harness.inputs import RING
 from suites.harness.plan import Effort
 from suites.harness.process import WorkerError, WorkerProcess
 from suites.harness.reference import reference
+
+K = TypeVar("K")
 
 Arm = tuple[str, str, str]
 """Implementation, mode and precision: what shares a process."""
@@ -41,7 +43,6 @@ class Turn:
     handle: str
     hello: Mapping[str, Any]
     settings: Mapping[str, Any]
-    measurements: dict[str, float]
     columns: dict[str, list[Any]]
     calls: int = 1
     samples: int = 1
@@ -127,49 +128,60 @@ class _Round:
                 by_arm.setdefault((cell.implementation, cell.mode, cell.precision), []).append(cell)
         arms = list(by_arm)
         self.order.shuffle(arms)
-        turns: dict[Cell, Turn] = {}
+        workers: dict[Arm, WorkerProcess] = {}
         for arm in arms:
-            cells = by_arm[arm]
-            seeds = Seeds(self.seeds.index, self.seeds.order_seed)
-            self.all_seeds[arm] = seeds
+            self.all_seeds[arm] = Seeds(self.seeds.index, self.seeds.order_seed)
             try:
-                worker = stack.enter_context(self.context.launch(cells[0], cells[0].precision, seeds, purpose="time"))
-                hello = worker.call("start", START_TIMEOUT_S)
+                workers[arm] = stack.enter_context(self.context.launch(by_arm[arm][0], arm[2], self.all_seeds[arm], purpose="time"))
             except WorkerError as error:
-                for cell in cells:
-                    self._fail(cell, error)
-                continue
-            for cell in cells:
-                try:
-                    turns[cell] = self._build(worker, hello, cell)
-                except WorkerError as error:
-                    self._fail(cell, error)
-                    if not worker.alive:
-                        for other in cells:
-                            if other != cell and turns.pop(other, None) is not None:
-                                self._fail(other, error)
-            if worker.alive:
-                worker.pause()
+                self._fail(by_arm[arm], error)
+        hellos = self._together({arm: (worker, by_arm[arm]) for arm, worker in workers.items()}, lambda _: ("start", {}), START_TIMEOUT_S)
+        turns: dict[Cell, Turn] = {}
+        for position in range(max(map(len, by_arm.values()))):
+            here = {by_arm[arm][position]: arm for arm in hellos if position < len(by_arm[arm])}
+            loaded = self._together({cell: (workers[arm], [cell]) for cell, arm in here.items()}, self._prepare_request, BUILD_TIMEOUT_S)
+            put = self._together({cell: (workers[here[cell]], [cell]) for cell in loaded}, self._put_request, BUILD_TIMEOUT_S)
+            for cell, reply in put.items():
+                columns: dict[str, list[Any]] = {name: [] for name in ("visit", "start_ns", "duration_ns", "calls", "warmup")}
+                settings = {**loaded[cell]["settings"], **reply["settings"]}
+                turns[cell] = Turn(cell, workers[here[cell]], cell.key, hellos[here[cell]], settings, columns)
+        for worker in workers.values():
+            worker.pause()
         return turns
 
-    def _build(self, worker: WorkerProcess, hello: Mapping[str, Any], cell: Cell) -> Turn:
-        assert cell.batch_size is not None
+    def _together(
+        self, asked: Mapping[K, tuple[WorkerProcess, list[Cell]]], request: Callable[[K], tuple[str, dict[str, Any]]], timeout_s: float
+    ) -> dict[K, dict[str, Any]]:
+        """The replies of workers that work at the same time; of one that fails the cells are recorded so."""
+        sent: list[K] = []
+        replies: dict[K, dict[str, Any]] = {}
+        for key, (worker, cells) in asked.items():
+            operation, arguments = request(key)
+            try:
+                worker.send(operation, **arguments)
+                sent.append(key)
+            except WorkerError as error:
+                self._fail(cells, error)
+        for key in sent:
+            worker, cells = asked[key]
+            try:
+                replies[key] = worker.receive(timeout_s)
+            except WorkerError as error:
+                self._fail(cells, error)
+        return replies
+
+    def _prepare_request(self, cell: Cell) -> tuple[str, dict[str, Any]]:
         about = subject(cell.model)
-        images = about.inputs.ring(cell.batch_size)
-        ring = self.context.scratch / "ring.safetensors"
-        save_file({"images": images}, ring)
-        loaded = worker.call(
-            "prepare",
-            BUILD_TIMEOUT_S,
-            handle=cell.key,
-            weights=str(about.path),
-            mode=cell.mode,
-            input_shape=list(images.shape[1:]),
-            fold=self.context.manifests[cell.implementation].folds,
-        )
-        put = worker.call("put", BUILD_TIMEOUT_S, handle=cell.key, images=str(ring))
-        columns: dict[str, list[Any]] = {name: [] for name in ("visit", "start_ns", "duration_ns", "calls", "warmup")}
-        return Turn(cell, worker, cell.key, hello, {**loaded["settings"], **put["settings"]}, {}, columns)
+        shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
+        folds = self.context.manifests[cell.implementation].folds
+        return "prepare", {"handle": cell.key, "weights": str(about.path), "mode": cell.mode, "input_shape": shape, "fold": folds}
+
+    def _put_request(self, cell: Cell) -> tuple[str, dict[str, Any]]:
+        assert cell.batch_size is not None
+        ring = self.context.scratch / f"ring-{cell.model}-{cell.batch_size}.safetensors"
+        if not ring.is_file():
+            save_file({"images": subject(cell.model).inputs.ring(cell.batch_size)}, ring)
+        return "put", {"handle": cell.key, "images": str(ring)}
 
     def _measure(self, turns: list[Turn]) -> None:
         """One group: warm-up, blocks of visits in random order, outputs, records."""
@@ -196,7 +208,7 @@ class _Round:
             yield
         except WorkerError as error:
             turns.remove(turn)
-            self._fail(turn.cell, error)
+            self._fail([turn.cell], error)
         finally:
             turn.worker.pause()
 
@@ -231,8 +243,9 @@ class _Round:
             "inputs": {"sha256": about.inputs.sha256, "source": about.inputs.source, "ring_size": RING, "shape": shape},
         }
 
-    def _fail(self, cell: Cell, error: WorkerError) -> None:
-        self.context.store.append(self.context.failure("inference", cell, error, **self._fields(cell)))
+    def _fail(self, cells: Sequence[Cell], error: WorkerError) -> None:
+        for cell in cells:
+            self.context.store.append(self.context.failure("inference", cell, error, **self._fields(cell)))
 
     def _store(self, turn: Turn, outputs: Tier) -> None:
         self.context.store.append(
