@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from results.record import Cell, Record
 from suites.equivalence import Tier, check_ring
-from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds, subject
+from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
 from suites.harness.inputs import RING
 from suites.harness.plan import Effort
 from suites.harness.process import WorkerError, WorkerProcess
@@ -171,7 +171,7 @@ class _Round:
         return replies
 
     def _prepare_request(self, cell: Cell) -> tuple[str, dict[str, Any]]:
-        about = subject(cell.model)
+        about = self.context.subject(cell.model)
         shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
         folds = self.context.manifests[cell.implementation].folds
         return "prepare", {"handle": cell.key, "weights": str(about.path), "mode": cell.mode, "input_shape": shape, "fold": folds}
@@ -180,7 +180,7 @@ class _Round:
         assert cell.batch_size is not None
         ring = self.context.scratch / f"ring-{cell.model}-{cell.batch_size}.safetensors"
         if not ring.is_file():
-            save_file({"images": subject(cell.model).inputs.ring(cell.batch_size)}, ring)
+            save_file({"images": self.context.subject(cell.model).inputs.ring(cell.batch_size)}, ring)
         return "put", {"handle": cell.key, "images": str(ring)}
 
     def _measure(self, turns: list[Turn]) -> None:
@@ -225,7 +225,7 @@ class _Round:
         """E4 on the outputs of the very networks that were timed."""
         cell = turn.cell
         assert cell.batch_size is not None
-        about = subject(cell.model)
+        about = self.context.subject(cell.model)
         out = self.context.scratch / "timed.safetensors"
         turn.worker.call("outputs", CALL_TIMEOUT_S, handle=turn.handle, out=str(out))
         model, weights = about.given(self.context.manifests[cell.implementation])
@@ -233,7 +233,7 @@ class _Round:
         return check_ring(load_file(out)["logits"], about.inputs.members(cell.batch_size), predicted, cell.precision)
 
     def _fields(self, cell: Cell) -> dict[str, object]:
-        about = subject(cell.model)
+        about = self.context.subject(cell.model)
         seeds = self.all_seeds[cell.implementation, cell.mode, cell.precision]
         shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
         return {

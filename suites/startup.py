@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from results.record import Cell, Record
-from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds, subject
+from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
 from suites.harness.process import WorkerError
 
 RUNNING_CALLS = 10
@@ -33,7 +33,7 @@ def run(context: Context, cells: Sequence[Cell], processes: int, certificates: M
 
 def _one(context: Context, cell: Cell, index: int, certificate_id: str) -> list[Record]:
     assert cell.batch_size is not None
-    about = subject(cell.model)
+    about = context.subject(cell.model)
     seeds = Seeds(index, secrets.randbits(31))
     fields: dict[str, Any] = {
         "process": seeds.as_record(),

@@ -21,7 +21,7 @@ from impls.spec import ModelSpec
 from impls.weights import file
 from impls.weights.initial import initialize
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S
-from suites.harness.inputs import DIGITS_PREPROCESS, Dataset, Images
+from suites.harness.inputs import DIGITS_PREPROCESS, Dataset, Images, check_dataset
 from suites.harness.process import Launch, WorkerError, WorkerProcess
 
 IMPLEMENTATION = "pytorch"
@@ -114,21 +114,6 @@ def epoch_batches(recipe: Recipe, dataset: Dataset, seed: int, epoch: int) -> tu
     return images.reshape(*shape, *chosen.shape[1:]), dataset.labels[order].reshape(shape)
 
 
-def check(model: ModelSpec, dataset: Dataset) -> None:
-    """Refuse data that the model cannot be trained on.
-
-    Raises:
-        TrainingError: images of another shape, or labels that are no class of the model.
-    """
-    if dataset.images.shape[1:] != model.input_chw:
-        raise TrainingError(f"{model.name} takes images of {model.input_chw}, those of {dataset.name} are {dataset.images.shape[1:]}")
-    if len(dataset.labels) != len(dataset.images):
-        raise TrainingError(f"{dataset.name}: {len(dataset.labels)} labels for {len(dataset.images)} images")
-    low, high = int(dataset.labels.min(initial=0)), int(dataset.labels.max(initial=0))
-    if low < 0 or high >= model.classes:
-        raise TrainingError(f"{dataset.name}: the label {low if low < 0 else high} is no class of {model.name}, which has {model.classes}")
-
-
 def train(
     model: ModelSpec,
     dataset: Dataset,
@@ -145,14 +130,16 @@ def train(
     Equal arguments on one machine give equal weights, bit for bit: the framework runs deterministically.
 
     Raises:
-        TrainingError: the data do not fit, the loss became infinite, or the worker failed.
+        NoInputError: the images or labels are not for this model.
+        TrainingError: too few images, a loss that is not finite, or a worker that failed.
     """
-    check(model, dataset)
+    check_dataset(model, dataset)
     initial, batches, out = folder / "initial.safetensors", folder / "batches.safetensors", folder / "trained.safetensors"
     file.save(initial, model, initialize(model, seed), source=f"initial, seed {seed}", preprocess=DIGITS_PREPROCESS, licence="CC0-1.0")
     shape = [recipe.batch_size, *model.input_chw]
     losses: list[float] = []
-    launch = Launch(python, f"{OURS}.{IMPLEMENTATION}", "cpu", PRECISION, threads, True, folder / "train.log", {"OMP_NUM_THREADS": str(threads)})
+    package, variables = f"{OURS}.{IMPLEMENTATION}", {"OMP_NUM_THREADS": str(threads)}
+    launch = Launch(python, package, "cpu", PRECISION, threads, True, folder / "train.log", variables)
     try:
         with WorkerProcess(launch) as worker:
             hello = worker.call("start", START_TIMEOUT_S)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from impls import implementation, spec
 from impls.implementation import CannotError, Sgd
@@ -43,7 +42,7 @@ class Trainer(implementation.Trainer):
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         logits: Tensor = self._module(batch)
-        loss = F.cross_entropy(logits, targets, weight=None, ignore_index=-100, reduction="mean", label_smoothing=self._label_smoothing)
+        loss = cross_entropy(logits, targets, weight=None, ignore_index=-100, reduction="mean", label_smoothing=self._label_smoothing)
         loss.backward()
         self._optimizer.step()
         return float(loss)
@@ -64,4 +63,3 @@ def check(model: ModelSpec, precision: str) -> None:
     for layer in spec.layers(model.body):
         if isinstance(layer, spec.BatchNorm2d) and layer.running_variance != "unbiased":
             raise CannotError(f"{layer.name}: nn.BatchNorm2d keeps the unbiased running variance only")
-

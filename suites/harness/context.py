@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,19 +78,23 @@ class Subject:
 
 
 @functools.cache
-def subject(name: str) -> Subject:
-    """The model of this name with the weights that the project ships for it, else with synthesised ones."""
+def subject(name: str, brought: Path | None = None) -> Subject:
+    """The model of this name with the weights ``brought``, else those that the project ships for it, else synthesised ones.
+
+    Raises:
+        WeightFileError: the file cannot be used for this model.
+    """
     model = models.get(name)
     images = inputs.for_model(model)
-    shipped = trained.path(name)
-    if shipped is None:
+    given = brought or trained.path(name)
+    if given is None:
         path = cache_root() / "weights" / f"{name}-seed{SEED}-{file.spec_sha256(model)[:12]}.safetensors"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             weights = synthesis.synthesize(model, SEED)
             file.save(path, model, weights, source=f"synthesised, seed {SEED}", preprocess=images.preprocess, licence="CC0-1.0")
     else:
-        path = shipped
+        path = given
     loaded = file.load(path, model)
     folded_model, folded_weights = folding.fold_batch_norm(model, loaded.weights)
     return Subject(
@@ -100,10 +105,16 @@ def subject(name: str) -> Subject:
         folded_weights=folded_weights,
         weights_sha256=file.tensor_sha256(loaded.weights),
         spec_sha256=file.spec_sha256(model),
-        dataset=None if shipped is None else "digits",
+        dataset="digits" if given is not None and _prepared_as_digits(loaded) else None,
         source=loaded.metadata["source"],
         inputs=images,
     )
+
+
+def _prepared_as_digits(loaded: file.WeightFile) -> bool:
+    """Whether these weights take the digits: their size, their classes, and pixels prepared as theirs."""
+    fits = (loaded.model.input_chw, loaded.model.classes) == ((3, 32, 32), 10)
+    return fits and json.loads(loaded.metadata["preprocess"]) == dict(inputs.DIGITS_PREPROCESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +133,7 @@ class Seeds:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One run. ``say`` gets a line for people about what happens now."""
+    """One run. ``say`` gets a line for people about what happens now; ``weights`` are the user's own, by model."""
 
     manifests: Mapping[str, Manifest]
     interpreters: Mapping[str, Path]
@@ -133,6 +144,11 @@ class Context:
     smoke: bool
     say: Callable[[str], None]
     root: Path = ROOT
+    weights: Mapping[str, Path] = field(default_factory=dict)
+
+    def subject(self, model: str) -> Subject:
+        """The model with the weights that this run is about."""
+        return subject(model, self.weights.get(model))
 
     @property
     def folder(self) -> Path:

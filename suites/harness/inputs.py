@@ -107,6 +107,22 @@ def digits() -> tuple[Dataset, Dataset]:
     return Dataset("digits/train", images[:cut], labels[:cut]), Dataset("digits/test", images[cut:], labels[cut:])
 
 
+def check_dataset(model: ModelSpec, dataset: Dataset) -> None:
+    """Refuse labelled images that are not for this model.
+
+    Raises:
+        NoInputError: no images, images of another shape, a label for each that is missing or no class of the model.
+    """
+    count = len(dataset.images)
+    if count == 0 or dataset.images.shape[1:] != model.input_chw:
+        raise NoInputError(f"{model.name} takes images of shape {model.input_chw}; {dataset.name} holds {dataset.images.shape}")
+    if dataset.labels.shape != (count,):
+        raise NoInputError(f"{dataset.name}: labels of shape {dataset.labels.shape} for {count} images")
+    wrong = dataset.labels[(dataset.labels < 0) | (dataset.labels >= model.classes)]
+    if wrong.size:
+        raise NoInputError(f"{dataset.name}: the label {wrong[0]} is no class of {model.name}, which has {model.classes}")
+
+
 def for_model(model: ModelSpec) -> Inputs:
     """The images that a model is timed on.
 

@@ -1,0 +1,221 @@
+"""Accuracy on labelled images: each certified arm classifies the whole test set through the path that is timed.
+
+A record keeps the class and the logit margin of every image, so that implementations can be compared image by image. The
+float64 oracle classifies the same images, where that is cheap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from impls.oracle import forward
+from impls.spec import macs
+from results.record import Cell, Record
+from suites.equivalence import Workers
+from suites.harness import inputs
+from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context, Subject
+from suites.harness.inputs import Dataset, Images
+from suites.harness.process import WorkerError
+
+ORACLE_MACS = 2e11
+"""Multiply-accumulates that the oracle may spend on a test set: half a minute of NumPy on a core or two."""
+
+ORACLE = "oracle"
+"""How the oracle is called beside the implementations."""
+
+TOP = 5
+
+
+class LogitsError(ValueError):
+    """Logits from which no class can be told; the message says what is wrong with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How a test set was classified.
+
+    ``predictions`` are the classes of the largest logits, the first of equal ones; ``margins`` their distance to the next.
+    ``top5`` is None where there are no more than five classes.
+    """
+
+    predictions: tuple[int, ...]
+    margins: tuple[float, ...]
+    top1: float
+    top5: float | None
+
+
+def test_set(dataset: str) -> Dataset:
+    """The labelled images of this name.
+
+    Raises:
+        NoInputError: there is no such data set.
+    """
+    if dataset != "digits":
+        raise inputs.NoInputError(f"there is no data set {dataset!r} (known: digits)")
+    return inputs.digits()[1]
+
+
+def batches(images: Images, size: int) -> Images:
+    """Images (count, C, H, W) as batches (ceil(count / size), size, C, H, W); the last is filled up from the beginning."""
+    count = -(-len(images) // size) * size
+    return images[np.arange(count) % len(images)].reshape(-1, size, *images.shape[1:])
+
+
+def score(logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> Score:
+    """Compare logits, (batches, N, classes) or (count, classes), with the labels, (count,); what filled up the last batch is cut off.
+
+    Raises:
+        LogitsError: too few logits, or some that are not finite.
+    """
+    rows = logits.reshape(-1, logits.shape[-1])[: len(labels)].astype(np.float64)
+    if len(rows) != len(labels):
+        raise LogitsError(f"logits of {len(rows)} images for {len(labels)} labels")
+    if not np.isfinite(rows).all():
+        raise LogitsError(f"the logits of {np.count_nonzero(~np.isfinite(rows).all(axis=1))} images are not finite")
+    ranked = np.argsort(-rows, axis=1, kind="stable")
+    right = ranked == labels[:, None]
+    best = np.take_along_axis(rows, ranked[:, :2], axis=1)
+    return Score(
+        predictions=tuple(ranked[:, 0].tolist()),
+        margins=tuple(float(f"{margin:.6g}") for margin in best[:, 0] - best[:, 1]),
+        top1=float(right[:, 0].mean()),
+        top5=float(right[:, :TOP].any(axis=1).mean()) if rows.shape[1] > TOP else None,
+    )
+
+
+def bring_weights(model: str) -> str:
+    """What a row says where there are no trained weights."""
+    return f"bring weights: none that were trained are at hand; `levelfield accuracy --models {model} --weights FILE` takes yours"
+
+
+def run(context: Context, cells: Sequence[Cell], certificates: Mapping[Cell, Record], measured: Callable[[], None]) -> list[Record]:
+    """Classify the test set with every certified arm among ``cells``, in its largest batch, and store a record for each.
+
+    An arm without trained weights gets a record that says to bring some. What the store holds is not classified again.
+    Returns the records of all arms.
+    """
+    arms: dict[Cell, int] = {}
+    for cell in cells:
+        assert cell.batch_size is not None
+        arms[cell.certificate_cell] = max(cell.batch_size, arms.get(cell.certificate_cell, 0))
+    oracle: dict[str, Score | None] = {}
+    records = []
+    workers = Workers(context, "accuracy")
+    try:
+        for arm, size in arms.items():
+            held = context.store.find(context.run.run_id, "accuracy", arm, None)
+            if not held:
+                about = context.subject(arm.model)
+                if about.dataset is not None and arm.model not in oracle:
+                    oracle[arm.model] = _by_oracle(context, about, test_set(about.dataset))
+                record = _one(context, workers, arm, size, about, oracle.get(arm.model), certificates[arm].record_id)
+                context.store.append(record)
+                measured()
+            records.append(held[-1] if held else record)
+    finally:
+        workers.end()
+    return records
+
+
+def _by_oracle(context: Context, about: Subject, dataset: Dataset) -> Score | None:
+    if macs(about.model) * len(dataset.images) > ORACLE_MACS:
+        return None
+    context.say(f"classifying {dataset.name} by the oracle: {about.model.name}")
+    return score(forward.forward(about.folded_model, about.folded_weights, dataset.images), dataset.labels)
+
+
+def _one(context: Context, workers: Workers, arm: Cell, size: int, about: Subject, oracle: Score | None, certificate_id: str) -> Record:
+    fields: dict[str, object] = {"certificate_id": certificate_id, "model": about.as_record(arm.precision, None)}
+    if about.dataset is None:
+        return context.record("accuracy", arm, "skipped", bring_weights(arm.model), data={"dataset": None}, **fields)
+    dataset = test_set(about.dataset)
+    inputs.check_dataset(about.model, dataset)
+    images = batches(dataset.images, size)
+    fields["inputs"] = {
+        "sha256": inputs.Inputs(dataset.name, {}, dataset.images).sha256,
+        "source": dataset.name,
+        "ring_size": len(images),
+        "shape": list(images.shape[1:]),
+    }
+    context.say(f"classifying {dataset.name} with {arm.implementation} {arm.mode} {arm.model} {arm.precision}")
+    ring, out = context.scratch / "ring.safetensors", context.scratch / "out.safetensors"
+    save_file({"images": images}, ring)
+    try:
+        worker, hello = workers.get(arm, arm.precision)
+        worker.call(
+            "prepare",
+            BUILD_TIMEOUT_S,
+            handle="accuracy",
+            weights=str(about.path),
+            mode=arm.mode,
+            input_shape=list(images.shape[1:]),
+            fold=context.manifests[arm.implementation].folds,
+        )
+        settings = worker.call("put", BUILD_TIMEOUT_S, handle="accuracy", images=str(ring))["settings"]
+        worker.call("outputs", BUILD_TIMEOUT_S, handle="accuracy", out=str(out))
+        worker.call("release", CALL_TIMEOUT_S, handle="accuracy")
+        found = score(load_file(out)["logits"], dataset.labels)
+    except WorkerError as error:
+        return context.failure("accuracy", arm, error, **fields)
+    except LogitsError as error:
+        return context.record("accuracy", arm, "failed", str(error), **fields)
+    measurements = {"top1": found.top1, "images": len(dataset.labels)} | ({} if found.top5 is None else {"top5": found.top5})
+    data = {
+        "dataset": dataset.name,
+        "labels_sha256": hashlib.sha256(dataset.labels.tobytes()).hexdigest(),
+        "predictions": list(found.predictions),
+        "margins": list(found.margins),
+        "oracle": None if oracle is None else {name: _plain(value) for name, value in dataclasses.asdict(oracle).items()},
+    }
+    return context.record("accuracy", arm, measurements=measurements, settings=settings, software=hello["packages"], data=data, **fields)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def groups(records: Sequence[Record]) -> list[dict[str, Mapping[str, Any]]]:
+    """The ``data`` of the records that hold predictions, by "implementation/mode", the oracle's last.
+
+    A group has one model, precision, device and data set.
+    """
+    found: dict[tuple[object, ...], dict[str, Mapping[str, Any]]] = {}
+    for record in records:
+        if record.status == "ok" and record.data is not None:
+            cell = record.cell
+            group = found.setdefault((cell.model, cell.precision, cell.device, record.data["dataset"]), {})
+            group[f"{cell.implementation}/{cell.mode}"] = record.data
+    for group in found.values():
+        oracle = next(iter(group.values()))["oracle"]
+        if oracle is not None:
+            group[ORACLE] = oracle
+    return list(found.values())
+
+
+def disagreements(group: Mapping[str, Mapping[str, Any]]) -> list[dict[str, object]]:
+    """For every two of a group, on how many images their classes differ: ``{"first", "second", "images"}``."""
+    return [
+        {"first": one, "second": other, "images": sum(a != b for a, b in zip(mine["predictions"], theirs["predictions"], strict=True))}
+        for (one, mine), (other, theirs) in itertools.combinations(group.items(), 2)
+    ]
+
+
+def flips(group: Mapping[str, Mapping[str, Any]], labels: Sequence[int]) -> list[dict[str, object]]:
+    """The images that not all of a group put in one class: ``{"image", "label", "predictions", "margins"}``, the latter two by name."""
+    names = list(group)
+    found: list[dict[str, object]] = []
+    for image, classes in enumerate(zip(*(group[name]["predictions"] for name in names), strict=True)):
+        if len(set(classes)) > 1:
+            predictions = dict(zip(names, classes, strict=True))
+            margins = {name: group[name]["margins"][image] for name in names}
+            found.append({"image": image, "label": labels[image], "predictions": predictions, "margins": margins})
+    return found
