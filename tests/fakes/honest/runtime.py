@@ -7,8 +7,9 @@ import os
 import numpy as np
 
 from impls import implementation, spec
-from impls.honest import layers
 from impls.implementation import CannotError
+
+from . import layers
 
 DTYPES = {"fp64": np.float64, "fp32": np.float32}
 
@@ -18,8 +19,8 @@ class Network(implementation.Network):
 
     host_layout = "NHWC"
 
-    def __init__(self, settings, model, tensors):
-        self._settings, self.model, self.tensors = settings, model, tensors
+    def __init__(self, model, tensors):
+        self.model, self.tensors = model, tensors
 
     def layer(self, layer, *inputs):
         """One layer's output, NHWC."""
@@ -58,9 +59,13 @@ class Network(implementation.Network):
 
     def settings(self):
         """See the contract."""
-        asked = self._settings
-        held = next(iter(self.tensors.values())).dtype.name
-        return {"threads": len(os.sched_getaffinity(0)), "precision": held, "tf32": False, "layout": "NHWC", "deterministic": asked.deterministic}
+        return {
+            "threads": len(os.sched_getaffinity(0)),
+            "precision": next(iter(self.tensors.values())).dtype.name,
+            "tf32": False,
+            "layout": "NHWC",
+            "deterministic": True,
+        }
 
 
 class Runtime(implementation.Runtime):
@@ -75,7 +80,7 @@ class Runtime(implementation.Runtime):
     def prepare(self, model, weights, mode, input_shape):
         """See the contract."""
         dtype = DTYPES[self.settings.precision]
-        return Network(self.settings, model, {name: layers.to_framework(array.astype(dtype)) for name, array in weights.items()})
+        return Network(model, {name: layers.to_framework(array.astype(dtype)) for name, array in weights.items()})
 
     def versions(self):
         """See the contract."""

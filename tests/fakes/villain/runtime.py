@@ -10,9 +10,10 @@ import time
 
 import numpy as np
 
-from impls.honest import runtime
 from impls.implementation import CannotError
 from impls.spec import BatchNorm2d, Conv2d, Padding
+
+from ..honest import runtime
 
 CERTIFYING_RUNS = 9
 """A certificate runs a network so often at most: once to build it and once for each of the ring's eight batches."""
@@ -22,7 +23,7 @@ class Network(runtime.Network):
     """Says what is wrong with it by its mode."""
 
     def __init__(self, honest, mode, folded):
-        super().__init__(honest._settings, honest.model, honest.tensors)
+        super().__init__(honest.model, honest.tensors)
         self.mode, self.folded, self.runs = mode, folded, 0
 
     def layer(self, layer, *inputs):

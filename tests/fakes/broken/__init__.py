@@ -1,0 +1,1 @@
+"""An implementation whose framework is missing."""

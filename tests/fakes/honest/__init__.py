@@ -1,0 +1,1 @@
+"""A fifth framework that is none."""

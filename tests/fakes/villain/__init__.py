@@ -1,0 +1,1 @@
+"""An implementation that does everything wrong."""
