@@ -101,6 +101,7 @@ EXPECTED = {
     "suites.harness.inputs.NoInputError",
     "suites.harness.plan.UsageError",
     "suites.harness.runner.NothingToRunError",
+    "suites.training.TrainingError",
 }
 """What users can mend, by name, so that no command imports what it does not need."""
 
@@ -231,6 +232,60 @@ def certify(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool
         else:
             screen.certificates(certificates, skips)
         raise SystemExit(screen.certify_code(certificates, skips))
+
+
+@main.command()
+@request_options
+@run_options
+@click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Your own weight file, for one model.")
+@click.option("--dataset", type=click.Choice(["digits"]), default="digits", show_default=True, help="The labelled images.")
+def accuracy(
+    env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, weights: Path | None, dataset: str, **options: Any
+) -> None:
+    """Top-1 of a weight file in every implementation, certified first, and the images that they do not agree on."""
+    with plain_errors():
+        from levelfield import screen
+        from suites import accuracy as suite
+        from suites.harness import runner
+
+        request = _request(options)
+        _require_device(request.device)
+        with screen.live(quiet=as_json, baseline=None) as live:
+            records, skips = runner.classify(request, weights, _options(runner, env, store, fresh, live.say, live.show))
+        labels = suite.test_set(dataset).labels.tolist()
+        if as_json:
+            _print_json(screen.accuracy_document(records, skips, labels))
+        else:
+            screen.accuracies(records, skips, labels)
+        raise SystemExit(screen.accuracy_code(records, skips, by_name=request.models is not None and "all" not in request.models))
+
+
+@main.command()
+@click.option("--model", required=True, help="The model.")
+@click.option("--dataset", type=click.Choice(["digits"]), default="digits", show_default=True, help="The labelled images.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The weight file to write.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs instead of the recipe's.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Threads. Default: the cores that this process may use.")
+@click.option("--env", "env", multiple=True, help="'current' or pytorch=PYTHON: an existing interpreter.")
+def train(model: str, dataset: str, out: Path, epochs: int | None, seed: int, threads: int | None, env: tuple[str, ...]) -> None:
+    """Train a model by the recipe of docs/training.md, in PyTorch fp32, and write its weight file."""
+    with plain_errors():
+        import dataclasses
+
+        from impls import models as known
+        from levelfield import screen
+        from suites import training
+        from suites.harness import plan as planning
+        from suites.harness import runner
+
+        spec = known.get(model)
+        recipe = training.DIGITS if epochs is None else dataclasses.replace(training.DIGITS, epochs=epochs)
+        with screen.live(quiet=False, baseline=None) as live:
+            python = runner.interpreter(training.IMPLEMENTATION, "cpu", env, live.say)
+            threads = threads or planning.available_threads()
+            top1 = training.make(spec, recipe, seed, out, python=python, threads=threads, version=__version__, say=live.say)
+        click.echo(f"{out}: {model}, {100 * top1:.1f} % of the test images of {dataset} right")
 
 
 def _options(runner: Any, env: tuple[str, ...], store: Path | None, fresh: bool, say: Any, show: Any) -> Options:

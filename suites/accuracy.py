@@ -97,33 +97,33 @@ def bring_weights(model: str) -> str:
     return f"bring weights: none that were trained are at hand; `levelfield accuracy --models {model} --weights FILE` takes yours"
 
 
-def run(context: Context, cells: Sequence[Cell], certificates: Mapping[Cell, Record], measured: Callable[[], None]) -> list[Record]:
+def without_weights(context: Context, arm: Cell) -> Record:
+    """The record of an arm whose model has no trained weights at hand."""
+    return context.record("accuracy", arm, "skipped", bring_weights(arm.model), data={"dataset": None})
+
+
+def run(context: Context, cells: Sequence[Cell], certificates: Mapping[Cell, Record], measured: Callable[[], None]) -> None:
     """Classify the test set with every certified arm among ``cells``, in its largest batch, and store a record for each.
 
     An arm without trained weights gets a record that says to bring some. What the store holds is not classified again.
-    Returns the records of all arms.
     """
     arms: dict[Cell, int] = {}
     for cell in cells:
         assert cell.batch_size is not None
         arms[cell.certificate_cell] = max(cell.batch_size, arms.get(cell.certificate_cell, 0))
     oracle: dict[str, Score | None] = {}
-    records = []
     workers = Workers(context, "accuracy")
     try:
         for arm, size in arms.items():
-            held = context.store.find(context.run.run_id, "accuracy", arm, None)
-            if not held:
-                about = context.subject(arm.model)
-                if about.dataset is not None and arm.model not in oracle:
-                    oracle[arm.model] = _by_oracle(context, about, test_set(about.dataset))
-                record = _one(context, workers, arm, size, about, oracle.get(arm.model), certificates[arm].record_id)
-                context.store.append(record)
-                measured()
-            records.append(held[-1] if held else record)
+            if context.store.has(context.run.run_id, "accuracy", arm, None):
+                continue
+            about = context.subject(arm.model)
+            if about.dataset is not None and arm.model not in oracle:
+                oracle[arm.model] = _by_oracle(context, about, test_set(about.dataset))
+            context.store.append(_one(context, workers, arm, size, about, oracle.get(arm.model), certificates[arm].record_id))
+            measured()
     finally:
         workers.end()
-    return records
 
 
 def _by_oracle(context: Context, about: Subject, dataset: Dataset) -> Score | None:
@@ -134,9 +134,9 @@ def _by_oracle(context: Context, about: Subject, dataset: Dataset) -> Score | No
 
 
 def _one(context: Context, workers: Workers, arm: Cell, size: int, about: Subject, oracle: Score | None, certificate_id: str) -> Record:
-    fields: dict[str, object] = {"certificate_id": certificate_id, "model": about.as_record(arm.precision, None)}
     if about.dataset is None:
-        return context.record("accuracy", arm, "skipped", bring_weights(arm.model), data={"dataset": None}, **fields)
+        return without_weights(context, arm)
+    fields: dict[str, Any] = {"certificate_id": certificate_id, "model": about.as_record(arm.precision, None)}
     dataset = test_set(about.dataset)
     inputs.check_dataset(about.model, dataset)
     images = batches(dataset.images, size)
@@ -183,39 +183,49 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def groups(records: Sequence[Record]) -> list[dict[str, Mapping[str, Any]]]:
-    """The ``data`` of the records that hold predictions, by "implementation/mode", the oracle's last.
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Who classified the same images with the same network and weights: ``data`` of records by "implementation/mode".
 
-    A group has one model, precision, device and data set.
+    The oracle, if it was asked, is the last member.
     """
-    found: dict[tuple[object, ...], dict[str, Mapping[str, Any]]] = {}
+
+    model: str
+    precision: str
+    device: str
+    dataset: str
+    members: Mapping[str, Mapping[str, Any]]
+
+
+def groups(records: Sequence[Record]) -> list[Group]:
+    """The records that hold predictions, in groups."""
+    found: dict[tuple[str, str, str, str], dict[str, Mapping[str, Any]]] = {}
     for record in records:
         if record.status == "ok" and record.data is not None:
-            cell = record.cell
-            group = found.setdefault((cell.model, cell.precision, cell.device, record.data["dataset"]), {})
-            group[f"{cell.implementation}/{cell.mode}"] = record.data
-    for group in found.values():
-        oracle = next(iter(group.values()))["oracle"]
-        if oracle is not None:
-            group[ORACLE] = oracle
-    return list(found.values())
+            cell, data = record.cell, record.data
+            members = found.setdefault((cell.model, cell.precision, cell.device, str(data["dataset"])), {})
+            members[f"{cell.implementation}/{cell.mode}"] = data
+    for members in found.values():
+        if (oracle := next(iter(members.values()))["oracle"]) is not None:
+            members[ORACLE] = oracle
+    return [Group(*about, members) for about, members in found.items()]
 
 
-def disagreements(group: Mapping[str, Mapping[str, Any]]) -> list[dict[str, object]]:
-    """For every two of a group, on how many images their classes differ: ``{"first", "second", "images"}``."""
+def disagreements(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For every two members of a group, on how many images their classes differ: ``{"first", "second", "images"}``."""
     return [
         {"first": one, "second": other, "images": sum(a != b for a, b in zip(mine["predictions"], theirs["predictions"], strict=True))}
-        for (one, mine), (other, theirs) in itertools.combinations(group.items(), 2)
+        for (one, mine), (other, theirs) in itertools.combinations(members.items(), 2)
     ]
 
 
-def flips(group: Mapping[str, Mapping[str, Any]], labels: Sequence[int]) -> list[dict[str, object]]:
+def flips(members: Mapping[str, Mapping[str, Any]], labels: Sequence[int]) -> list[dict[str, Any]]:
     """The images that not all of a group put in one class: ``{"image", "label", "predictions", "margins"}``, the latter two by name."""
-    names = list(group)
-    found: list[dict[str, object]] = []
-    for image, classes in enumerate(zip(*(group[name]["predictions"] for name in names), strict=True)):
+    names = list(members)
+    found: list[dict[str, Any]] = []
+    for image, classes in enumerate(zip(*(members[name]["predictions"] for name in names), strict=True)):
         if len(set(classes)) > 1:
             predictions = dict(zip(names, classes, strict=True))
-            margins = {name: group[name]["margins"][image] for name in names}
+            margins = {name: members[name]["margins"][image] for name in names}
             found.append({"image": image, "label": labels[image], "predictions": predictions, "margins": margins})
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from impls.implementation import OURS, Sgd
+from impls.oracle import forward
 from impls.spec import ModelSpec
 from impls.weights import file
 from impls.weights.initial import initialize
+from suites.accuracy import score
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S
-from suites.harness.inputs import DIGITS_PREPROCESS, Dataset, Images, check_dataset
+from suites.harness.inputs import DIGITS_PREPROCESS, Dataset, Images, check_dataset, digits
 from suites.harness.process import Launch, WorkerError, WorkerProcess
 
 IMPLEMENTATION = "pytorch"
@@ -158,6 +161,21 @@ def train(
     except WorkerError as error:
         raise TrainingError(f"training {model.name} failed: {error}") from None
     return Trained(load_file(out), tuple(losses), hello["versions"])
+
+
+def make(
+    model: ModelSpec, recipe: Recipe, seed: int, out: Path, *, python: Path, threads: int, version: str, say: Callable[[str], None]
+) -> float:
+    """Train on the digits and write the weight file; returns its top-1 on the test set, by the float64 oracle.
+
+    Raises:
+        NoInputError, TrainingError, WeightFileError, OSError: as ``train`` and ``write``.
+    """
+    training_set, test_set = digits()
+    with tempfile.TemporaryDirectory(prefix="levelfield-") as folder:
+        trained = train(model, training_set, recipe, seed, python=python, threads=threads, folder=Path(folder), say=say)
+    write(out, model, trained, recipe, seed, threads, version)
+    return score(forward.forward(model, trained.weights, test_set.images), test_set.labels).top1
 
 
 def write(out: Path, model: ModelSpec, trained: Trained, recipe: Recipe, seed: int, threads: int, version: str) -> str:

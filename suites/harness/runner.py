@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from impls.implementation import ROOT, Manifest, find
+from impls.weights import file, trained
 from results import provenance
 from results.record import Cell, Record
 from results.store import Run, Store
-from suites import equivalence, inference, startup
+from suites import accuracy, equivalence, inference, startup
 from suites.harness import environments, plan, probe
-from suites.harness.context import Context
+from suites.harness.context import Context, subject
 
 LOCAL = ROOT / "results" / "local"
 """Where runs are stored unless told otherwise; git ignores it."""
@@ -68,8 +70,23 @@ def interpreters(
     return found | {name: result for name, result in built.items() if isinstance(result, Path)}, broken
 
 
+def interpreter(name: str, device: str, named: tuple[str, ...], say: Callable[[str], None]) -> Path:
+    """The Python of one implementation, built where missing; ``named`` are the values of ``--env``.
+
+    Raises:
+        EnvironmentBuildError: it cannot be had.
+    """
+    manifests = find()
+    found, broken = interpreters(manifests, {name}, device, environments.parse_named(named, manifests), say)
+    if name in broken:
+        raise environments.EnvironmentBuildError(broken[name])
+    return found[name]
+
+
 @contextmanager
-def opened(request: plan.Request, planned: plan.Plan | None, options: Options, cells: tuple[Cell, ...]) -> Iterator[Context]:
+def opened(
+    request: plan.Request, planned: plan.Plan | None, options: Options, cells: tuple[Cell, ...], weights: Mapping[str, Path] | None = None
+) -> Iterator[Context]:
     """A run to write into: the unfinished one of the same plan, code and machine where there is one, else a new one."""
     manifests = find(zoo=request.zoo)
     named = environments.parse_named(options.named_interpreters, manifests)
@@ -79,7 +96,7 @@ def opened(request: plan.Request, planned: plan.Plan | None, options: Options, c
     code = provenance.code(ROOT)
     details = {
         "code": {name: getattr(code, name) for name in code.__slots__},
-        "plan_sha256": _plan_sha256(planned, cells),
+        "plan_sha256": _plan_sha256(planned, cells, weights),
         "command": [provenance.anonymous(word) for word in sys.argv[1:]],
     }
     run = None if options.fresh else _unfinished(store, machine, details)
@@ -88,15 +105,17 @@ def opened(request: plan.Request, planned: plan.Plan | None, options: Options, c
     else:
         run = store.create_run(machine, details)
     threads = request.threads or plan.available_threads()
-    context = Context(manifests, pythons, broken, store, run, threads, request.smoke, options.say)
+    context = Context(manifests, pythons, broken, store, run, threads, request.smoke, options.say, weights=weights or {})
     try:
         yield context
     finally:
         shutil.rmtree(context.folder / "scratch", ignore_errors=True)
 
 
-def _plan_sha256(planned: plan.Plan | None, cells: tuple[Cell, ...]) -> str:
-    content = [[cell.key for cell in cells], repr(planned.effort) if planned else None, bool(planned and planned.smoke)]
+def _plan_sha256(planned: plan.Plan | None, cells: tuple[Cell, ...], weights: Mapping[str, Path] | None) -> str:
+    content: list[object] = [[cell.key for cell in cells], repr(planned.effort) if planned else None, bool(planned and planned.smoke)]
+    if weights is not None:
+        content.append({model: subject(model, path).weights_sha256 for model, path in weights.items()})
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -146,6 +165,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
 
         inference.run(context, certified, planned.effort, certificates, measured)
         startup.run(context, certified, STARTUP_PROCESSES, certificates, measured)
+        accuracy.run(context, certified, certificates, measured)
         (context.folder / FINISHED).touch()
     return context.folder, planned
 
@@ -165,6 +185,50 @@ def certify(request: plan.Request, options: Options) -> tuple[dict[Cell, Record]
         certificates = certificates_of(context, arms, request.batch_sizes or plan.DEFAULT_BATCH_SIZES)
         (context.folder / FINISHED).touch()
     return certificates, skips
+
+
+def classify(request: plan.Request, weights: Path | None, options: Options) -> tuple[tuple[Record, ...], tuple[plan.Skip, ...]]:
+    """Accuracy alone: certify, then classify. Without modes in the request each implementation's default mode is taken.
+
+    ``weights`` are the user's own for the one model of the request, or for the model that the file names.
+
+    Raises:
+        UsageError, WeightFileError, EnvironmentBuildError, NothingToRunError, StoreError.
+    """
+    brought: dict[str, Path] = {}
+    if weights is not None:
+        if request.models is not None and len(request.models) != 1:
+            raise plan.UsageError("--weights FILE holds one model's weights: name one model, or none")
+        name = plan.chosen_models(request.models or (file.load(weights).model.name,))[0].name
+        if subject(name, weights).dataset is None:
+            raise plan.UsageError(f"{weights}: its weights are not for the digits: they take other images, classes or preprocessing")
+        request, brought = dataclasses.replace(request, models=(name,)), {name: weights}
+    manifests = find(zoo=request.zoo)
+    arms, skips = plan.arms(request, manifests, timed=False)
+    if request.modes is None:
+        arms = tuple(arm for arm in arms if arm.mode == manifests[arm.implementation].default_mode)
+        skips = tuple(skip for skip in skips if skip.mode == manifests[skip.implementation].default_mode)
+    if not arms:
+        raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
+    able = tuple(arm for arm in arms if arm.model in brought or trained.path(arm.model))
+    sizes = request.batch_sizes or plan.DEFAULT_BATCH_SIZES
+    with opened(request, None, options, able, brought) as context:
+        _record_skips(context, skips)
+        certificates = certificates_of(context, able, sizes)
+        for arm in arms:
+            if context.store.has(context.run.run_id, "accuracy", arm, None):
+                continue
+            if arm not in able:
+                context.store.append(accuracy.without_weights(context, arm))
+            elif certificates[arm].status != "ok":
+                certificate = certificates[arm]
+                refused = context.record("accuracy", arm, certificate.status, certificate.reason, certificate_id=certificate.record_id)
+                context.store.append(refused)
+        cells = tuple(dataclasses.replace(arm, batch_size=max(sizes)) for arm in able if certificates[arm].status == "ok")
+        accuracy.run(context, cells, certificates, lambda: None)
+        records = tuple(context.store.find(context.run.run_id, "accuracy", arm, None)[-1] for arm in arms)
+        (context.folder / FINISHED).touch()
+    return records, skips
 
 
 def certificates_of(context: Context, arms: tuple[Cell, ...], batch_sizes: tuple[int, ...]) -> dict[Cell, Record]:
