@@ -1,0 +1,139 @@
+"""Whatever ends a run, what was measured is there, no worker stays behind, and the next run goes on from it."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from results.record import Record
+from results.store import Store
+from tests.checkouts import BRIEF, Checkout, bench, records, wait_until, workers_of
+
+TWO = ("honest", "villain")
+MODES = "eager,chatty"
+
+
+def files(store: Path) -> dict[Path, bytes]:
+    """Every record that has its name, and so is whole."""
+    return {path: path.read_bytes() for path in store.glob("*/records/*.json")}
+
+
+def measured(store: Path) -> list[Path]:
+    return list(store.glob("*/records/inference-*.json"))
+
+
+def hanging(checkout: Checkout, store: Path) -> tuple[subprocess.Popen[str], set[int]]:
+    """A run in the middle of a round: one worker hangs on its turn, the other is stopped until its own."""
+    process = checkout.start(*bench(*TWO, modes="eager,hangs_late", store=store), "--smoke")
+    wait_until(lambda: sorted(workers_of(process.pid).values()) == ["S", "T"] and list(store.glob("*/logs/time-villain-*")))
+    return process, set(workers_of(process.pid))
+
+
+def test_a_killed_run_leaves_no_worker_and_loses_no_record(checkout: Checkout, tmp_path: Path) -> None:
+    """SIGKILL after the third measurement: workers die, records stay; the next run is the same run and measures what is missing."""
+    arguments = (*bench(*TWO, modes=MODES, store=tmp_path), "--processes", "3")
+    process = checkout.start(*arguments, before=BRIEF)
+    wait_until(lambda: len(measured(tmp_path)) >= 3)
+    workers = set(workers_of(process.pid))
+    process.kill()
+    process.communicate(timeout=30)
+    wait_until(lambda: not workers_of(process.pid), timeout_s=5)
+    assert workers
+    kept = files(tmp_path)
+    before = records(tmp_path)
+
+    code, document = checkout.document(*arguments, before=BRIEF)
+    assert code == 0
+    assert [path.name for path in tmp_path.iterdir()] == [before[0].run_id] == [document["run_id"]]
+    after = files(tmp_path)
+    assert kept.items() <= after.items()
+    count = Counter((each.suite, each.cell) for each in records(tmp_path))
+    for (suite, _), times in count.items():
+        assert times in ({3, 4} if suite == "inference" else {1}), "a round that was cut off is measured again, nothing else is"
+    rounds = [indices(records(tmp_path), name) for name in TWO]
+    assert len(rounds[0] & rounds[1]) == 3
+    assert {each["status"] for each in document["rows"]} == {"ok"}
+
+
+def indices(found: list[Record], implementation: str) -> set[int]:
+    return {
+        each.process.index for each in found if each.suite == "inference" and each.cell.implementation == implementation and each.process
+    }
+
+
+def test_a_killed_parent_takes_its_stopped_worker_along(checkout: Checkout, tmp_path: Path) -> None:
+    """A worker that is stopped cannot notice that its parent died; the kernel kills it all the same."""
+    process, workers = hanging(checkout, tmp_path)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate(timeout=30)
+    wait_until(lambda: not workers_of(process.pid), timeout_s=5)
+    assert len(records(tmp_path)) == 2
+
+
+def test_ctrl_c_is_one_sentence(checkout: Checkout, tmp_path: Path) -> None:
+    """SIGINT ends the run with 130, its workers with it; certificates are there and no traceback is."""
+    process, _ = hanging(checkout, tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "levelfield: interrupted; what was measured is stored, and the same command goes on from there"
+    assert "Traceback" not in err
+    assert workers_of(process.pid) == {}
+    assert [each.status for each in records(tmp_path)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("from_the_start", [True, False], ids=["scratch", "records"])
+def test_a_full_disk_is_one_sentence(checkout: Checkout, tmp_path: Path, from_the_start: bool) -> None:
+    """A disk that takes no more ends the run with 2 and a sentence that says so; the records before it are whole."""
+
+    def limit(size: int, pid: int = 0) -> None:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+
+    arguments = (*bench(*TWO, modes=MODES, store=tmp_path), "--processes", "3")
+    before = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n{BRIEF}" if from_the_start else BRIEF
+    process = checkout.start(*arguments, before=before)
+    if not from_the_start:
+        wait_until(lambda: measured(tmp_path))
+        limit(64, process.pid)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2, err
+    assert "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("levelfield: ")
+    assert "File too large" in err.splitlines()[-1]
+    found = records(tmp_path)
+    assert all(each.status == "ok" for each in found)
+    assert from_the_start or len(found) >= 3
+    assert workers_of(process.pid) == {}
+
+
+def test_a_corrupt_record_is_named_and_kept(checkout: Checkout, tmp_path: Path) -> None:
+    """A damaged record is measured again, named by the report, and left as it is."""
+    arguments = (*bench("honest", store=tmp_path), "--smoke")
+    assert checkout.run(*arguments).returncode == 0
+    (record,) = measured(tmp_path)
+    damaged = record.read_bytes().replace(b'"status":', b'"statu$":')
+    record.write_bytes(damaged)
+    (run,) = tmp_path.iterdir()
+    shown = checkout.run("report", str(run), "--out", str(tmp_path / "out"), "--baseline", "honest/eager")
+    assert record.name in shown.stdout + shown.stderr
+    assert record.name in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    (run / "finished").unlink()
+    assert checkout.run(*arguments).returncode == 0
+    assert record.read_bytes() == damaged
+    again, corrupt = Store(tmp_path).read(run.name)
+    assert [each.path for each in corrupt] == [record]
+    assert [each.cell.implementation for each in again if each.suite == "inference"] == ["honest"]
+
+
+def test_a_finished_run_is_not_gone_on_with(checkout: Checkout, tmp_path: Path) -> None:
+    """The same command after a whole run makes a new run; its certificates come from the cache, its records are its own."""
+    arguments = (*bench("honest", store=tmp_path), "--smoke")
+    for _ in range(2):
+        assert checkout.run(*arguments).returncode == 0
+    assert [len(list((run / "records").iterdir())) for run in tmp_path.iterdir()] == [4, 4]
