@@ -243,23 +243,26 @@ def accuracies(records: Sequence[Record], skips: Sequence[Skip], known: Sequence
     console = Console(width=max(100, min(140, Console().width)))
     shown = Table(box=None, pad_edge=False)
     for heading in ("implementation", "model", "precision", "dataset", "images", "top-1 % [95 %]", "top-5 %", "proof"):
-        shown.add_column(heading, overflow="fold")
+        shown.add_column(heading, no_wrap=True)
     document = accuracy_document(records, skips, known)
+    without = []
     for row in document["rows"]:
         name = labels.implementation(row["implementation"], row["mode"])
-        if row["status"] == "ok":
-            low, high = row["top1_interval"]
-            top1 = f"{100 * row['top1']:.1f} [{100 * low:.1f},{100 * high:.1f}]"
-            top5 = "-" if row["top5"] is None else f"{100 * row['top5']:.1f}"
-            proof = f"ok {labels.short(row['certificate'])}"
-            shown.add_row(name, row["model"], row["precision"], row["dataset"], str(round(row["images"])), top1, top5, proof)
-        else:
-            verdict = f"{row['status'].replace('_', ' ')}: {row['reason']}"
-            shown.add_row(name, row["model"], row["precision"], "-", "-", "-", "-", Text(verdict))
-    for skip in skips:
-        name = labels.implementation(skip.implementation, skip.mode)
-        shown.add_row(name, skip.model, skip.precision, "-", "-", "-", "-", Text(f"skipped: {skip.reason}"))
-    console.print(shown)
+        if row["status"] != "ok":
+            without.append(f"{name}  {row['model']}  {row['precision']}  {row['status'].replace('_', ' ')}: {row['reason']}")
+            continue
+        low, high = row["top1_interval"]
+        top1 = f"{100 * row['top1']:.1f} [{100 * low:.1f},{100 * high:.1f}]"
+        top5 = "-" if row["top5"] is None else f"{100 * row['top5']:.1f}"
+        proof = f"ok {labels.short(row['certificate'])}"
+        shown.add_row(name, row["model"], row["precision"], row["dataset"], str(round(row["images"])), top1, top5, proof)
+    without += [
+        f"{labels.implementation(skip.implementation, skip.mode)}  {skip.model}  {skip.precision}  skipped: {skip.reason}" for skip in skips
+    ]
+    if shown.row_count:
+        console.print(shown)
+    for line in without:
+        console.print(Text(line))
     for oracle in document["oracle"]:
         console.print(f"The oracle (NumPy float64) on {oracle['dataset']}, {oracle['model']}: {100 * oracle['top1']:.1f} %.")
     for group in accuracy.groups(records):

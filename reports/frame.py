@@ -74,6 +74,7 @@ DTYPES: Mapping[str, str] = {
     "roofline_fraction": "Float64",
     "roofline_error": "string",
     "top1": "Float64",
+    "top1_absent": "string",
     "top1_low": "Float64",
     "top1_high": "Float64",
     "images": "Int64",
@@ -165,6 +166,7 @@ def load(path: str | Path, baseline: str = BASELINE) -> pd.DataFrame:
     roofline_fraction             Float64  least possible time over measured time (``roofline``), 0 to 1
     roofline_error                string   why there is none although there were probes: it came out above 1
     top1                          Float64  fraction of images classified as labelled
+    top1_absent                   string   why there is no top1, where that was recorded: "bring weights: ...", or "failed"
     top1_low                      Float64  lower end of its 95 % Wilson interval
     top1_high                     Float64  upper end
     images                        Int64    images that top1 is of
@@ -329,7 +331,11 @@ class _Run:
         remarks = []
         for suite in ("memory", "startup", "accuracy"):
             records = [record for record in self.by_suite[suite] if _covers(record, cell)]
-            remarks += [f"{suite}: {record.status.replace('_', ' ')}: {record.reason}" for record in records if record.status != "ok"]
+            remarks += [
+                f"{suite}: {record.status.replace('_', ' ')}: {record.reason}"
+                for record in records
+                if record.status != "ok" and not _lacks_weights(record)
+            ]
         row["remark"] = "; ".join(dict.fromkeys(remarks)) or None
         row["peak_memory_bytes"] = self._median("memory", cell, "peak_memory_bytes")
         row |= {name: self._median("startup", cell, name) for name in STARTUP}
@@ -345,6 +351,9 @@ class _Run:
 
     def _accuracy(self, cell: Cell) -> dict[str, Any]:
         record = self._classified(cell)
+        if record is None and (absent := [each for each in self.by_suite["accuracy"] if _covers(each, cell)]):
+            last = absent[-1]
+            return {"top1_absent": last.reason if _lacks_weights(last) else last.status.replace("_", " ")}
         if record is None or record.measurements.get("top1") is None or not record.measurements.get("images"):
             return {}
         images = round(record.measurements["images"] or 0)
@@ -480,6 +489,11 @@ def _ratio(base: Mapping[int, float], times: Mapping[int, float]) -> dict[str, A
 
 def _identity(record: Record) -> tuple[str, str] | None:
     return (record.model.weights_sha256, record.model.spec_sha256) if record.model else None
+
+
+def _lacks_weights(record: Record) -> bool:
+    """Whether the model was not classified with because its weights were trained for no data set."""
+    return record.suite == "accuracy" and record.status == "skipped" and (record.data or {}).get("dataset", "") is None
 
 
 def _predictions(record: Record | None) -> list[int] | None:

@@ -225,7 +225,7 @@ def _line(row: pd.Series, *, throughput: bool) -> Line:
         "baseline" if row["is_baseline"] else _ratio(row),
         _format(row["peak_memory_bytes"], 2**-20, 0),
         "error: see below" if pd.notna(row["roofline_error"]) else _format(row["roofline_fraction"], 100, 0),
-        _format(row["top1"], 100, 1),
+        str(row["top1_absent"]).partition(":")[0] if pd.notna(row["top1_absent"]) else _format(row["top1"], 100, 1),
         said,
         kind,
     )
@@ -294,6 +294,9 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
         yield f"No ratio where fewer than two processes were paired with {baseline}'s."
     for _, row in rows[rows["roofline_error"].notna()].iterrows():
         yield f"{_name(row)}: {row['roofline_error']}"
+    for reason in rows["top1_absent"].dropna().unique():
+        if ":" in reason:
+            yield f"Top-1: {reason}."
     for _, row in rows[rows["remark"].notna()].iterrows():
         yield f"{_name(row)}: {row['remark']}"
 

@@ -94,7 +94,7 @@ def score(logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> Score:
 
 def bring_weights(model: str) -> str:
     """What a row says where there are no trained weights."""
-    return f"bring weights: none that were trained are at hand; `levelfield accuracy --models {model} --weights FILE` takes yours"
+    return f"bring weights: {model} has none here that were trained; `levelfield accuracy --models {model} --weights FILE` takes yours"
 
 
 def without_weights(context: Context, arm: Cell) -> Record:
