@@ -14,6 +14,7 @@ implementation that shows no taps (``taps = false`` in its manifest) the logits 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -29,7 +30,9 @@ from safetensors.numpy import load_file, save_file
 
 from impls.implementation import Manifest
 from impls.oracle import forward, lattice, rounding
+from impls.oracle.lattice import Lattice
 from impls.oracle.rounding import Envelope
+from impls.spec import ModelSpec
 from impls.weights import file, folding
 from results.record import Cell, Record
 from suites.harness import inputs
@@ -161,10 +164,14 @@ def all_of(tiers: Sequence[Tier]) -> Tier:
 
 
 class Workers:
-    """One live worker per implementation and precision, started when first asked for and again after it died."""
+    """One live worker per implementation and precision, started when first asked for and again after it died.
 
-    def __init__(self, context: Context) -> None:
+    Only the one that was asked for last runs; the others are stopped. ``purpose`` begins the names of their logs.
+    """
+
+    def __init__(self, context: Context, purpose: str = "certify") -> None:
         self.context = context
+        self.purpose = purpose
         self._live: dict[tuple[str, str], tuple[WorkerProcess, dict[str, Any]]] = {}
 
     def get(self, cell: Cell, precision: str) -> tuple[WorkerProcess, dict[str, Any]]:
@@ -172,13 +179,17 @@ class Workers:
         key = (cell.implementation, precision)
         if key in self._live and not self._live[key][0].alive:
             del self._live[key]
+        for other, (worker, _) in self._live.items():
+            if other != key:
+                worker.pause()
         if key not in self._live:
-            worker = self.context.launch(cell, precision, purpose="certify")
+            worker = self.context.launch(cell, precision, purpose=self.purpose)
             try:
                 self._live[key] = (worker, worker.call("start", START_TIMEOUT_S))
             except WorkerError:
                 worker.end()
                 raise
+        self._live[key][0].resume()
         return self._live[key]
 
     def end(self) -> None:
@@ -238,27 +249,25 @@ class Examination:
         return found, logits
 
     def _lattice(self) -> Tier:
-        cell, about = self.cell, self.subject
-        height, width = self._size()
-        probe = lattice.lattice(about.model, cell.precision, batch=PROBE_BATCH, height=height, width=width, seed=LATTICE_SEED)
-        expected = probe.expected
-        if self._manifest.folds:
-            folded_model, folded_weights = folding.fold_batch_norm(about.model, probe.weights)
-            expected = lattice.prove(folded_model, folded_weights, probe.images, cell.precision).expected
-        path = self.context.scratch / "lattice.safetensors"
-        file.save(path, about.model, probe.weights, source=f"lattice, seed {LATTICE_SEED}", preprocess={}, licence="CC0-1.0")
-        taps, logits = self._observe(cell.precision, path, probe.images)
-        last = list(expected)[-1]
-        tiers = [exact(probe.expected, taps)] if self._manifest.taps else []
-        return all_of([*tiers, exact({"logits": expected[last]}, {"logits": logits})])
+        cell = self.cell
+        probe = _lattice_probe(self.subject.model, cell.precision, *self._size())
+        path = self.context.scratch / f"lattice-{cell.model}-{cell.precision}.safetensors"
+        if not path.is_file():
+            file.save(
+                path, self.subject.model, probe.given.weights, source=f"lattice, seed {LATTICE_SEED}", preprocess={}, licence="CC0-1.0"
+            )
+        taps, logits = self._observe(cell.precision, path, probe.given.images)
+        expected = probe.folded if self._manifest.folds else probe.given
+        tiers = [exact(probe.given.expected, taps)] if self._manifest.taps else []
+        return all_of([*tiers, exact({"logits": expected.expected[list(expected.expected)[-1]]}, {"logits": logits})])
 
     def _meaning(self) -> Tier:
         about = self.subject
         images = _probe_images(about, *self._size())
+        answer = _meaning_of(about.model.name, self.context.weights.get(about.model.name), *self._size())
         taps, logits = self._observe("fp64", about.path, images)
-        expected = forward.forward(*about.given(self._manifest), images)
-        tiers = [meaning(forward.taps(about.model, about.weights, images), taps)] if self._manifest.taps else []
-        return all_of([*tiers, meaning({"logits": expected}, {"logits": logits})])
+        tiers = [meaning(answer.taps, taps)] if self._manifest.taps else []
+        return all_of([*tiers, meaning({"logits": answer.folded if self._manifest.folds else answer.given}, {"logits": logits})])
 
     def _timed_shapes(self) -> tuple[Tier, Tier, dict[str, object]]:
         cell, about = self.cell, self.subject
@@ -295,6 +304,39 @@ def check_ring(logits: npt.NDArray[Any], members: npt.NDArray[np.intp], predicte
     return rounding_noise(logits, expected, precision)
 
 
+@dataclass(frozen=True, slots=True)
+class _LatticeProbe:
+    """The lattice as the weight file holds it, and with its batch norms folded."""
+
+    given: Lattice
+    folded: Lattice
+
+
+@functools.lru_cache(maxsize=2)
+def _lattice_probe(model: ModelSpec, precision: str, height: int, width: int) -> _LatticeProbe:
+    """The probe of E1, the same for all implementations and modes."""
+    given = lattice.lattice(model, precision, batch=PROBE_BATCH, height=height, width=width, seed=LATTICE_SEED)
+    return _LatticeProbe(given, lattice.prove(*folding.fold_batch_norm(model, given.weights), given.images, precision))
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """The oracle's taps, and its logits for the weights as they are and folded."""
+
+    taps: Arrays
+    given: npt.NDArray[np.float64]
+    folded: npt.NDArray[np.float64]
+
+
+@functools.lru_cache(maxsize=2)
+def _meaning_of(model: str, brought: Path | None, height: int, width: int) -> _Meaning:
+    """The oracle's answer of E2, the same for all implementations and modes."""
+    about = subject(model, brought)
+    images = _probe_images(about, height, width)
+    taps = forward.taps(about.model, about.weights, images)
+    return _Meaning(taps, taps[list(taps)[-1]], forward.forward(about.folded_model, about.folded_weights, images))
+
+
 def _probe_images(about: Subject, height: int, width: int) -> npt.NDArray[np.float32]:
     """Real images of E2's size."""
     full = about.inputs.pool.shape[2:]
@@ -322,7 +364,7 @@ def certify(context: Context, cells: Sequence[Cell], batch_sizes: tuple[int, ...
 
 
 def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tuple[int, ...]) -> Record:
-    about = subject(cell.model)
+    about = context.subject(cell.model)
     shown = about.as_record(cell.precision, None)
     try:
         _, hello = workers.get(cell, cell.precision)

@@ -26,6 +26,7 @@ from results.store import Store
 from suites import equivalence
 from suites.equivalence import MEANING_BOUND, Tier, all_of, compare, exact, identity, meaning, rounding_noise
 from suites.harness.context import Context, subject
+from suites.harness.environments import Interpreters
 from suites.harness.process import WorkerError
 from suites.harness.reference import held
 
@@ -346,7 +347,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     run = store.create_run(
         {"machine_id": "0123456789abcdef"}, {"code": {"version": "0", "commit": None, "dirty": None, "diff_sha256": None}}
     )
-    return Context(find(), {}, {}, store, run, threads=2, smoke=False, say=lambda line: None)
+    return Context(find(), Interpreters(find(), (), "cpu", {}), store, run, threads=2, smoke=False, say=lambda line: None)
 
 
 class Examiner:

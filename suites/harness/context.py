@@ -19,7 +19,7 @@ from results import provenance, record
 from results.record import Cell, Record
 from results.store import Run, Store
 from suites.harness import inputs
-from suites.harness.environments import cache_root, pip_line
+from suites.harness.environments import EnvironmentBuildError, Interpreters, cache_root, pip_line
 from suites.harness.process import Launch, WorkerError, WorkerProcess
 
 PROTOCOL_VERSION = "1"
@@ -136,8 +136,7 @@ class Context:
     """One run. ``say`` gets a line for people about what happens now; ``weights`` are the user's own, by model."""
 
     manifests: Mapping[str, Manifest]
-    interpreters: Mapping[str, Path]
-    broken: Mapping[str, str]
+    interpreters: Interpreters
     store: Store
     run: Run
     threads: int
@@ -169,14 +168,16 @@ class Context:
             WorkerError: there is no environment for it, or it cannot be started.
         """
         name = cell.implementation
-        if name in self.broken:
-            raise WorkerError("failed", self.broken[name])
+        try:
+            python = self.interpreters[name]
+        except EnvironmentBuildError as error:
+            raise WorkerError("failed", str(error)) from None
         package = self.manifests[name].package
         variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(self.threads)}
         if seeds is not None:
             variables |= {"PYTHONHASHSEED": str(seeds.hash_seed), "LEVELFIELD_PADDING": "x" * seeds.pad_bytes}
         log = self.folder / "logs" / f"{purpose}-{name}-{cell.mode}-{precision}-{'x' if seeds is None else seeds.index}.log"
-        return WorkerProcess(Launch(self.interpreters[name], package, cell.device, precision, self.threads, False, log, variables, self.root))
+        return WorkerProcess(Launch(python, package, cell.device, precision, self.threads, False, log, variables, self.root))
 
     def record(self, suite: str, cell: Cell, status: str = "ok", reason: str | None = None, **fields: object) -> Record:
         """A record of this run; what is not given is null or empty."""

@@ -14,9 +14,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from impls.implementation import Device, Manifest
@@ -27,14 +27,6 @@ COMPLETE = "levelfield-complete"
 
 class EnvironmentBuildError(RuntimeError):
     """An environment that cannot be had; the message holds the line that would mend it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interpreter:
-    """The Python that runs one implementation's workers; ``built`` is false for one that the user named."""
-
-    python: Path
-    built: bool
 
 
 def cache_root() -> Path:
@@ -89,7 +81,7 @@ def _exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def build(manifest: Manifest, device: Device) -> Interpreter:
+def build(manifest: Manifest, device: Device) -> Path:
     """The environment's interpreter, installed first where it is not there yet.
 
     Raises:
@@ -114,4 +106,28 @@ def build(manifest: Manifest, device: Device) -> Interpreter:
                     why = lines[-1].strip() if lines else f"exit code {done.returncode}"
                     raise EnvironmentBuildError(f"{manifest.title} could not be installed: {why}; to mend it: {pip_line(python, device)}")
             (place / COMPLETE).touch()
-    return Interpreter(python, built=True)
+    return python
+
+
+class Interpreters:
+    """The Python of every implementation asked for.
+
+    Environments that are missing are built in the background, two at a time, so that work with the first can begin;
+    asking for one that is not there yet waits for it.
+    """
+
+    def __init__(self, manifests: Mapping[str, Manifest], names: Iterable[str], device: str, named: Mapping[str, Path]) -> None:
+        self._named = named
+        waiting = [name for name in names if name not in named]
+        self.missing = tuple(name for name in waiting if not is_built(manifests[name], manifests[name].devices[device]))
+        executor = ThreadPoolExecutor(2)
+        self._built = {name: executor.submit(build, manifests[name], manifests[name].devices[device]) for name in waiting}
+        executor.shutdown(wait=False)
+
+    def __getitem__(self, name: str) -> Path:
+        """The interpreter.
+
+        Raises:
+            EnvironmentBuildError: it could not be built.
+        """
+        return self._named[name] if name in self._named else self._built[name].result()

@@ -8,8 +8,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,26 +47,14 @@ class Options:
 
 
 def interpreters(
-    manifests: Mapping[str, Manifest], names: set[str], device: str, named: Mapping[str, Path], say: Callable[[str], None]
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """The Python of every implementation in ``names``, built where missing (two at a time), and what could not be had."""
-    found = {name: python for name, python in named.items() if name in names}
-    waiting = [name for name in sorted(names) if name not in found]
-    to_build = [name for name in waiting if not environments.is_built(manifests[name], manifests[name].devices[device])]
-    if to_build:
-        titles = ", ".join(manifests[name].title for name in to_build)
+    manifests: Mapping[str, Manifest], names: Iterable[str], device: str, named: Mapping[str, Path], say: Callable[[str], None]
+) -> environments.Interpreters:
+    """The Python of every implementation in ``names``; what is missing is being built, and that is said."""
+    found = environments.Interpreters(manifests, names, device, named)
+    if found.missing:
+        titles = ", ".join(manifests[name].title for name in found.missing)
         say(f"installing {titles} once, each in an environment of its own below {environments.cache_root()}")
-
-    def one(name: str) -> Path | str:
-        try:
-            return environments.build(manifests[name], manifests[name].devices[device]).python
-        except environments.EnvironmentBuildError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(2) as executor:
-        built = dict(zip(waiting, executor.map(one, waiting), strict=True))
-    broken = {name: result for name, result in built.items() if isinstance(result, str)}
-    return found | {name: result for name, result in built.items() if isinstance(result, Path)}, broken
+    return found
 
 
 def interpreter(name: str, device: str, named: tuple[str, ...], say: Callable[[str], None]) -> Path:
@@ -77,10 +64,7 @@ def interpreter(name: str, device: str, named: tuple[str, ...], say: Callable[[s
         EnvironmentBuildError: it cannot be had.
     """
     manifests = find()
-    found, broken = interpreters(manifests, {name}, device, environments.parse_named(named, manifests), say)
-    if name in broken:
-        raise environments.EnvironmentBuildError(broken[name])
-    return found[name]
+    return interpreters(manifests, [name], device, environments.parse_named(named, manifests), say)[name]
 
 
 @contextmanager
@@ -90,7 +74,7 @@ def opened(
     """A run to write into: the unfinished one of the same plan, code and machine where there is one, else a new one."""
     manifests = find(zoo=request.zoo)
     named = environments.parse_named(options.named_interpreters, manifests)
-    pythons, broken = interpreters(manifests, {cell.implementation for cell in cells}, request.device, named, options.say)
+    pythons = interpreters(manifests, dict.fromkeys(cell.implementation for cell in cells), request.device, named, options.say)
     store = Store(options.store)
     machine = provenance.machine()
     code = provenance.code(ROOT)
@@ -105,7 +89,7 @@ def opened(
     else:
         run = store.create_run(machine, details)
     threads = request.threads or plan.available_threads()
-    context = Context(manifests, pythons, broken, store, run, threads, request.smoke, options.say, weights=weights or {})
+    context = Context(manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {})
     try:
         yield context
     finally:
