@@ -210,7 +210,7 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
     Raises:
         UsageError: a word of the request is not known, or a number makes no sense.
     """
-    threads = request.threads or available_threads()
+    threads = available_threads() if request.threads is None else request.threads
     if not 1 <= threads <= available_threads():
         raise UsageError(f"--threads {threads}: this process may use 1 to {available_threads()} cores")
     batch_sizes = request.batch_sizes or DEFAULT_BATCH_SIZES

@@ -161,7 +161,7 @@ class WorkerProcess:
             reply = json.loads(line)
             is_answer = isinstance(reply.get("ok"), dict)
             ok = reply["id"] == self._id and (is_answer or (reply["error"]["kind"] in TOLD and isinstance(reply["error"]["message"], str)))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             ok = False
         if not ok:
             raise self._lost("nonsense", f"its worker did not talk the protocol: {line[:80]!r}")
