@@ -241,7 +241,7 @@ def _about(group: accuracy.Group) -> dict[str, str]:
 def accuracies(records: Sequence[Record], skips: Sequence[Skip], known: Sequence[int]) -> None:
     """A line per implementation, then the images on which they differ."""
     console = Console(width=max(100, min(140, Console().width)))
-    shown = Table(box=None, pad_edge=False)
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("implementation", "model", "precision", "dataset", "images", "top-1 % [95 %]", "top-5 %", "proof"):
         shown.add_column(heading, no_wrap=True)
     document = accuracy_document(records, skips, known)
@@ -263,8 +263,8 @@ def accuracies(records: Sequence[Record], skips: Sequence[Skip], known: Sequence
         console.print(shown)
     for line in without:
         console.print(Text(line))
-    for oracle in document["oracle"]:
-        console.print(f"The oracle (NumPy float64) on {oracle['dataset']}, {oracle['model']}: {100 * oracle['top1']:.1f} %.")
+    for line in dict.fromkeys(f"{each['model']} on {each['dataset']}: {100 * each['top1']:.1f} %" for each in document["oracle"]):
+        console.print(f"The oracle (NumPy float64): {line}.")
     for group in accuracy.groups(records):
         found = accuracy.flips(group.members, known)
         count = "no image" if not found else f"{len(found)} image{'s' if len(found) > 1 else ''}"
