@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from impls import models
 from impls.oracle import forward
 from impls.spec import macs
 from results.record import Cell, Record
@@ -93,8 +94,12 @@ def score(logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> Score:
 
 
 def bring_weights(model: str) -> str:
-    """What a row says where there are no trained weights."""
-    return f"bring weights: {model} has none here that were trained; `levelfield accuracy --models {model} --weights FILE` takes yours"
+    """What a row says where there are no trained weights: how to bring some, or that there are no labelled images for them."""
+    missing = f"bring weights: {model} has none here that were trained"
+    spec = models.get(model)
+    if (spec.input_chw, spec.classes) != ((3, 32, 32), 10):
+        return f"{missing}, nor are there labelled images for it: those that are embedded are for nets like cifar_resnet20"
+    return f"{missing}; `levelfield accuracy --models {model} --weights FILE` takes yours"
 
 
 def without_weights(context: Context, arm: Cell) -> Record:
