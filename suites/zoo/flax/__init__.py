@@ -1,0 +1,1 @@
+"""A plain ResNet in Flax, which has no zoo of its own."""

@@ -1,0 +1,1 @@
+"""keras.applications.ResNet50 on TensorFlow."""

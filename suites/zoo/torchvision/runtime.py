@@ -1,0 +1,46 @@
+"""torchvision as its users run it: channels-last or NCHW, eager or under ``torch.compile`` with its default options."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from impls.implementation import Settings
+from impls.pytorch import runtime
+from impls.pytorch.runtime import DTYPES
+from impls.spec import ModelSpec, Shape
+from suites.zoo.torchvision import network
+
+
+class Network(runtime.Network):
+    """A torchvision model and how it is called."""
+
+    def __init__(self, settings: Settings, model: nn.Module, mode: str) -> None:
+        super().__init__(settings, model, "eager")
+        self._mode = mode
+        self._format = torch.contiguous_format if mode == "eager_nchw" else torch.channels_last
+        self.host_layout = "NCHW" if mode == "eager_nchw" else "NHWC"
+        model.to(memory_format=self._format)
+        if mode == "compile":
+            self._call = torch.compile(model)
+
+    def put(self, images: Any) -> Tensor:
+        """See the contract."""
+        return torch.from_numpy(images).to(self._dtype, memory_format=self._format)
+
+
+class Runtime(runtime.Runtime):
+    """PyTorch in this process, set up as for our implementation."""
+
+    def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> Network:
+        """See the contract."""
+        tensors = {name: torch.tensor(array, dtype=DTYPES[self._settings.precision]) for name, array in weights.items()}
+        return Network(self._settings, network.build(model, tensors), mode)
+
+    def versions(self) -> dict[str, str]:
+        """See the contract."""
+        return super().versions() | {"torchvision": importlib.metadata.version("torchvision")}

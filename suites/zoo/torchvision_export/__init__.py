@@ -1,0 +1,1 @@
+"""torchvision's ResNets exported to ONNX, in ONNX Runtime."""
