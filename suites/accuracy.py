@@ -7,9 +7,10 @@ float64 oracle classifies the same images, where that is cheap.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from suites.equivalence import Workers
 from suites.harness import inputs
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context, Subject
 from suites.harness.inputs import Dataset, Images
-from suites.harness.process import WorkerError
+from suites.harness.process import WorkerError, WorkerProcess
 
 ORACLE_MACS = 2e11
 """Multiply-accumulates that the oracle may spend on a test set: half a minute of NumPy on a core or two."""
@@ -107,72 +108,92 @@ def without_weights(context: Context, arm: Cell) -> Record:
     return context.record("accuracy", arm, "skipped", bring_weights(arm.model), data={"dataset": None})
 
 
-def run(context: Context, cells: Sequence[Cell], certificates: Mapping[Cell, Record], measured: Callable[[], None]) -> None:
+def run(context: Context, cells: Sequence[Cell], certificates: Mapping[Cell, Record]) -> None:
     """Classify the test set with every certified arm among ``cells``, in its largest batch, and store a record for each.
 
     An arm without trained weights gets a record that says to bring some. What the store holds is not classified again.
     """
-    arms: dict[Cell, int] = {}
-    for cell in cells:
-        assert cell.batch_size is not None
-        arms[cell.certificate_cell] = max(cell.batch_size, arms.get(cell.certificate_cell, 0))
-    oracle: dict[str, Score | None] = {}
     workers = Workers(context, "accuracy")
     try:
-        for arm, size in arms.items():
-            if context.store.has(context.run.run_id, "accuracy", arm, None):
+        for cell in largest(cells):
+            about = context.subject(cell.model)
+            assert cell.batch_size is not None
+            if context.store.has(context.run.run_id, "accuracy", cell.certificate_cell, None):
                 continue
-            about = context.subject(arm.model)
-            if about.dataset is not None and arm.model not in oracle:
-                oracle[arm.model] = _by_oracle(context, about, test_set(about.dataset))
-            context.store.append(_one(context, workers, arm, size, about, oracle.get(arm.model), certificates[arm].record_id))
-            measured()
+            if about.dataset is None:
+                context.store.append(without_weights(context, cell.certificate_cell))
+                continue
+            try:
+                worker, hello = workers.get(cell, cell.precision)
+                worker.call(
+                    "prepare",
+                    BUILD_TIMEOUT_S,
+                    handle="accuracy",
+                    weights=str(about.path),
+                    mode=cell.mode,
+                    input_shape=[cell.batch_size, *about.inputs.pool.shape[1:]],
+                    fold=context.manifests[cell.implementation].folds,
+                )
+            except WorkerError as error:
+                context.store.append(context.failure("accuracy", cell.certificate_cell, error, model=about.as_record(cell.precision, None)))
+                continue
+            of_process(context, cell, worker, hello, "accuracy", certificates[cell.certificate_cell].record_id)
+            if worker.alive:
+                worker.call("release", CALL_TIMEOUT_S, handle="accuracy")
     finally:
         workers.end()
 
 
-def _by_oracle(context: Context, about: Subject, dataset: Dataset) -> Score | None:
-    if macs(about.model) * len(dataset.images) > ORACLE_MACS:
-        return None
-    context.say(f"classifying {dataset.name} by the oracle: {about.model.name}")
-    return score(forward.forward(about.folded_model, about.folded_weights, dataset.images), dataset.labels)
+def largest(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Of each arm the cell with the largest batch."""
+    found: dict[Cell, Cell] = {}
+    for cell in cells:
+        arm = cell.certificate_cell
+        if arm not in found or (cell.batch_size or 0) > (found[arm].batch_size or 0):
+            found[arm] = cell
+    return tuple(found.values())
 
 
-def _one(context: Context, workers: Workers, arm: Cell, size: int, about: Subject, oracle: Score | None, certificate_id: str) -> Record:
+def of_process(context: Context, cell: Cell, worker: WorkerProcess, hello: Mapping[str, Any], handle: str, certificate_id: str) -> None:
+    """Classify the test set with a network that stands ready in a worker, and store the record, of a failure too.
+
+    What the store holds is not classified again.
+    """
+    arm = cell.certificate_cell
+    if context.store.has(context.run.run_id, "accuracy", arm, None):
+        return
+    about = context.subject(arm.model)
     if about.dataset is None:
-        return without_weights(context, arm)
-    fields: dict[str, Any] = {"certificate_id": certificate_id, "model": about.as_record(arm.precision, None)}
+        context.store.append(without_weights(context, arm))
+        return
+    assert cell.batch_size is not None
     dataset = test_set(about.dataset)
     inputs.check_dataset(about.model, dataset)
-    images = batches(dataset.images, size)
-    fields["inputs"] = {
-        "sha256": inputs.Inputs(dataset.name, {}, dataset.images).sha256,
-        "source": dataset.name,
-        "ring_size": len(images),
-        "shape": list(images.shape[1:]),
+    images = batches(dataset.images, cell.batch_size)
+    fields: dict[str, Any] = {
+        "certificate_id": certificate_id,
+        "model": about.as_record(arm.precision, None),
+        "inputs": {
+            "sha256": inputs.Inputs(dataset.name, {}, dataset.images).sha256,
+            "source": dataset.name,
+            "ring_size": len(images),
+            "shape": list(images.shape[1:]),
+        },
     }
     context.say(f"classifying {dataset.name} with {arm.implementation} {arm.mode} {arm.model} {arm.precision}")
-    ring, out = context.scratch / "ring.safetensors", context.scratch / "out.safetensors"
+    oracle = _by_oracle(about, dataset)
+    ring, out = context.scratch / "dataset.safetensors", context.scratch / "out.safetensors"
     save_file({"images": images}, ring)
     try:
-        worker, hello = workers.get(arm, arm.precision)
-        worker.call(
-            "prepare",
-            BUILD_TIMEOUT_S,
-            handle="accuracy",
-            weights=str(about.path),
-            mode=arm.mode,
-            input_shape=list(images.shape[1:]),
-            fold=context.manifests[arm.implementation].folds,
-        )
-        settings = worker.call("put", BUILD_TIMEOUT_S, handle="accuracy", images=str(ring))["settings"]
-        worker.call("outputs", BUILD_TIMEOUT_S, handle="accuracy", out=str(out))
-        worker.call("release", CALL_TIMEOUT_S, handle="accuracy")
+        settings = worker.call("put", BUILD_TIMEOUT_S, handle=handle, images=str(ring))["settings"]
+        worker.call("outputs", BUILD_TIMEOUT_S, handle=handle, out=str(out))
         found = score(load_file(out)["logits"], dataset.labels)
     except WorkerError as error:
-        return context.failure("accuracy", arm, error, **fields)
+        context.store.append(context.failure("accuracy", arm, error, **fields))
+        return
     except LogitsError as error:
-        return context.record("accuracy", arm, "failed", str(error), **fields)
+        context.store.append(context.record("accuracy", arm, "failed", str(error), **fields))
+        return
     measurements = {"top1": found.top1, "images": len(dataset.labels)} | ({} if found.top5 is None else {"top5": found.top5})
     data = {
         "dataset": dataset.name,
@@ -181,7 +202,17 @@ def _one(context: Context, workers: Workers, arm: Cell, size: int, about: Subjec
         "margins": list(found.margins),
         "oracle": None if oracle is None else {name: _plain(value) for name, value in dataclasses.asdict(oracle).items()},
     }
-    return context.record("accuracy", arm, measurements=measurements, settings=settings, software=hello["packages"], data=data, **fields)
+    software = hello["packages"]
+    context.store.append(
+        context.record("accuracy", arm, measurements=measurements, settings=settings, software=software, data=data, **fields)
+    )
+
+
+@functools.cache
+def _by_oracle(about: Subject, dataset: Dataset) -> Score | None:
+    if macs(about.model) * len(dataset.images) > ORACLE_MACS:
+        return None
+    return score(forward.forward(about.folded_model, about.folded_weights, dataset.images), dataset.labels)
 
 
 def _plain(value: object) -> object:

@@ -15,23 +15,35 @@ from safetensors.numpy import save_file
 
 from results.record import Cell, Record
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
-from suites.harness.process import WorkerError
+from suites.harness.process import WorkerError, WorkerProcess
 
 RUNNING_CALLS = 10
 
 
-def run(context: Context, cells: Sequence[Cell], processes: int, certificates: Mapping[Cell, Record], measured: Callable[[], None]) -> None:
+Afterwards = Callable[[Cell, WorkerProcess, Mapping[str, Any], str], None]
+"""What else is asked of a process once it has been measured: cell, worker, what it said at its start, the network's handle.
+
+It makes records of its own failures."""
+
+
+def run(
+    context: Context,
+    cells: Sequence[Cell],
+    processes: int,
+    certificates: Mapping[Cell, Record],
+    afterwards: Afterwards,
+    measured: Callable[[], None],
+) -> None:
     """Measure each cell in ``processes`` fresh processes; what the store holds already is not measured again."""
     for number in range(processes):
         for cell in cells:
             if not context.store.has(context.run.run_id, "startup", cell, number):
                 context.say(f"start-up and memory of {cell.implementation} {cell.mode} {cell.model} batch {cell.batch_size}")
-                for record in _one(context, cell, number, certificates[cell.certificate_cell].record_id):
-                    context.store.append(record)
+                _one(context, cell, number, certificates[cell.certificate_cell].record_id, afterwards)
                 measured()
 
 
-def _one(context: Context, cell: Cell, index: int, certificate_id: str) -> list[Record]:
+def _one(context: Context, cell: Cell, index: int, certificate_id: str, afterwards: Afterwards) -> None:
     assert cell.batch_size is not None
     about = context.subject(cell.model)
     seeds = Seeds(index, secrets.randbits(31))
@@ -46,7 +58,7 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str) -> list[
     try:
         with context.launch(cell, cell.precision, seeds, purpose="start") as worker:
             hello = worker.call("start", START_TIMEOUT_S)
-            imported = worker.call("memory", CALL_TIMEOUT_S, reset=False)["peak_memory_bytes"]
+            imported = worker.call("memory", CALL_TIMEOUT_S, reset=False)
             loaded = worker.call(
                 "prepare",
                 BUILD_TIMEOUT_S,
@@ -57,20 +69,20 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str) -> list[
                 fold=context.manifests[cell.implementation].folds,
             )
             first = worker.call("put", BUILD_TIMEOUT_S, handle="cell", images=str(ring))
-            peak = worker.call("memory", CALL_TIMEOUT_S, reset=True)
+            built = worker.call("memory", CALL_TIMEOUT_S, reset=True)
             worker.call("visit", CALL_TIMEOUT_S, handle="cell", scope=cell.scope, samples=RUNNING_CALLS, calls=1)
             running = worker.call("memory", CALL_TIMEOUT_S, reset=False)
+            fields |= {"settings": first["settings"], "software": hello["packages"]}
+            times = {"import_s": hello["import_s"], "load_s": loaded["load_s"], "first_call_s": first["first_call_s"]}
+            bytes_ = {
+                **running,
+                "imported_memory_bytes": imported["peak_memory_bytes"],
+                "running_memory_bytes": running["peak_memory_bytes"],
+                "peak_memory_bytes": max(built["peak_memory_bytes"], running["peak_memory_bytes"]),
+            }
+            context.store.append(context.record("startup", cell, measurements=times, **fields))
+            context.store.append(context.record("memory", cell, measurements=bytes_, **fields))
+            afterwards(cell, worker, hello, "cell")
     except WorkerError as error:
-        return [context.failure(suite, cell, error, **fields) for suite in ("startup", "memory")]
-    fields |= {"settings": first["settings"], "software": hello["packages"]}
-    startup = {"import_s": hello["import_s"], "load_s": loaded["load_s"], "first_call_s": first["first_call_s"]}
-    memory = {
-        **running,
-        "imported_memory_bytes": imported,
-        "running_memory_bytes": running["peak_memory_bytes"],
-        "peak_memory_bytes": max(peak["peak_memory_bytes"], running["peak_memory_bytes"]),
-    }
-    return [
-        context.record("startup", cell, measurements=startup, **fields),
-        context.record("memory", cell, measurements=memory, **fields),
-    ]
+        for suite in ("startup", "memory"):
+            context.store.append(context.failure(suite, cell, error, **fields))

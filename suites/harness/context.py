@@ -43,7 +43,7 @@ STATUS_OF_ERROR: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Subject:
     """A model with its weights, as the file holds them and folded, and the images it is timed on.
 

@@ -41,7 +41,7 @@ class NoInputError(ValueError):
     """No embedded images fit this model."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
     """Labelled images: ``images`` (count, 3, H, W) float32, ``labels`` (count,) int64."""
 

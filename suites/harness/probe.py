@@ -8,6 +8,7 @@ The bandwidth is that of a copy of arrays far larger than any cache, counting by
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -15,8 +16,8 @@ from safetensors.numpy import save_file
 from impls.spec import Conv2d, GlobalAvgPool2d, Linear, ModelSpec, Padding, macs, tensor_shapes
 from impls.weights import file
 from results.record import Cell
-from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context
-from suites.harness.process import WorkerError
+from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context
+from suites.harness.process import WorkerError, WorkerProcess
 
 CALLS = 12
 COPY_BYTES = 256 << 20
@@ -52,29 +53,30 @@ def copy_bytes_per_s() -> float:
     return 2 * COPY_BYTES / best
 
 
-def run(context: Context, arm: Cell) -> None:
-    """Measure the FLOP rate of one implementation's mode in one precision, and store it as a record."""
+def run(context: Context, arm: Cell, worker: WorkerProcess, packages: Mapping[str, str]) -> None:
+    """Measure the FLOP rate that an arm reaches in its worker, which nothing runs beside, and store it as a record.
+
+    A failure is a record too. What the store holds is not measured again.
+    """
     if context.store.has(context.run.run_id, "probe", arm, None):
         return
     best = 0.0
     try:
-        with context.launch(arm, arm.precision, purpose="probe") as worker:
-            hello = worker.call("start", START_TIMEOUT_S)
-            for model in (CONVOLUTION, PRODUCT):
-                generator = np.random.Generator(np.random.PCG64(0))
-                weights = {name: generator.standard_normal(shape, np.float32) for name, shape in tensor_shapes(model).items()}
-                path = context.scratch / f"{model.name}.safetensors"
-                file.save(path, model, weights, source="random numbers", preprocess={}, licence="CC0-1.0")
-                batch = BATCH[model.name]
-                ring = context.scratch / "ring.safetensors"
-                save_file({"images": generator.standard_normal((1, batch, *model.input_chw), np.float32)}, ring)
-                shape = [batch, *model.input_chw]
-                worker.call("prepare", BUILD_TIMEOUT_S, handle=model.name, weights=str(path), mode=arm.mode, input_shape=shape, fold=False)
-                worker.call("put", BUILD_TIMEOUT_S, handle=model.name, images=str(ring))
-                taken = worker.call("visit", CALL_TIMEOUT_S, handle=model.name, scope="device", samples=CALLS, calls=1)
-                best = max(best, 2e9 * macs(model) * batch / min(taken["duration_ns"]))
+        for model in (CONVOLUTION, PRODUCT):
+            generator = np.random.Generator(np.random.PCG64(0))
+            weights = {name: generator.standard_normal(shape, np.float32) for name, shape in tensor_shapes(model).items()}
+            path = context.scratch / f"{model.name}.safetensors"
+            file.save(path, model, weights, source="random numbers", preprocess={}, licence="CC0-1.0")
+            batch = BATCH[model.name]
+            ring = context.scratch / "ring.safetensors"
+            save_file({"images": generator.standard_normal((1, batch, *model.input_chw), np.float32)}, ring)
+            shape = [batch, *model.input_chw]
+            worker.call("prepare", BUILD_TIMEOUT_S, handle=model.name, weights=str(path), mode=arm.mode, input_shape=shape, fold=False)
+            worker.call("put", BUILD_TIMEOUT_S, handle=model.name, images=str(ring))
+            taken = worker.call("visit", CALL_TIMEOUT_S, handle=model.name, scope="device", samples=CALLS, calls=1)
+            best = max(best, 2e9 * macs(model) * batch / min(taken["duration_ns"]))
     except WorkerError as error:
         context.store.append(context.failure("probe", arm, error))
         return
     measurements = {"peak_flops_per_s": best, "copy_bytes_per_s": copy_bytes_per_s()}
-    context.store.append(context.record("probe", arm, measurements=measurements, software=hello["packages"]))
+    context.store.append(context.record("probe", arm, measurements=measurements, software=dict(packages)))

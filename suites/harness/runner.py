@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from impls.implementation import ROOT, Manifest, find
 from impls.weights import file, trained
 from results import provenance
@@ -22,6 +24,7 @@ from results.store import Run, Store
 from suites import accuracy, equivalence, inference, startup
 from suites.harness import environments, plan, probe
 from suites.harness.context import Context, subject
+from suites.harness.process import WorkerProcess
 
 LOCAL = ROOT / "results" / "local"
 """Where runs are stored unless told otherwise; git ignores it."""
@@ -91,7 +94,8 @@ def opened(
     threads = request.threads or plan.available_threads()
     context = Context(manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {})
     try:
-        yield context
+        with threadpool_limits(1):  # the oracle's products are small: a second BLAS thread mostly waits for the first
+            yield context
     finally:
         shutil.rmtree(context.folder / "scratch", ignore_errors=True)
 
@@ -139,17 +143,19 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
                 context.store.append(
                     context.record("inference", cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
                 )
-        if not request.smoke:
-            for arm in _probing(certified, manifests):
-                context.say(f"measuring this machine's ceilings with {arm.implementation} {arm.mode}")
-                probe.run(context, arm)
+        probing, classifying = _probing(certified, manifests), accuracy.largest(certified)
 
         def measured() -> None:
             options.show(context.folder)
 
+        def afterwards(cell: Cell, worker: WorkerProcess, hello: Mapping[str, Any], handle: str) -> None:
+            if cell.certificate_cell in probing and not request.smoke:
+                probe.run(context, cell.certificate_cell, worker, hello["packages"])
+            if cell in classifying:
+                accuracy.of_process(context, cell, worker, hello, handle, certificates[cell.certificate_cell].record_id)
+
         inference.run(context, certified, planned.effort, certificates, measured)
-        startup.run(context, certified, STARTUP_PROCESSES, certificates, measured)
-        accuracy.run(context, certified, certificates, measured)
+        startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured)
         (context.folder / FINISHED).touch()
     return context.folder, planned
 
@@ -209,7 +215,7 @@ def classify(request: plan.Request, weights: Path | None, options: Options) -> t
                 refused = context.record("accuracy", arm, certificate.status, certificate.reason, certificate_id=certificate.record_id)
                 context.store.append(refused)
         cells = tuple(dataclasses.replace(arm, batch_size=max(sizes)) for arm in able if certificates[arm].status == "ok")
-        accuracy.run(context, cells, certificates, lambda: None)
+        accuracy.run(context, cells, certificates)
         records = tuple(context.store.find(context.run.run_id, "accuracy", arm, None)[-1] for arm in arms)
         (context.folder / FINISHED).touch()
     return records, skips
