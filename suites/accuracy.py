@@ -6,6 +6,7 @@ float64 oracle classifies the same images, where that is cheap.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -138,7 +139,7 @@ def run(context: Context, cells: Sequence[Cell], certificates: Mapping[Cell, Rec
                 context.store.append(context.failure("accuracy", cell.certificate_cell, error, model=about.as_record(cell.precision, None)))
                 continue
             of_process(context, cell, worker, hello, "accuracy", certificates[cell.certificate_cell].record_id)
-            if worker.alive:
+            with contextlib.suppress(WorkerError):  # a worker that cannot is ended, and the next arm gets another
                 worker.call("release", CALL_TIMEOUT_S, handle="accuracy")
     finally:
         workers.end()

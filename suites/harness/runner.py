@@ -156,6 +156,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
 
         inference.run(context, certified, planned.effort, certificates, measured)
         startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured)
+        accuracy.run(context, certified, certificates)  # those whose start-up process failed
         (context.folder / FINISHED).touch()
     return context.folder, planned
 
