@@ -70,25 +70,35 @@ def groups(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
 def run(context: Context, cells: Sequence[Cell], effort: Effort, certificates: Mapping[Cell, Record], measured: Callable[[], None]) -> None:
     """Measure certified cells until each group has ``effort.processes`` whole rounds; ``measured`` is called after each group.
 
-    Rounds that the store already holds are not measured again.
+    Rounds that the store already holds are not measured again. A cell of which a process failed takes no further part: its row
+    holds no figure, and one that hangs would hang in every round.
     """
     for precision in dict.fromkeys(cell.precision for cell in cells):
         waiting = groups([cell for cell in cells if cell.precision == precision])
         for number in range(effort.processes):
-            missing = [group for group in waiting if _whole_rounds(context, group) <= number]
+            sound = [tuple(cell for cell in group if not _failed(context, cell)) for group in waiting]
+            missing = [group for group in sound if group and _whole_rounds(context, group) <= number]
             if missing:
                 index = _next_index(context, missing)
                 context.say(f"round {number + 1} of {effort.processes}, {precision}: starting processes")
                 _Round(context, missing, effort, certificates, index).run(measured)
 
 
-def _indices(context: Context, cell: Cell) -> set[int]:
+def _records(context: Context, cell: Cell) -> list[Record]:
     records, _ = context.store.read(context.run.run_id)
-    return {each.process.index for each in records if each.suite == "inference" and each.cell == cell and each.process is not None}
+    return [each for each in records if each.suite == "inference" and each.cell == cell and each.process is not None]
+
+
+def _failed(context: Context, cell: Cell) -> bool:
+    return any(each.status != "ok" for each in _records(context, cell))
+
+
+def _indices(context: Context, cell: Cell) -> set[int]:
+    return {each.process.index for each in _records(context, cell) if each.process is not None}
 
 
 def _whole_rounds(context: Context, group: Sequence[Cell]) -> int:
-    """Rounds in which every cell of the group was recorded, be it as a failure."""
+    """Rounds in which every cell of the group was recorded."""
     return len(set.intersection(*(_indices(context, cell) for cell in group)))
 
 
