@@ -18,6 +18,7 @@ from impls.pytorch import layers, training
 from impls.spec import Block, Layer, ModelSpec, Node, Shape
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MODES = ("eager", "compile")
 
 
 class Model(nn.Module):
@@ -204,6 +205,8 @@ class Runtime(implementation.Runtime):
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> Network:
         """See the contract."""
+        if mode not in MODES:
+            raise CannotError(f"PyTorch has no mode {mode!r}; it has {' and '.join(MODES)}")
         return Network(self._settings, self._module(model, weights).eval(), mode)
 
     def prepare_training(self, model: ModelSpec, weights: Mapping[str, Any], sgd: Sgd, input_shape: Shape) -> training.Trainer:
