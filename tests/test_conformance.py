@@ -345,15 +345,15 @@ HAND_MADE: dict[str, tuple[ModelSpec, int, int]] = {
     "strided 1x1": (hand_made("s1", 8, conv("a", 3, 8, 1, 2), norm("b", 8), Relu("c")), 15, 16),
     "5x5 by 3": (hand_made("s2", 8, conv("a", 3, 8, 5, 3, Padding(2, 2, 1, 3)), norm("b", 8), Relu("c")), 22, 23),
     # No ReLU before the pools: where all values are negative, a pad of zero would be the maximum.
-    "unequal pool": (hand_made("m1", 4, conv("a", 3, 4, 1, bias=True), MaxPool2d("m", 3, 2, Padding(0, 1, 1, 0))), 16, 16),
+    "unequal pool": (hand_made("m1", 4, conv("a", 3, 4, 1, bias=True), MaxPool2d("m", 3, 2, Padding(0, 1, 1, 0))), 8, 8),
     "pool padded beyond half": (
         hand_made("m2", 4, conv("a", 3, 4, 1, bias=True), MaxPool2d("m", 3, 2, Padding.same_on_all_sides(2))),
-        14,
-        13,
+        6,
+        5,
     ),
-    "pool that skips": (hand_made("m3", 4, conv("a", 3, 4, 3, bias=True), MaxPool2d("m", 2, 3, NO_PADDING)), 25, 26),
+    "pool that skips": (hand_made("m3", 4, conv("a", 3, 4, 3, bias=True), MaxPool2d("m", 2, 3, NO_PADDING)), 13, 14),
     "bias before batch norm": (hand_made("n1", 4, conv("a", 3, 4, 3, bias=True), norm("b", 4, 1e-4), Relu("c")), 10, 18),
-    "batch norm first": (hand_made("n2", 4, norm("n", 3), Relu("r"), conv("a", 3, 4, 3, 1, Padding.same_on_all_sides(1))), 16, 16),
+    "batch norm first": (hand_made("n2", 4, norm("n", 3), Relu("r"), conv("a", 3, 4, 3, 1, Padding.same_on_all_sides(1))), 8, 4),
     "option A of odd sizes": (
         hand_made(
             "o1",
@@ -365,23 +365,23 @@ HAND_MADE: dict[str, tuple[ModelSpec, int, int]] = {
                 (Relu("x.r"),),
             ),
         ),
+        7,
         15,
-        31,
     ),
     "shortcut first": (
         hand_made("w1", 4, conv("i", 3, 4, 1), Block("x", ((), (Relu("x.r"), conv("x.a", 4, 4, 1))), Add("x.add"), ()), Relu("o")),
-        8,
-        8,
+        4,
+        4,
     ),
     "activation before the branch": (
         hand_made("w2", 4, conv("i", 3, 4, 1), Block("x", ((Relu("x.r"), conv("x.a", 4, 4, 1)), ()), Add("x.add"), (Relu("x.o"),))),
-        8,
-        8,
+        4,
+        4,
     ),
     "three branches": (
         hand_made("w3", 4, conv("i", 3, 4, 1), Block("x", ((conv("x.a", 4, 4, 1),), (), (Relu("x.r"),)), Add("x.add"), (Relu("x.o"),))),
-        8,
-        8,
+        4,
+        4,
     ),
     "block within a block": (
         hand_made(
@@ -396,10 +396,10 @@ HAND_MADE: dict[str, tuple[ModelSpec, int, int]] = {
             ),
             Relu("o"),
         ),
-        8,
-        8,
+        4,
+        4,
     ),
-    "the images themselves": (hand_made("w5", 3, Relu("r"), Block("x", ((), ()), Add("x.add"), (Relu("x.o"),))), 8, 8),
+    "the images themselves": (hand_made("w5", 3, Relu("r"), Block("x", ((), ()), Add("x.add"), (Relu("x.o"),))), 4, 4),
 }
 
 OUTSIDE_LATTICE = {"three branches", "block within a block"}
