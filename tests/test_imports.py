@@ -75,7 +75,7 @@ ALLOWED = {
     "impls.weights": {"impls", "numpy", "safetensors"},
     "impls.oracle": {"impls", "numpy", "safetensors"},
     "results": {"results", "numpy", "scipy"},
-    "suites": {"impls", "suites", "results", "numpy", "safetensors", "psutil", "scipy"},
+    "suites": {"impls", "suites", "results", "numpy", "safetensors", "scipy", "threadpoolctl"},
 }
 
 

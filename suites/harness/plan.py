@@ -111,10 +111,14 @@ def choose(what: str, asked: Iterable[str], known: Iterable[str]) -> tuple[str, 
         elif word in names:
             chosen.append(word)
         else:
-            near = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"there is no {what} {word!r}{hint} (known: {', '.join(names)})")
+            raise _unknown(what, word, names)
     return tuple(dict.fromkeys(chosen))
+
+
+def _unknown(what: str, word: str, names: tuple[str, ...]) -> UsageError:
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.0)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UsageError(f"there is no {what} {word!r}{hint} (known: {', '.join(names)})")
 
 
 def chosen_models(asked: tuple[str, ...] | None) -> tuple[ModelSpec, ...]:
@@ -160,7 +164,7 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
         UsageError: a word of the request is not known.
     """
     if request.device not in DEVICES:
-        raise UsageError(f"there is no device {request.device!r} (known: {', '.join(DEVICES)})")
+        raise _unknown("device", request.device, DEVICES)
     chosen = choose("implementation", request.implementations or ("all",), manifests)
     all_modes = tuple(dict.fromkeys(mode for name in manifests for mode in manifests[name].modes))
     modes = choose("mode", request.modes or ("all",), all_modes)
