@@ -112,7 +112,7 @@ def test_a_budget_only_takes_away_and_says_so(request: Request, budgets: tuple[f
         (Request(modes=("compille",)), r"there is no mode 'compille'; did you mean 'compile'\?"),
         (Request(precisions=("fp23",)), r"there is no precision 'fp23'; did you mean 'fp32'\?"),
         (Request(scopes=("tranfser",)), r"there is no scope 'tranfser'; did you mean 'transfer'\?"),
-        (Request(device="gpu"), r"there is no device 'gpu' \(known: cpu, cuda\)"),
+        (Request(device="gpu"), r"there is no device 'gpu'; did you mean 'cpu'\? \(known: cpu, cuda\)"),
         (Request(threads=0), r"--threads 0: this process may use 1 to "),
         (Request(threads=10_000), r"--threads 10000: this process may use 1 to "),
         (Request(processes=0), r"--processes: at least 1"),
