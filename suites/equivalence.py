@@ -46,8 +46,8 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 MEANING_BOUND = 1e-10
 """Six decades above float64 rounding in these nets (5e-14) and, in float64, two below the smallest known fault (4e-8)."""
 
-SHARED_CODE = ("impls/implementation.py", "impls/weights/*.py", "suites/equivalence.py", "suites/harness/worker.py")
-"""The code beside an implementation's own, and the oracle's, that a certificate depends on."""
+CODE = ("impls/**/*.py", "impls/**/*.toml", "suites/zoo/**/*.py", "suites/equivalence.py", "suites/harness/worker.py")
+"""The code that a certificate depends on: an implementation may use another's, so all of them count."""
 
 TIERS = ("E0", "E1", "E2", "E4")
 
@@ -367,8 +367,8 @@ def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tu
     about = context.subject(cell.model)
     shown = about.as_record(cell.precision, None)
     try:
-        _, hello = workers.get(cell, cell.precision)
-        key = _key(context, cell, about, batch_sizes, hello)
+        python, packages = context.software(cell.implementation)
+        key = _key(context, cell, about, batch_sizes, python, packages)
         kept = cache_root() / "certificates" / f"{key}.json"
         document = _read_kept(kept, key)
         if document is None:
@@ -397,12 +397,12 @@ def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tu
         failed[0] if failed else None,
         model=shown,
         settings=document["settings"],
-        software=hello["packages"],
+        software=dict(packages),
         data=data,
     )
 
 
-def _key(context: Context, cell: Cell, about: Subject, batch_sizes: tuple[int, ...], hello: Mapping[str, Any]) -> str:
+def _key(context: Context, cell: Cell, about: Subject, batch_sizes: tuple[int, ...], python: str, packages: Mapping[str, str]) -> str:
     """A hash of all that a certificate depends on: cell, weights, images, code, packages, machine, threads."""
     content = [
         cell.key,
@@ -412,13 +412,9 @@ def _key(context: Context, cell: Cell, about: Subject, batch_sizes: tuple[int, .
         sorted(batch_sizes),
         context.threads,
         oracle_sha256(),
-        code_sha256(
-            f"{context.manifests[cell.implementation].package.replace('.', '/')}/*",
-            *(f"{module.replace('.', '/')}.py" for module in hello["modules"]),
-            *SHARED_CODE,
-        ),
-        sorted(hello["packages"].items()),
-        hello["python"],
+        code_sha256(*CODE),
+        sorted(packages.items()),
+        python,
         context.run.machine["machine_id"],
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -322,20 +323,13 @@ def test_ring_is_compared_image_by_image() -> None:
 
 
 CELL = Cell("onnx", "ort", "cifar_resnet8", "fp32", "cpu", None, None, None, None)
-HELLO: dict[str, Any] = {
-    "packages": {"onnxruntime": "1.31.1", "numpy": "2.4.6"},
-    "python": "3.11.7",
-    "modules": ["impls.onnx", "impls.onnx.layers", "impls.onnx.runtime"],
-}
+PACKAGES = {"onnxruntime": "1.31.1", "numpy": "2.4.6"}
 PASSED = {name: Tier(True, 10, 0.0, "", 0.0, None) for name in equivalence.TIERS}
 FAILED = PASSED | {"E1": Tier(False, 10, 0.0, "bn1", 3.0, "bn1: the first tap that differs, by 3 (bound 0)")}
 
 
-class FakeWorkers:
-    """Workers that start and say who they are."""
-
-    def get(self, cell: Cell, precision: str) -> tuple[None, dict[str, Any]]:
-        return None, HELLO
+NO_WORKERS: Any = None
+"""Where the examination is stood in for, no worker is asked."""
 
 
 @pytest.fixture
@@ -347,7 +341,9 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     run = store.create_run(
         {"machine_id": "0123456789abcdef"}, {"code": {"version": "0", "commit": None, "dirty": None, "diff_sha256": None}}
     )
-    return Context(find(), Interpreters(find(), (), "cpu", {}), store, run, threads=2, smoke=False, say=lambda line: None)
+    return Context(
+        find(), Interpreters(find(), (), "cpu", {"onnx": Path(sys.executable)}), store, run, threads=2, smoke=False, say=lambda line: None
+    )
 
 
 class Examiner:
@@ -365,7 +361,7 @@ class Examiner:
 
 def certify_once(context: Context, batch_sizes: tuple[int, ...] = (1, 8)) -> str:
     """The status of one certificate."""
-    return equivalence._certify_one(context, FakeWorkers(), CELL, batch_sizes).status  # type: ignore[arg-type]
+    return equivalence._certify_one(context, NO_WORKERS, CELL, batch_sizes).status
 
 
 def kept_files(tmp_path: Path) -> list[Path]:
@@ -375,7 +371,7 @@ def kept_files(tmp_path: Path) -> list[Path]:
 def test_certificate_is_kept(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unchanged arm is examined once, and what is kept gives the same record."""
     examiner = Examiner(monkeypatch)
-    first, second = (equivalence._certify_one(context, FakeWorkers(), CELL, (1,)) for _ in range(2))  # type: ignore[arg-type]
+    first, second = (equivalence._certify_one(context, NO_WORKERS, CELL, (1,)) for _ in range(2))
     assert (first.status, second.status, examiner.held, len(kept_files(tmp_path))) == ("ok", "ok", 1, 1)
     assert (first.data, first.settings) == (second.data, second.settings)
 
@@ -384,7 +380,7 @@ def test_failed_examination_is_held_again(context: Context, tmp_path: Path, monk
     """A certificate that was refused is not kept; its record names tier and tap."""
     examiner = Examiner(monkeypatch)
     examiner.tiers = FAILED
-    record = equivalence._certify_one(context, FakeWorkers(), CELL, (1,))  # type: ignore[arg-type]
+    record = equivalence._certify_one(context, NO_WORKERS, CELL, (1,))
     assert (record.status, record.reason) == ("not_certified", "E1: bn1: the first tap that differs, by 3 (bound 0)")
     assert kept_files(tmp_path) == []
     certify_once(context)
@@ -436,8 +432,15 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
     """Each of the things that a certificate rests on changes its key: none of them can change unnoticed."""
     about = subject(CELL.model)
 
-    def key(context: Context = context, cell: Cell = CELL, about: Any = about, sizes: tuple[int, ...] = (1, 8), hello: Any = HELLO) -> str:
-        return equivalence._key(context, cell, about, sizes, hello)
+    def key(
+        context: Context = context,
+        cell: Cell = CELL,
+        about: Any = about,
+        sizes: tuple[int, ...] = (1, 8),
+        python: str = "3.11.7",
+        packages: Mapping[str, str] = PACKAGES,
+    ) -> str:
+        return equivalence._key(context, cell, about, sizes, python, packages)
 
     others = [
         key(cell=dataclasses.replace(CELL, mode="other")),
@@ -448,8 +451,8 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
         key(sizes=(1, 4)),
         key(context=dataclasses.replace(context, threads=1)),
         key(context=dataclasses.replace(context, run=dataclasses.replace(context.run, machine={"machine_id": "f" * 16}))),
-        key(hello=HELLO | {"packages": HELLO["packages"] | {"onnxruntime": "1.30.0"}}),
-        key(hello=HELLO | {"python": "3.12.1"}),
+        key(packages=PACKAGES | {"onnxruntime": "1.30.0"}),
+        key(python="3.12.1"),
     ]
     monkeypatch.setattr(equivalence, "oracle_sha256", lambda: "0" * 64)
     others.append(key())
@@ -461,10 +464,10 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_code_of_the_implementation_counts(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key covers the files of this implementation, of the contract, of loading and folding, and of the examination itself."""
+    """The key covers the files of the implementations, of the contract, of loading and folding, and of the examination itself."""
     asked: list[str] = []
     monkeypatch.setattr(equivalence, "code_sha256", lambda *patterns: asked.extend(patterns) or "0")
-    equivalence._key(context, CELL, subject(CELL.model), (1,), HELLO)
+    equivalence._key(context, CELL, subject(CELL.model), (1,), "3.11.7", PACKAGES)
     root = Path(equivalence.__file__).parent.parent
     covered = {str(path.relative_to(root)) for pattern in asked for path in root.glob(pattern)}
     needed = {
@@ -495,7 +498,7 @@ def test_a_lattice_that_cannot_be_is_not_certified(context: Context, monkeypatch
         raise lattice.LatticeError("averages 3x3 = 9 values")
 
     monkeypatch.setattr(equivalence.Examination, "run", none)
-    record = equivalence._certify_one(context, FakeWorkers(), CELL, (1,))  # type: ignore[arg-type]
+    record = equivalence._certify_one(context, NO_WORKERS, CELL, (1,))
     assert (record.status, record.reason) == ("not_certified", "E1: no exact probe: averages 3x3 = 9 values")
 
 

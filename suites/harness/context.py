@@ -19,7 +19,7 @@ from results import provenance, record
 from results.record import Cell, Record
 from results.store import Run, Store
 from suites.harness import inputs
-from suites.harness.environments import EnvironmentBuildError, Interpreters, cache_root, pip_line
+from suites.harness.environments import EnvironmentBuildError, Interpreters, cache_root, pip_line, software
 from suites.harness.process import Launch, WorkerError, WorkerProcess
 
 PROTOCOL_VERSION = "1"
@@ -161,6 +161,28 @@ class Context:
         path.mkdir(exist_ok=True)
         return path
 
+    def python(self, implementation: str) -> Path:
+        """The interpreter of an implementation's workers; waits for one that is being built.
+
+        Raises:
+            WorkerError: there is no environment for it.
+        """
+        try:
+            return self.interpreters[implementation]
+        except EnvironmentBuildError as error:
+            raise WorkerError("failed", str(error)) from None
+
+    def software(self, implementation: str) -> tuple[str, Mapping[str, str]]:
+        """Python's version and the packages of an implementation's environment.
+
+        Raises:
+            WorkerError: there is no environment for it.
+        """
+        try:
+            return software(self.python(implementation))
+        except EnvironmentBuildError as error:
+            raise WorkerError("failed", str(error)) from None
+
     def launch(self, cell: Cell, precision: str, seeds: Seeds | None = None, *, purpose: str) -> WorkerProcess:
         """Start (not yet ask) a worker for a cell's implementation.
 
@@ -168,10 +190,7 @@ class Context:
             WorkerError: there is no environment for it, or it cannot be started.
         """
         name = cell.implementation
-        try:
-            python = self.interpreters[name]
-        except EnvironmentBuildError as error:
-            raise WorkerError("failed", str(error)) from None
+        python = self.python(name)
         package = self.manifests[name].package
         variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(self.threads)}
         if seeds is not None:

@@ -8,7 +8,9 @@ An existing interpreter can be named instead, for containers and clusters.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -107,6 +109,27 @@ def build(manifest: Manifest, device: Device) -> Path:
                     raise EnvironmentBuildError(f"{manifest.title} could not be installed: {why}; to mend it: {pip_line(python, device)}")
             (place / COMPLETE).touch()
     return python
+
+
+@functools.cache
+def software(python: Path) -> tuple[str, Mapping[str, str]]:
+    """Version of an interpreter, and name and version of every package that it finds; asked of it without importing any.
+
+    Raises:
+        EnvironmentBuildError: it does not run.
+    """
+    question = (
+        "import importlib.metadata as m, json, platform;"
+        "print(json.dumps([platform.python_version(), {d.name: d.version for d in m.distributions()}]))"
+    )
+    try:
+        done = subprocess.run(
+            [python, "-c", question], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONSAFEPATH": "1"}
+        )
+        version, packages = json.loads(done.stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        raise EnvironmentBuildError(f"{python} does not run as a Python interpreter") from None
+    return version, packages
 
 
 class Interpreters:

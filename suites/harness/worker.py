@@ -81,7 +81,6 @@ class Worker:
             "import_s": time.perf_counter() - began,
             "versions": self.runtime.versions(),
             "python": platform.python_version(),
-            "modules": sorted(name for name in sys.modules if name.startswith(("impls.", "suites."))),
             "packages": {each.name: each.version for each in importlib.metadata.distributions()},
             "timer": {"clock": "time.perf_counter_ns", "resolution_ns": resolution, "overhead_ns": overhead},
         }
