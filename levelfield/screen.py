@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ class Progress:
 @contextmanager
 def live(*, quiet: bool, baseline: str | None) -> Iterator[Progress]:
     """Progress for the length of a run."""
-    progress = Progress(Console(stderr=True), quiet, baseline)
+    progress = Progress(Console(stderr=True, width=None if sys.stderr.isatty() else 110), quiet, baseline)
     progress.start()
     try:
         yield progress

@@ -30,6 +30,9 @@ K = TypeVar("K")
 Arm = tuple[str, str, str]
 """Implementation, mode and precision: what shares a process."""
 
+REWARM_S = 0.1
+"""After a turn change calls are dropped for this long: caches and threads are warm again after one long call."""
+
 OFFLINE_WINDOW_S = 0.1
 """Shortest window of an offline sample; it holds at least two calls."""
 
@@ -46,6 +49,7 @@ class Turn:
     columns: dict[str, list[Any]]
     calls: int = 1
     samples: int = 1
+    rewarm_calls: int = 0
     visits: int = 0
 
     def visit(self, samples: int, calls: int, *, warmup: bool) -> float:
@@ -203,8 +207,8 @@ class _Round:
             for turn in list(turns):
                 with self._on_turn(turn, turns):
                     turn.visits += 1
-                    if self.effort.rewarm_calls:
-                        turn.visit(self.effort.rewarm_calls, 1, warmup=True)
+                    if turn.rewarm_calls:
+                        turn.visit(turn.rewarm_calls, 1, warmup=True)
                     turn.visit(turn.samples, turn.calls, warmup=False)
         for turn in list(turns):
             with self._on_turn(turn, turns):
@@ -227,6 +231,7 @@ class _Round:
         call_s = turn.visit(RING, 1, warmup=True)
         if (left := self.effort.warmup_s - RING * call_s) > 0:
             call_s = turn.visit(min(1000, math.ceil(left / call_s)), 1, warmup=True)
+        turn.rewarm_calls = min(self.effort.rewarm_calls, math.ceil(REWARM_S / call_s))
         if turn.cell.scenario == "offline":
             turn.calls = max(2, math.ceil(OFFLINE_WINDOW_S / call_s))
         turn.samples = min(1000, max(self.effort.samples, math.ceil(self.effort.visit_s / (call_s * turn.calls))))
@@ -237,10 +242,12 @@ class _Round:
         assert cell.batch_size is not None
         about = self.context.subject(cell.model)
         out = self.context.scratch / "timed.safetensors"
-        turn.worker.call("outputs", CALL_TIMEOUT_S, handle=turn.handle, out=str(out))
+        covering = -(-len(about.inputs.pool) // cell.batch_size)  # these batches hold every image of the pool
+        members = about.inputs.members(cell.batch_size)[:covering]
+        turn.worker.call("outputs", CALL_TIMEOUT_S, handle=turn.handle, batches=covering, out=str(out))
         model, weights = about.given(self.context.manifests[cell.implementation])
         predicted = reference(model, weights, about.inputs.pool, cell.precision, self.context.threads)
-        return check_ring(load_file(out)["logits"], about.inputs.members(cell.batch_size), predicted, cell.precision)
+        return check_ring(load_file(out)["logits"], members, predicted, cell.precision)
 
     def _fields(self, cell: Cell) -> dict[str, object]:
         about = self.context.subject(cell.model)

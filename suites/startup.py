@@ -17,7 +17,7 @@ from results.record import Cell, Record
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
 from suites.harness.process import WorkerError, WorkerProcess
 
-RUNNING_CALLS = 10
+RUNNING_CALLS = 3
 
 
 Afterwards = Callable[[Cell, WorkerProcess, Mapping[str, Any], str], None]

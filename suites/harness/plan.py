@@ -46,7 +46,7 @@ class Effort:
     rewarm_calls: int
 
 
-STANDARD = Effort(processes=3, blocks=2, visit_s=0.5, samples=5, warmup_s=1.0, rewarm_calls=3)
+STANDARD = Effort(processes=3, blocks=2, visit_s=0.25, samples=3, warmup_s=1.0, rewarm_calls=3)
 SMOKE = Effort(processes=1, blocks=1, visit_s=0.0, samples=2, warmup_s=0.0, rewarm_calls=0)
 
 
@@ -264,24 +264,28 @@ def _within_budget(plan: Plan, manifests: Mapping[str, Manifest], budget_s: floa
             return dataclasses.replace(plan, reductions=tuple(reductions))
 
 
-# Sustained FLOP/s per core that the estimate assumes: about a third of a current server core's fp32 peak. It decides
-# nothing but the printed estimate and what a budget leaves out.
-ASSUMED_FLOPS_PER_CORE = 1e11
+# What the estimate assumes; it decides nothing but the printed figure and what a budget leaves out. About half of a current
+# server core's fp32 peak, the overhead of a small network's call, and the start of a process with its framework.
+ASSUMED_FLOPS_PER_CORE = 1.5e11
 ASSUMED_CALL_OVERHEAD_S = 1e-3
+ASSUMED_START_S = 3.0
 
 
 def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
-    """About how long a plan takes with its environments built, in seconds."""
+    """About how long a plan takes with its environments built and its certificates kept, in seconds."""
     effort = plan.effort
-    total = 0.0
+    measuring = fresh = 0.0
+    building: dict[str, dict[Cell, float]] = {}
     for cell in plan.cells:
         assert cell.batch_size is not None
         assert cell.threads is not None
         flops = 2 * macs(models.get(cell.model)) * cell.batch_size
         call_s = flops / (ASSUMED_FLOPS_PER_CORE * cell.threads) + ASSUMED_CALL_OVERHEAD_S
-        warmup = max(effort.warmup_s, 8 * call_s)
-        visit = max(effort.visit_s, effort.samples * call_s) + effort.rewarm_calls * call_s
-        total += effort.processes * (warmup + effort.blocks * visit + manifests[cell.implementation].modes[cell.mode].build_s)
-    for arm in plan.arms():
-        total += 2 * manifests[arm.implementation].modes[arm.mode].build_s + 5.0
-    return total
+        build_s = manifests[cell.implementation].modes[cell.mode].build_s
+        measuring += max(effort.warmup_s, 8 * call_s) + effort.blocks * max(effort.visit_s, 2 * effort.samples * call_s) + 8 * call_s
+        fresh += ASSUMED_START_S + build_s
+        arm = building.setdefault(cell.model, {})
+        arm[cell.certificate_cell] = arm.get(cell.certificate_cell, 0.0) + build_s
+    # The processes of a round build at the same time: the slowest decides.
+    starting = sum(ASSUMED_START_S + max(arms.values()) for arms in building.values())
+    return effort.processes * (starting + measuring) + fresh

@@ -7,6 +7,7 @@ The bandwidth is that of a copy of arrays far larger than any cache, counting by
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 
@@ -41,6 +42,7 @@ PRODUCT = ModelSpec(
 BATCH = {"probe-convolution": 16, "probe-product": 1024}
 
 
+@functools.cache
 def copy_bytes_per_s() -> float:
     """Bytes read plus bytes written per second of a large copy on one thread; the best of several."""
     source, target = np.ones(COPY_BYTES // 8), np.empty(COPY_BYTES // 8)

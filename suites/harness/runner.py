@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from impls import models
 from impls.implementation import ROOT, Manifest, find
+from impls.spec import macs
 from impls.weights import file, trained
 from results import provenance
 from results.record import Cell, Record
@@ -135,18 +137,23 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
     with opened(request, planned, options, planned.cells) as context:
         _record_skips(context, planned.skips)
         sizes = tuple(sorted({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
-        certificates = certificates_of(context, planned.arms(), sizes)
-        certified = tuple(cell for cell in planned.cells if certificates[cell.certificate_cell].status == "ok")
-        for cell in planned.cells:
-            certificate = certificates[cell.certificate_cell]
-            if certificate.status != "ok" and not context.store.has(context.run.run_id, "inference", cell, None):
-                context.store.append(
-                    context.record("inference", cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
-                )
-        probing, classifying = _probing(certified, manifests), accuracy.largest(certified)
+        certificates: dict[Cell, Record] = {}
 
         def measured() -> None:
             options.show(context.folder)
+
+        for chapter in _chapters(planned.cells):
+            certificates |= certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in chapter)), sizes)
+            for cell in chapter:
+                certificate = certificates[cell.certificate_cell]
+                if certificate.status != "ok" and not context.store.has(context.run.run_id, "inference", cell, None):
+                    context.store.append(
+                        context.record("inference", cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
+                    )
+            sound = tuple(cell for cell in chapter if certificates[cell.certificate_cell].status == "ok")
+            inference.run(context, sound, planned.effort, certificates, measured)
+        certified = tuple(cell for cell in planned.cells if certificates[cell.certificate_cell].status == "ok")
+        probing, classifying = _probing(certified, manifests), accuracy.largest(certified)
 
         def afterwards(cell: Cell, worker: WorkerProcess, hello: Mapping[str, Any], handle: str) -> None:
             if cell.certificate_cell in probing and not request.smoke:
@@ -154,7 +161,6 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
             if cell in classifying:
                 accuracy.of_process(context, cell, worker, hello, handle, certificates[cell.certificate_cell].record_id)
 
-        inference.run(context, certified, planned.effort, certificates, measured)
         startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured)
         accuracy.run(context, certified, certificates)  # those whose start-up process failed
         (context.folder / FINISHED).touch()
@@ -231,6 +237,12 @@ def certificates_of(context: Context, arms: tuple[Cell, ...], batch_sizes: tuple
     if made:
         context.say(f"certified in {time.monotonic() - began:.0f} s")
     return {arm: made[arm] if arm in made else held[arm][-1] for arm in arms}
+
+
+def _chapters(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
+    """The cells by model, the cheapest first, so that the first answer is on the screen soon."""
+    names = sorted({cell.model for cell in cells}, key=lambda name: macs(models.get(name)))
+    return [tuple(cell for cell in cells if cell.model == name) for name in names]
 
 
 def _record_skips(context: Context, skips: tuple[plan.Skip, ...]) -> None:

@@ -126,13 +126,13 @@ class Worker:
             "calls": [sample.calls for sample in taken],
         }
 
-    def outputs(self, handle: str, out: str) -> dict[str, Any]:
-        """Logits of every batch of the ring, (ring, N, classes), through the timed path."""
+    def outputs(self, handle: str, out: str, batches: int | None = None) -> dict[str, Any]:
+        """Logits of the first ``batches`` of the ring (of all), (batches, N, classes), through the timed path."""
         import numpy as np
 
         path = self.paths[handle]
         network = path.network
-        return self._write(out, {"logits": np.stack([network.get(network.run(network.put(host))) for host in path.hosts])})
+        return self._write(out, {"logits": np.stack([network.get(network.run(network.put(host))) for host in path.hosts[:batches]])})
 
     def taps(self, handle: str, images: str, out: str) -> dict[str, Any]:
         """Every layer's output for one batch, unfused."""
