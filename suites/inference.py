@@ -80,34 +80,33 @@ def run(context: Context, cells: Sequence[Cell], effort: Effort, certificates: M
     for precision in dict.fromkeys(cell.precision for cell in cells):
         waiting = groups([cell for cell in cells if cell.precision == precision])
         for number in range(effort.processes):
-            sound = [tuple(cell for cell in group if not _failed(context, cell)) for group in waiting]
-            missing = [group for group in sound if group and _whole_rounds(context, group) <= number]
+            done = _Done(context)
+            sound = [tuple(cell for cell in group if cell not in done.failed) for group in waiting]
+            missing = [group for group in sound if group and done.whole_rounds(group) <= number]
             if missing:
-                index = _next_index(context, missing)
-                context.say(f"round {number + 1} of {effort.processes}, {precision}: starting processes")
-                _Round(context, missing, effort, certificates, index).run(measured)
+                context.say(f"round {number + 1} of {effort.processes}, {missing[0][0].model}, {precision}: starting processes")
+                _Round(context, missing, effort, certificates, done.next_index(missing)).run(measured)
 
 
-def _records(context: Context, cell: Cell) -> list[Record]:
-    records, _ = context.store.read(context.run.run_id)
-    return [each for each in records if each.suite == "inference" and each.cell == cell and each.process is not None]
+class _Done:
+    """What the store holds of this run's timed processes."""
 
+    def __init__(self, context: Context) -> None:
+        self._rounds: dict[Cell, set[int]] = {}
+        self.failed: set[Cell] = set()
+        for record in context.store.read(context.run.run_id)[0]:
+            if record.suite == "inference" and record.process is not None:
+                self._rounds.setdefault(record.cell, set()).add(record.process.index)
+                if record.status != "ok":
+                    self.failed.add(record.cell)
 
-def _failed(context: Context, cell: Cell) -> bool:
-    return any(each.status != "ok" for each in _records(context, cell))
+    def whole_rounds(self, group: Sequence[Cell]) -> int:
+        """Rounds in which every cell of the group was recorded."""
+        return len(set.intersection(*(self._rounds.get(cell, set()) for cell in group)))
 
-
-def _indices(context: Context, cell: Cell) -> set[int]:
-    return {each.process.index for each in _records(context, cell) if each.process is not None}
-
-
-def _whole_rounds(context: Context, group: Sequence[Cell]) -> int:
-    """Rounds in which every cell of the group was recorded."""
-    return len(set.intersection(*(_indices(context, cell) for cell in group)))
-
-
-def _next_index(context: Context, missing: Sequence[Sequence[Cell]]) -> int:
-    return max((index for group in missing for cell in group for index in _indices(context, cell)), default=-1) + 1
+    def next_index(self, missing: Sequence[Sequence[Cell]]) -> int:
+        """A round that none of these cells had."""
+        return max((index for group in missing for cell in group for index in self._rounds.get(cell, set())), default=-1) + 1
 
 
 class _Round:
