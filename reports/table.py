@@ -119,8 +119,8 @@ def is_offline(row: pd.Series) -> bool:
 
 
 def order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Ranked rows first, by rank and then by time; then those without a figure, by name."""
-    return rows.sort_values(["rank_low", "rank_high", "time_per_batch_s", "implementation", "mode"], na_position="last", kind="stable")
+    """The fastest first; then those without a figure, by name."""
+    return rows.sort_values(["time_per_batch_s", "implementation", "mode"], na_position="last", kind="stable")
 
 
 def _section(rows: pd.DataFrame, about: About) -> Section:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from impls import models
 from impls.oracle import forward
@@ -25,6 +25,7 @@ from impls.spec import macs
 from results.record import Cell, Record
 from suites.equivalence import Workers
 from suites.harness import inputs
+from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context, Subject
 from suites.harness.inputs import Dataset, Images
 from suites.harness.process import WorkerError, WorkerProcess
@@ -184,7 +185,7 @@ def of_process(context: Context, cell: Cell, worker: WorkerProcess, hello: Mappi
     context.say(f"classifying {dataset.name} with {arm.implementation} {arm.mode} {arm.model} {arm.precision}")
     oracle = _by_oracle(about, dataset)
     ring, out = context.scratch / "dataset.safetensors", context.scratch / "out.safetensors"
-    save_file({"images": images}, ring)
+    save({"images": images}, ring)
     try:
         settings = worker.call("put", BUILD_TIMEOUT_S, handle=handle, images=str(ring))["settings"]
         worker.call("outputs", BUILD_TIMEOUT_S, handle=handle, out=str(out))

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from impls.implementation import Manifest
 from impls.oracle import forward, lattice, rounding
@@ -36,6 +36,7 @@ from impls.spec import ModelSpec
 from impls.weights import file, folding
 from results.record import Cell, Record
 from suites.harness import inputs
+from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Subject, subject
 from suites.harness.environments import cache_root
 from suites.harness.process import WorkerError, WorkerProcess
@@ -232,8 +233,8 @@ class Examination:
         worker, _ = self.workers.get(self.cell, precision)
         scratch = self.context.scratch
         batch, ring, out = scratch / "batch.safetensors", scratch / "ring.safetensors", scratch / "out.safetensors"
-        save_file({"images": images}, batch)
-        save_file({"images": images[None]}, ring)
+        save({"images": images}, batch)
+        save({"images": images[None]}, ring)
         arguments = {"weights": str(weights), "mode": self.cell.mode, "input_shape": list(images.shape)}
         found: Arrays = {}
         if self._manifest.taps:
@@ -280,7 +281,7 @@ class Examination:
             members = about.inputs.members(size)
             ring, out = self.context.scratch / "ring.safetensors", self.context.scratch / "out.safetensors"
             images = about.inputs.ring(size)
-            save_file({"images": images}, ring)
+            save({"images": images}, ring)
             worker.call(
                 "prepare",
                 BUILD_TIMEOUT_S,

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from results.record import Cell, Record
 from suites.equivalence import Tier, check_ring
+from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
 from suites.harness.inputs import RING
 from suites.harness.plan import Effort
@@ -193,7 +194,7 @@ class _Round:
         assert cell.batch_size is not None
         ring = self.context.scratch / f"ring-{cell.model}-{cell.batch_size}.safetensors"
         if not ring.is_file():
-            save_file({"images": self.context.subject(cell.model).inputs.ring(cell.batch_size)}, ring)
+            save({"images": self.context.subject(cell.model).inputs.ring(cell.batch_size)}, ring)
         return "put", {"handle": cell.key, "images": str(ring)}
 
     def _measure(self, turns: list[Turn]) -> None:

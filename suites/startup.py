@@ -11,9 +11,8 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from safetensors.numpy import save_file
-
 from results.record import Cell, Record
+from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
 from suites.harness.process import WorkerError, WorkerProcess
 
@@ -54,7 +53,7 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str, afterwar
     }
     images = about.inputs.ring(cell.batch_size)
     ring = context.scratch / "ring.safetensors"
-    save_file({"images": images}, ring)
+    save({"images": images}, ring)
     try:
         with context.launch(cell, cell.precision, seeds, purpose="start") as worker:
             hello = worker.call("start", START_TIMEOUT_S)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from impls.implementation import OURS, Sgd
 from impls.oracle import forward
@@ -23,6 +23,7 @@ from impls.spec import ModelSpec
 from impls.weights import file
 from impls.weights.initial import initialize
 from suites.accuracy import score
+from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S
 from suites.harness.inputs import DIGITS_PREPROCESS, Dataset, Images, check_dataset, digits
 from suites.harness.process import Launch, WorkerError, WorkerProcess
@@ -150,7 +151,7 @@ def train(
             worker.call("prepare_training", BUILD_TIMEOUT_S, weights=str(initial), sgd=sgd, input_shape=shape)
             for epoch in range(recipe.epochs):
                 images, labels = epoch_batches(recipe, dataset, seed, epoch)
-                save_file({"images": images, "labels": labels}, batches)
+                save({"images": images, "labels": labels}, batches)
                 rates = learning_rates(recipe, len(dataset.images), epoch)
                 taken = worker.call("train", BUILD_TIMEOUT_S, batches=str(batches), learning_rates=rates)["losses"]
                 losses.append(math.fsum(taken) / len(taken))

@@ -136,4 +136,4 @@ def test_a_finished_run_is_not_gone_on_with(checkout: Checkout, tmp_path: Path) 
     arguments = (*bench("honest", store=tmp_path), "--smoke")
     for _ in range(2):
         assert checkout.run(*arguments).returncode == 0
-    assert [len(list((run / "records").iterdir())) for run in tmp_path.iterdir()] == [4, 4]
+    assert [len(list((run / "records").iterdir())) for run in tmp_path.iterdir()] == [5, 5]

@@ -46,7 +46,7 @@ class Effort:
     rewarm_calls: int
 
 
-STANDARD = Effort(processes=3, blocks=2, visit_s=0.25, samples=3, warmup_s=1.0, rewarm_calls=3)
+STANDARD = Effort(processes=3, blocks=2, visit_s=0.25, samples=3, warmup_s=0.5, rewarm_calls=3)
 SMOKE = Effort(processes=1, blocks=1, visit_s=0.0, samples=2, warmup_s=0.0, rewarm_calls=0)
 
 

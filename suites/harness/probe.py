@@ -12,11 +12,11 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from impls.spec import Conv2d, GlobalAvgPool2d, Linear, ModelSpec, Padding, macs, tensor_shapes
 from impls.weights import file
 from results.record import Cell
+from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context
 from suites.harness.process import WorkerError, WorkerProcess
 
@@ -71,7 +71,7 @@ def run(context: Context, arm: Cell, worker: WorkerProcess, packages: Mapping[st
             file.save(path, model, weights, source="random numbers", preprocess={}, licence="CC0-1.0")
             batch = BATCH[model.name]
             ring = context.scratch / "ring.safetensors"
-            save_file({"images": generator.standard_normal((1, batch, *model.input_chw), np.float32)}, ring)
+            save({"images": generator.standard_normal((1, batch, *model.input_chw), np.float32)}, ring)
             shape = [batch, *model.input_chw]
             worker.call("prepare", BUILD_TIMEOUT_S, handle=model.name, weights=str(path), mode=arm.mode, input_shape=shape, fold=False)
             worker.call("put", BUILD_TIMEOUT_S, handle=model.name, images=str(ring))

@@ -15,12 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from impls.implementation import ROOT
 from impls.oracle.rounding import Envelope, envelope, round_to
 from impls.spec import ModelSpec, as_json
 from impls.weights.file import tensor_sha256
+from suites.harness.arrays import save
 from suites.harness.environments import cache_root
 
 RUNS_IN_ALL = 16
@@ -83,6 +84,6 @@ def reference(
     answer = Envelope(np.concatenate([part.logits for part in parts]), np.concatenate([part.deviation for part in parts]))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
-    save_file({"logits": answer.logits, "deviation": answer.deviation}, unfinished)
+    save({"logits": answer.logits, "deviation": answer.deviation}, unfinished)
     unfinished.replace(path)
     return answer

@@ -253,9 +253,9 @@ def _record_skips(context: Context, skips: tuple[plan.Skip, ...]) -> None:
 
 
 def _probing(cells: tuple[Cell, ...], manifests: Mapping[str, Manifest]) -> tuple[Cell, ...]:
-    """One arm per mode and precision of each implementation that can build the probe's networks."""
-    found: dict[tuple[str, str, str], Cell] = {}
-    for cell in cells:
+    """One arm per precision of each implementation that can build the probe's networks, in its default mode if that is there."""
+    found: dict[tuple[str, str], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.mode != manifests[cell.implementation].default_mode):
         if manifests[cell.implementation].models is None:
-            found.setdefault((cell.implementation, cell.mode, cell.precision), cell.certificate_cell)
+            found.setdefault((cell.implementation, cell.precision), cell.certificate_cell)
     return tuple(found.values())
