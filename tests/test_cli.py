@@ -27,7 +27,7 @@ def command(*arguments: str) -> Result:
         (["plan", "--modes", "egaer"], "there is no mode 'egaer'; did you mean 'eager'?"),
         (["plan", "--precisions", "bf61"], "there is no precision 'bf61'; did you mean 'bf16'?"),
         (["plan", "--scopes", "host"], "there is no scope 'host'"),
-        (["plan", "--device", "gpu"], "there is no device 'gpu' (known: cpu, cuda)"),
+        (["plan", "--device", "gpu"], "there is no device 'gpu'; did you mean 'cpu'? (known: cpu, cuda)"),
         (["plan", "--batch-sizes", "one"], "'one' is not a comma-separated list of numbers"),
         (["plan", "--batch-sizes", "1,,8"], "'1,,8' is not a comma-separated list of numbers"),
         (["plan", "--batch-sizes", "0"], "--batch-sizes 0: a batch holds at least one image"),

@@ -142,6 +142,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
         def measured() -> None:
             options.show(context.folder)
 
+        left_s = planned.estimated_s
         for chapter in _chapters(planned.cells):
             certificates |= certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in chapter)), sizes)
             for cell in chapter:
@@ -151,7 +152,10 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
                         context.record("inference", cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
                     )
             sound = tuple(cell for cell in chapter if certificates[cell.certificate_cell].status == "ok")
+            options.say(f"measuring; about {max(1, round(left_s / 60))} minutes are left")
+            began = time.monotonic()
             inference.run(context, sound, planned.effort, certificates, measured)
+            left_s -= time.monotonic() - began
         certified = tuple(cell for cell in planned.cells if certificates[cell.certificate_cell].status == "ok")
         probing, classifying = _probing(certified, manifests), accuracy.largest(certified)
 
@@ -161,6 +165,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
             if cell in classifying:
                 accuracy.of_process(context, cell, worker, hello, handle, certificates[cell.certificate_cell].record_id)
 
+        options.say(f"start-up, memory and accuracy, one process at a time; about {max(1, round(left_s / 60))} minutes are left")
         startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured)
         accuracy.run(context, certified, certificates)  # those whose start-up process failed
         (context.folder / FINISHED).touch()
