@@ -20,13 +20,14 @@ class Refuse:
         if name in FRAMEWORKS:
             raise ImportError(f"{name} is a framework")
 sys.meta_path.insert(0, Refuse())
+bare = set(sys.modules)  # a system's Python may load a sitecustomize of its own
 for name in json.load(sys.stdin):
     sys.stdout.flush()
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0, name
     else:
         importlib.import_module(name)
-        print(json.dumps([name, sorted({each.partition(".")[0] for each in sys.modules} - sys.stdlib_module_names)]), flush=True)
+        print(json.dumps([name, sorted({m.partition(".")[0] for m in sys.modules.keys() - bare} - sys.stdlib_module_names)]), flush=True)
         os._exit(0)
 """
 """Imports each module in a process that has imported nothing before, and prints what came with it."""
