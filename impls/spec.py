@@ -362,67 +362,85 @@ def as_json(model: ModelSpec) -> dict[str, object]:
 
 
 _KINDS: dict[str, type] = {
-    kind.__name__: kind for kind in (Conv2d, BatchNorm2d, Relu, MaxPool2d, GlobalAvgPool2d, Linear, PadShortcut, Add, Padding)
+    kind.__name__: kind for kind in (Conv2d, BatchNorm2d, Relu, MaxPool2d, GlobalAvgPool2d, Linear, PadShortcut, Add)
 }
+
+LARGEST = 1 << 24
+"""No size of a network's description is larger: what is, is no network but an attempt on the memory."""
 
 
 def from_json(document: object) -> ModelSpec:
     """The model that ``as_json`` described; nothing of the document is trusted.
 
     Raises:
-        SpecError: an unknown kind or field, a missing field, or a value of the wrong type.
+        SpecError: an unknown kind or field, a missing field, a value of the wrong type or out of range, a name that stands twice,
+            or layers that do not fit together.
     """
-
-    def fields(value: object, expected: set[str], what: str) -> dict[str, object]:
-        if not isinstance(value, dict) or set(value) != expected:
-            found = sorted(value) if isinstance(value, dict) else type(value).__name__
-            raise SpecError(f"{what}: expected the fields {sorted(expected)}, found {found}")
-        return value
-
-    def leaf(value: object, kind: str) -> object:
-        cls = _KINDS.get(kind)
-        if cls is None:
-            raise SpecError(f"there is no layer kind {kind!r}")
-        types: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(cls)}
-        found = fields(value, set(types), kind)
-        arguments: dict[str, object] = {}
-        for name, declared in types.items():
-            item = found[name]
-            if declared == "Padding":
-                arguments[name] = leaf(item, "Padding")
-            elif declared.startswith("Literal"):
-                if item not in ("unbiased", "biased"):
-                    raise SpecError(f"{kind}.{name}: {item!r} is not a variance convention")
-                arguments[name] = item
-            else:
-                wanted: tuple[type, ...] = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}[declared]
-                if not isinstance(item, wanted) or (declared != "bool" and isinstance(item, bool)):
-                    raise SpecError(f"{kind}.{name}: {item!r} is not of type {declared}")
-                arguments[name] = item
-        return cls(**arguments)
-
-    def node(value: object) -> Node:
-        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-            raise SpecError(f"a node of the body has no kind: {str(value)[:80]}")
-        rest = {name: item for name, item in value.items() if name != "kind"}
-        if value["kind"] == "Block":
-            block = fields(rest, {"name", "branches", "merge", "then"}, "Block")
-            merge = node(block["merge"])
-            then = sequence(block["then"])
-            if not isinstance(merge, Add) or any(isinstance(child, Block) for child in then) or not isinstance(block["branches"], list):
-                raise SpecError(f"block {block['name']!r} is not branches, an Add and layers after it")
-            return Block(str(block["name"]), tuple(sequence(branch) for branch in block["branches"]), merge, then)  # type: ignore[arg-type]
-        return leaf(rest, value["kind"])  # type: ignore[return-value]
-
-    def sequence(value: object) -> tuple[Node, ...]:
-        if not isinstance(value, list):
-            raise SpecError(f"expected a list of nodes, found {type(value).__name__}")
-        return tuple(node(child) for child in value)
-
-    top = fields(document, {"name", "input_chw", "classes", "source", "body"}, "model")
+    top = _fields(document, {"name", "input_chw", "classes", "source", "body"}, "model")
     chw = top["input_chw"]
-    if not isinstance(chw, list) or len(chw) != 3 or not all(isinstance(size, int) and size > 0 for size in chw):
+    if not isinstance(chw, list) or len(chw) != 3 or not all(type(size) is int and 0 < size <= LARGEST for size in chw):
         raise SpecError(f"model: input_chw must be three positive integers, found {chw!r}")
     if not isinstance(top["classes"], int) or not isinstance(top["name"], str) or not isinstance(top["source"], str):
         raise SpecError("model: name and source must be strings and classes an integer")
-    return ModelSpec(top["name"], (chw[0], chw[1], chw[2]), top["classes"], sequence(top["body"]), top["source"])
+    model = ModelSpec(top["name"], (chw[0], chw[1], chw[2]), top["classes"], _nodes(top["body"]), top["source"])
+    seen: set[str] = set()
+    for layer in layers(model.body):
+        if layer.name in seen:
+            raise SpecError(f"{layer.name}: the name stands twice")
+        seen.add(layer.name)
+    tap_shapes(model, 1, chw[1], chw[2])
+    return model
+
+
+def _fields(value: object, expected: set[str], what: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != expected:
+        found = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        raise SpecError(f"{what}: expected the fields {sorted(expected)}, found {found}")
+    return value
+
+
+def _nodes(value: object) -> tuple[Node, ...]:
+    if not isinstance(value, list):
+        raise SpecError(f"expected a list of nodes, found {type(value).__name__}")
+    return tuple(_node(child) for child in value)
+
+
+def _node(value: object) -> Node:
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        raise SpecError(f"a node of the body has no kind: {str(value)[:80]}")
+    rest = {name: item for name, item in value.items() if name != "kind"}
+    if value["kind"] in _KINDS:
+        layer: Layer = _dataclass(rest, _KINDS[value["kind"]])
+        return layer
+    if value["kind"] != "Block":
+        raise SpecError(f"there is no layer kind {value['kind'][:80]!r}")
+    block = _fields(rest, {"name", "branches", "merge", "then"}, "Block")
+    merge, then = _node(block["merge"]), _nodes(block["then"])
+    if not isinstance(merge, Add) or not isinstance(block["branches"], list) or not isinstance(block["name"], str):
+        raise SpecError(f"block {str(block['name'])[:80]!r} is not a name, branches, an Add and layers after it")
+    after = tuple(child for child in then if not isinstance(child, Block))
+    if len(after) != len(then):
+        raise SpecError(f"block {block['name']!r}: what follows its sum must be layers")
+    return Block(block["name"], tuple(_nodes(branch) for branch in block["branches"]), merge, after)
+
+
+def _dataclass(value: object, kind: type) -> Any:
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    found = _fields(value, set(types), kind.__name__)
+    return kind(**{name: _value(found[name], declared, f"{kind.__name__}.{name}") for name, declared in types.items()})
+
+
+def _value(item: Any, declared: str, where: str) -> Any:
+    if declared == "Padding":
+        return _dataclass(item, Padding)
+    if declared.startswith("Literal"):
+        if item not in ("unbiased", "biased"):
+            raise SpecError(f"{where}: {str(item)[:80]!r} is not a variance convention")
+        return item
+    wanted: Any = {"int": int, "float": float, "str": str, "bool": bool}[declared]
+    if not isinstance(item, wanted) or isinstance(item, bool) != (wanted is bool):
+        raise SpecError(f"{where}: {str(item)[:80]!r} is not of type {declared}")
+    least = 0 if where.startswith(("Padding.", "PadShortcut.channels")) else 1
+    if (wanted is int and not least <= item <= LARGEST) or (wanted is float and not 0 < item < 1):
+        raise SpecError(f"{where}: {item!r} is out of range")
+    return item

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impls import models
+from impls.models import NAMES, get
 from impls.spec import (
     NO_PADDING,
     Add,
@@ -29,6 +31,7 @@ from impls.spec import (
     SpecError,
     as_json,
     bytes_moved,
+    from_json,
     layers,
     macs,
     output_shape,
@@ -258,3 +261,39 @@ def test_distinct_specs_give_distinct_json() -> None:
         net(NORM, CONV, block),
     ]
     assert len({json.dumps(as_json(model), sort_keys=True) for model in variants}) == len(variants)
+
+
+def _document(**changes: object) -> dict[str, Any]:
+    """The smallest net as JSON, its first convolution changed."""
+    document: Any = as_json(get("cifar_resnet8"))
+    document["body"][0] |= changes
+    return document
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_there_and_back(name: str) -> None:
+    """What as_json wrote, from_json reads."""
+    assert from_json(json.loads(json.dumps(as_json(get(name))))) == get(name)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (_document(stride=0), "Conv2d.stride: 0 is out of range"),
+        (_document(kernel=1 << 40), "Conv2d.kernel: 1099511627776 is out of range"),
+        (_document(stride="2"), "Conv2d.stride: '2' is not of type int"),
+        (_document(stride=True), "Conv2d.stride: 'True' is not of type int"),
+        (_document(out_channels=17), "bn1: has 16 channels"),
+        (_document(name="bn1"), "bn1: the name stands twice"),
+        (_document(kind="Padding"), "there is no layer kind 'Padding'"),
+        (_document(groups=1), "Conv2d: expected the fields"),
+        (_document(padding=[1, 1, 1, 1]), "Padding: expected the fields"),
+        ({**_document(), "input_chw": [3, 32]}, "input_chw must be three positive integers"),
+        ({**_document(), "body": {}}, "expected a list of nodes"),
+        ([], "model: expected the fields"),
+    ],
+)
+def test_a_faulty_document_is_refused(document: object, message: str) -> None:
+    """The sentence names the layer or the field."""
+    with pytest.raises(SpecError, match=re.escape(message)):
+        from_json(document)
