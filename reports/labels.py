@@ -35,8 +35,14 @@ def implementation(name: str, mode: str) -> str:
 def versions(implementation: str, software: Mapping[str, str]) -> str:
     """ "torch 2.13.0, python 3.11.7": of the installed packages, the one that stands for the framework, and Python."""
     manifest = _manifest(implementation)
+    normal = {_normal(name): version for name, version in software.items()}
     wanted = (manifest.distribution if manifest else implementation, "python")
-    return ", ".join(f"{name} {software[name]}" for name in wanted if name in software)
+    return ", ".join(f"{name} {normal[_normal(name)]}" for name in wanted if _normal(name) in normal)
+
+
+def _normal(name: str) -> str:
+    """A distribution's name as packages are compared by (PEP 503): the same for ``tensorflow_cpu`` and ``tensorflow-cpu``."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def model(name: str) -> str:
