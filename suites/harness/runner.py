@@ -58,7 +58,10 @@ def interpreters(
     found = environments.Interpreters(manifests, names, device, named)
     if found.missing:
         titles = ", ".join(manifests[name].title for name in found.missing)
-        say(f"installing {titles} once, each in an environment of its own below {environments.cache_root()}")
+        say(
+            f"installing {titles} once, each in an environment of its own below {environments.cache_root()}: all four are about 1.2 GB "
+            "to download, and several GB more where PyTorch's default build brings CUDA libraries"
+        )
     return found
 
 
