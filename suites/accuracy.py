@@ -23,7 +23,7 @@ from impls import models
 from impls.oracle import forward
 from impls.spec import macs
 from results.record import Cell, Record
-from suites.equivalence import Workers
+from suites.equivalence.workers import Workers
 from suites.harness import inputs
 from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context, Subject
@@ -184,7 +184,8 @@ def of_process(context: Context, cell: Cell, worker: WorkerProcess, hello: Mappi
     }
     context.say(f"classifying {dataset.name} with {arm.implementation} {arm.mode} {arm.model} {arm.precision}")
     oracle = _by_oracle(about, dataset)
-    ring, out = context.scratch / "dataset.safetensors", context.scratch / "out.safetensors"
+    own = f"{arm.implementation}-{arm.mode}-{arm.model}-{arm.precision}.safetensors"  # others may be classifying beside this one
+    ring, out = context.scratch / f"dataset-{own}", context.scratch / f"classified-{own}"
     save({"images": images}, ring)
     try:
         settings = worker.call("put", BUILD_TIMEOUT_S, handle=handle, images=str(ring))["settings"]

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from safetensors.numpy import load_file
 
 from results.record import Cell, Record
-from suites.equivalence import Tier, check_ring
-from suites.harness.arrays import save
+from suites.equivalence.tiers import Tier, check_ring
+from suites.harness import inputs
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
 from suites.harness.inputs import RING
 from suites.harness.plan import Effort
@@ -30,6 +30,9 @@ K = TypeVar("K")
 
 Arm = tuple[str, str, str]
 """Implementation, mode and precision: what shares a process."""
+
+WARMUP_CALLS = 3
+"""Fewest calls of a warm-up, after the one that built the network; calls of 0.1 s and more are flat from the second on."""
 
 REWARM_S = 0.1
 """After a turn change calls are dropped for this long: caches and threads are warm again after one long call."""
@@ -192,9 +195,7 @@ class _Round:
 
     def _put_request(self, cell: Cell) -> tuple[str, dict[str, Any]]:
         assert cell.batch_size is not None
-        ring = self.context.scratch / f"ring-{cell.model}-{cell.batch_size}.safetensors"
-        if not ring.is_file():
-            save({"images": self.context.subject(cell.model).inputs.ring(cell.batch_size)}, ring)
+        ring = inputs.ring_file(self.context.subject(cell.model).inputs, cell.batch_size, self.context.scratch)
         return "put", {"handle": cell.key, "images": str(ring)}
 
     def _measure(self, turns: list[Turn]) -> None:
@@ -227,9 +228,9 @@ class _Round:
             turn.worker.pause()
 
     def _warm_up(self, turn: Turn) -> None:
-        """One pass of the ring and ``warmup_s``; from its last call follow the sizes of samples and visits."""
-        call_s = turn.visit(RING, 1, warmup=True)
-        if (left := self.effort.warmup_s - RING * call_s) > 0:
+        """A few calls and ``warmup_s``; from its last calls follow the sizes of samples and visits."""
+        call_s = turn.visit(WARMUP_CALLS, 1, warmup=True)
+        if (left := self.effort.warmup_s - WARMUP_CALLS * call_s) > 0:
             call_s = turn.visit(min(1000, math.ceil(left / call_s)), 1, warmup=True)
         turn.rewarm_calls = min(self.effort.rewarm_calls, math.ceil(REWARM_S / call_s))
         if turn.cell.scenario == "offline":

@@ -43,7 +43,7 @@ from impls.spec import (
     layers,
 )
 from impls.weights import folding, synthesis
-from suites.equivalence import Tier, exact, identity, meaning, rounding_noise
+from suites.equivalence.tiers import Tier, exact, identity, meaning, rounding_noise
 from suites.harness import inputs
 from suites.harness.context import START_TIMEOUT_S
 from suites.harness.process import WorkerError

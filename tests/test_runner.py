@@ -27,9 +27,17 @@ def measured(store: Path) -> list[Path]:
     return list(store.glob("*/records/inference-*.json"))
 
 
+LONG_VISITS = """
+import dataclasses
+from suites.harness import plan
+plan.SMOKE = dataclasses.replace(plan.SMOKE, samples=10)
+"""
+"""Visits of more calls than a certificate takes: what goes wrong late goes wrong on its turn."""
+
+
 def hanging(checkout: Checkout, store: Path) -> tuple[subprocess.Popen[str], set[int]]:
     """A run in the middle of a round: one worker hangs on its turn, the other is stopped until its own."""
-    process = checkout.start(*bench(*TWO, modes="eager,hangs_late", store=store), "--smoke")
+    process = checkout.start(*bench(*TWO, modes="eager,hangs_late", store=store), "--smoke", before=LONG_VISITS)
     wait_until(lambda: sorted(workers_of(process.pid).values()) == ["S", "T"] and list(store.glob("*/logs/time-villain-*")))
     return process, set(workers_of(process.pid))
 

@@ -15,7 +15,7 @@ import pytest
 from impls import models
 from impls.implementation import ROOT, ManifestError, find, read_manifest
 from impls.weights import file, synthesis
-from suites.equivalence import Examination
+from suites.equivalence.examination import Examination
 from suites.harness import plan
 from suites.harness.context import subject
 from suites.harness.process import Launch, WorkerProcess

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from impls.spec import ModelSpec
+from suites.harness.arrays import save
 
 Images = npt.NDArray[np.float32]
 
@@ -70,6 +73,16 @@ class Inputs:
     def ring(self, batch_size: int) -> Images:
         """The ring of batches: (RING, batch_size, 3, H, W)."""
         return self.pool[self.members(batch_size)]
+
+
+def ring_file(images: Inputs, batch_size: int, folder: Path) -> Path:
+    """The ring as a safetensors file in ``folder``, "images" (RING, batch_size, 3, H, W), written where it is not there yet."""
+    path = folder / f"ring-{images.sha256[:16]}-{batch_size}.safetensors"
+    if not path.is_file():
+        unfinished = path.with_suffix(f".{threading.get_ident()}")
+        save({"images": images.ring(batch_size)}, unfinished)
+        unfinished.replace(path)
+    return path
 
 
 @functools.cache

@@ -35,7 +35,7 @@ class Effort:
     """How much each cell is measured; fixed before the run, never by what the samples look like.
 
     ``processes`` fresh processes per implementation (K), in each ``blocks`` visits per cell of about ``visit_s`` seconds and
-    at least ``samples`` samples, after a warm-up of ``warmup_s`` seconds and at least one pass of the ring.
+    at least ``samples`` samples, after a warm-up of ``warmup_s`` seconds and a few calls.
     """
 
     processes: int
@@ -282,7 +282,7 @@ def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
         flops = 2 * macs(models.get(cell.model)) * cell.batch_size
         call_s = flops / (ASSUMED_FLOPS_PER_CORE * cell.threads) + ASSUMED_CALL_OVERHEAD_S
         build_s = manifests[cell.implementation].modes[cell.mode].build_s
-        measuring += max(effort.warmup_s, 8 * call_s) + effort.blocks * max(effort.visit_s, 2 * effort.samples * call_s) + 8 * call_s
+        measuring += max(effort.warmup_s, 3 * call_s) + effort.blocks * max(effort.visit_s, 2 * effort.samples * call_s) + 8 * call_s
         fresh += ASSUMED_START_S + build_s
         arm = building.setdefault(cell.model, {})
         arm[cell.certificate_cell] = arm.get(cell.certificate_cell, 0.0) + build_s

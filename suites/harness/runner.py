@@ -23,7 +23,8 @@ from impls.weights import file, trained
 from results import provenance
 from results.record import Cell, Record
 from results.store import Run, Store
-from suites import accuracy, equivalence, inference, startup
+from suites import accuracy, inference, startup
+from suites.equivalence.certificate import certificates_for
 from suites.harness import environments, plan, probe
 from suites.harness.context import Context, subject
 from suites.harness.process import WorkerProcess
@@ -241,7 +242,7 @@ def certificates_of(context: Context, arms: tuple[Cell, ...], batch_sizes: tuple
     held = {arm: context.store.find(context.run.run_id, "equivalence", arm, None) for arm in arms}
     missing = tuple(arm for arm in arms if not held[arm])
     began = time.monotonic()
-    made = equivalence.certify(context, missing, batch_sizes)
+    made = certificates_for(context, missing, batch_sizes)
     if made:
         context.say(f"certified in {time.monotonic() - began:.0f} s")
     return {arm: made[arm] if arm in made else held[arm][-1] for arm in arms}

@@ -1,12 +1,10 @@
-"""The certificate's comparisons, fed with what they must refuse, and the certificates that are kept."""
+"""The comparisons of each tier: what passes, what fails, and what the failure says."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,18 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from impls import models
-from impls.implementation import find
-from impls.oracle import forward, lattice, rounding
+from impls.oracle import forward, rounding
 from impls.oracle.rounding import Envelope
 from impls.spec import layers
 from impls.weights import synthesis
-from results.record import Cell
-from results.store import Store
-from suites import equivalence
-from suites.equivalence import MEANING_BOUND, Tier, all_of, compare, exact, identity, meaning, rounding_noise
-from suites.harness.context import Context, subject
-from suites.harness.environments import Interpreters
-from suites.harness.process import WorkerError
+from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, check_ring, compare, exact, identity, meaning, rounding_noise
 from suites.harness.reference import held
 
 Array = npt.NDArray[Any]
@@ -318,188 +309,8 @@ def test_ring_is_compared_image_by_image() -> None:
     predicted = Envelope(generator.normal(size=(3, 5)), np.full((3, 5), 1e-7))
     members = np.array([[0, 1], [1, 2], [2, 0]])
     logits = predicted.logits[members]
-    assert equivalence.check_ring(logits, members, predicted, "fp32").passed
-    assert not equivalence.check_ring(logits[:, ::-1], members, predicted, "fp32").passed
-
-
-CELL = Cell("onnx", "ort", "cifar_resnet8", "fp32", "cpu", None, None, None, None)
-PACKAGES = {"onnxruntime": "1.31.1", "numpy": "2.4.6"}
-PASSED = {name: Tier(True, 10, 0.0, "", 0.0, None) for name in equivalence.TIERS}
-FAILED = PASSED | {"E1": Tier(False, 10, 0.0, "bn1", 3.0, "bn1: the first tap that differs, by 3 (bound 0)")}
-
-
-NO_WORKERS: Any = None
-"""Where the examination is stood in for, no worker is asked."""
-
-
-@pytest.fixture
-def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
-    """A run whose cache and store are empty."""
-    monkeypatch.setenv("LEVELFIELD_CACHE", str(tmp_path / "cache"))
-    subject.cache_clear()
-    store = Store(tmp_path / "store")
-    run = store.create_run(
-        {"machine_id": "0123456789abcdef"}, {"code": {"version": "0", "commit": None, "dirty": None, "diff_sha256": None}}
-    )
-    return Context(
-        find(), Interpreters(find(), (), "cpu", {"onnx": Path(sys.executable)}), store, run, threads=2, smoke=False, say=lambda line: None
-    )
-
-
-class Examiner:
-    """Stands in for the examination and counts how often it is held."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.tiers: dict[str, Tier] = PASSED
-        self.held = 0
-        monkeypatch.setattr(equivalence.Examination, "run", lambda examination: self.run())
-
-    def run(self) -> tuple[dict[str, Tier], dict[str, object]]:
-        self.held += 1
-        return self.tiers, {"threads": 2}
-
-
-def certify_once(context: Context, batch_sizes: tuple[int, ...] = (1, 8)) -> str:
-    """The status of one certificate."""
-    return equivalence._certify_one(context, NO_WORKERS, CELL, batch_sizes).status
-
-
-def kept_files(tmp_path: Path) -> list[Path]:
-    return list((tmp_path / "cache" / "certificates").glob("*"))
-
-
-def test_certificate_is_kept(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unchanged arm is examined once, and what is kept gives the same record."""
-    examiner = Examiner(monkeypatch)
-    first, second = (equivalence._certify_one(context, NO_WORKERS, CELL, (1,)) for _ in range(2))
-    assert (first.status, second.status, examiner.held, len(kept_files(tmp_path))) == ("ok", "ok", 1, 1)
-    assert (first.data, first.settings) == (second.data, second.settings)
-
-
-def test_failed_examination_is_held_again(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A certificate that was refused is not kept; its record names tier and tap."""
-    examiner = Examiner(monkeypatch)
-    examiner.tiers = FAILED
-    record = equivalence._certify_one(context, NO_WORKERS, CELL, (1,))
-    assert (record.status, record.reason) == ("not_certified", "E1: bn1: the first tap that differs, by 3 (bound 0)")
-    assert kept_files(tmp_path) == []
-    certify_once(context)
-    assert examiner.held == 2
-
-
-@pytest.mark.parametrize(
-    "tamper",
-    [
-        lambda text: "",
-        lambda text: "[]",
-        lambda text: text[: len(text) // 2],
-        lambda text: text.replace('"elements": 10', '"elements": 11', 1),
-        lambda text: json.dumps(json.loads(text) | {"document": {**json.loads(text)["document"], "tiers": {}}}),
-        lambda text: json.dumps(json.loads(text) | {"sha256": "0" * 64}),
-    ],
-    ids=["empty", "list", "cut off", "edited", "no tiers", "digest"],
-)
-def test_tampered_certificate_is_not_used(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamper: Callable[[str], str]
-) -> None:
-    """A kept file that is not what was written, whole, leads to a new examination."""
-    examiner = Examiner(monkeypatch)
-    certify_once(context)
-    (path,) = kept_files(tmp_path)
-    before = path.read_text(encoding="utf-8")
-    path.write_text(tamper(before), encoding="utf-8")
-    assert path.read_text(encoding="utf-8") != before
-    assert (certify_once(context), examiner.held) == ("ok", 2)
-
-
-@pytest.mark.parametrize(
-    "tiers",
-    [FAILED, {}, {"E0": PASSED["E0"]}, PASSED | {"E4": dataclasses.replace(PASSED["E4"], elements=0)}],
-    ids=["failed", "no tiers", "one tier", "no elements"],
-)
-def test_only_whole_certificates_count(tmp_path: Path, tiers: dict[str, Tier]) -> None:
-    """A failed, empty or partial document is no certificate even where it was kept in due form."""
-    path = tmp_path / "certificate.json"
-    whole = {"key": "k", "tiers": {name: dataclasses.asdict(tier) for name, tier in PASSED.items()}, "settings": {}}
-    equivalence._keep(path, whole)
-    assert equivalence._read_kept(path, "k") == whole
-    assert equivalence._read_kept(path, "another") is None
-    equivalence._keep(path, whole | {"tiers": {name: dataclasses.asdict(tier) for name, tier in tiers.items()}})
-    assert equivalence._read_kept(path, "k") is None
-
-
-def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the things that a certificate rests on changes its key: none of them can change unnoticed."""
-    about = subject(CELL.model)
-
-    def key(
-        context: Context = context,
-        cell: Cell = CELL,
-        about: Any = about,
-        sizes: tuple[int, ...] = (1, 8),
-        python: str = "3.11.7",
-        packages: Mapping[str, str] = PACKAGES,
-    ) -> str:
-        return equivalence._key(context, cell, about, sizes, python, packages)
-
-    others = [
-        key(cell=dataclasses.replace(CELL, mode="other")),
-        key(cell=dataclasses.replace(CELL, precision="bf16")),
-        key(about=dataclasses.replace(about, weights_sha256="0" * 64)),
-        key(about=dataclasses.replace(about, spec_sha256="0" * 64)),
-        key(about=dataclasses.replace(about, inputs=dataclasses.replace(about.inputs, pool=about.inputs.pool[::-1].copy()))),
-        key(sizes=(1, 4)),
-        key(context=dataclasses.replace(context, threads=1)),
-        key(context=dataclasses.replace(context, run=dataclasses.replace(context.run, machine={"machine_id": "f" * 16}))),
-        key(packages=PACKAGES | {"onnxruntime": "1.30.0"}),
-        key(python="3.12.1"),
-    ]
-    monkeypatch.setattr(equivalence, "oracle_sha256", lambda: "0" * 64)
-    others.append(key())
-    monkeypatch.setattr(equivalence, "code_sha256", lambda *patterns: "0" * 64)
-    others.append(key())
-    monkeypatch.undo()
-    assert key(sizes=(8, 1)) == key()
-    assert len({key(), *others}) == 1 + len(others)
-
-
-def test_the_code_of_the_implementation_counts(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key covers the files of the implementations, of the contract, of loading and folding, and of the examination itself."""
-    asked: list[str] = []
-    monkeypatch.setattr(equivalence, "code_sha256", lambda *patterns: asked.extend(patterns) or "0")
-    equivalence._key(context, CELL, subject(CELL.model), (1,), "3.11.7", PACKAGES)
-    root = Path(equivalence.__file__).parent.parent
-    covered = {str(path.relative_to(root)) for pattern in asked for path in root.glob(pattern)}
-    needed = {
-        "impls/onnx/layers.py",
-        "impls/onnx/runtime.py",
-        "impls/implementation.py",
-        "impls/weights/file.py",
-        "impls/weights/folding.py",
-    }
-    assert covered >= needed | {"suites/equivalence.py", "suites/harness/worker.py"}
-
-
-def test_a_worker_that_fails_to_start_is_a_row(context: Context) -> None:
-    """An arm that cannot be examined has a record with the reason."""
-
-    class Absent:
-        def get(self, cell: Cell, precision: str) -> tuple[None, dict[str, Any]]:
-            raise WorkerError("cannot", "there is no such precision")
-
-    record = equivalence._certify_one(context, Absent(), CELL, (1,))  # type: ignore[arg-type]
-    assert (record.status, record.reason) == ("skipped", "there is no such precision")
-
-
-def test_a_lattice_that_cannot_be_is_not_certified(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no exact probe exists there is no certificate, and the row says so."""
-
-    def none(examination: equivalence.Examination) -> None:
-        raise lattice.LatticeError("averages 3x3 = 9 values")
-
-    monkeypatch.setattr(equivalence.Examination, "run", none)
-    record = equivalence._certify_one(context, NO_WORKERS, CELL, (1,))
-    assert (record.status, record.reason) == ("not_certified", "E1: no exact probe: averages 3x3 = 9 values")
+    assert check_ring(logits, members, predicted, "fp32").passed
+    assert not check_ring(logits[:, ::-1], members, predicted, "fp32").passed
 
 
 def test_the_order_of_the_oracle_is_topological() -> None:

@@ -1,0 +1,1 @@
+"""Whether implementations compute the function that the spec and the weights define."""

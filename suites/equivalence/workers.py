@@ -1,0 +1,44 @@
+"""Live workers, one per implementation and precision, for the suites that ask questions and measure no time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from results.record import Cell
+from suites.harness.context import START_TIMEOUT_S, Context
+from suites.harness.process import WorkerError, WorkerProcess
+
+
+class Workers:
+    """One live worker per implementation and precision, started when first asked for and again after it died.
+
+    Only the one that was asked for last runs; the others are stopped. ``purpose`` begins the names of their logs.
+    """
+
+    def __init__(self, context: Context, purpose: str = "certify") -> None:
+        self.context = context
+        self.purpose = purpose
+        self._live: dict[tuple[str, str], tuple[WorkerProcess, dict[str, Any]]] = {}
+
+    def get(self, cell: Cell, precision: str) -> tuple[WorkerProcess, dict[str, Any]]:
+        """The worker and what it said of itself at its start."""
+        key = (cell.implementation, precision)
+        if key in self._live and not self._live[key][0].alive:
+            del self._live[key]
+        for other, (worker, _) in self._live.items():
+            if other != key:
+                worker.pause()
+        if key not in self._live:
+            worker = self.context.launch(cell, precision, purpose=self.purpose)
+            try:
+                self._live[key] = (worker, worker.call("start", START_TIMEOUT_S))
+            except WorkerError:
+                worker.end()
+                raise
+        self._live[key][0].resume()
+        return self._live[key]
+
+    def end(self) -> None:
+        """End them all."""
+        for worker, _ in self._live.values():
+            worker.end()
