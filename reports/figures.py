@@ -66,7 +66,7 @@ def forest(rows: pd.DataFrame, baseline: str) -> Picture | None:
     shown = rows[rows["ratio"].notna()].sort_values("ratio")
     if shown.empty:
         return None
-    figure, axes = _axes(0.9 + 0.38 * (len(shown) + 1))
+    figure, axes = drawing(0.9 + 0.38 * (len(shown) + 1))
     detectable = rows["mde"].max()
     if pd.notna(detectable):
         axes.axvspan(1 / (1 + detectable), 1 + detectable, color=INK, alpha=0.10, lw=0)
@@ -89,7 +89,7 @@ def forest(rows: pd.DataFrame, baseline: str) -> Picture | None:
     _ratio_axis(axes, low / 1.04, high * 1.04)
     axes.set_xlabel("speed against the baseline (right is faster), 95 % interval over process pairs")
     told = [f"{name(row)} {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]" for _, row in shown[::-1].iterrows()]
-    return _picture(figure, f"Speed against {baseline}, with 95 % intervals: {'; '.join(told)}.")
+    return picture(figure, f"Speed against {baseline}, with 95 % intervals: {'; '.join(told)}.")
 
 
 def _ceiling(rows: pd.DataFrame) -> float | None:
@@ -117,7 +117,7 @@ def against_batch(rows: pd.DataFrame) -> Picture | None:
     groups = [(key, part.sort_values("batch_size")) for key, part in shown.groupby(["implementation", "mode"], sort=True)]
     if not any(part["batch_size"].nunique() > 1 for _, part in groups):
         return None
-    figure, axes = _axes(3.8)
+    figure, axes = drawing(3.8)
     for index, ((implementation, mode), part) in enumerate(groups):
         milliseconds = part[["time_per_batch_s", "time_per_batch_low_s", "time_per_batch_high_s"]].astype(float) * 1e3
         middle = milliseconds["time_per_batch_s"]
@@ -146,7 +146,7 @@ def against_batch(rows: pd.DataFrame) -> Picture | None:
     axes.set_ylabel("ms per batch")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     sizes = ", ".join(str(size) for size in sorted(set(shown["batch_size"])))
-    return _picture(figure, f"Time per batch at batch sizes {sizes} for {len(groups)} implementations; the numbers stand in the tables.")
+    return picture(figure, f"Time per batch at batch sizes {sizes} for {len(groups)} implementations; the numbers stand in the tables.")
 
 
 def memory(rows: pd.DataFrame) -> Picture | None:
@@ -167,7 +167,7 @@ def _bars(rows: pd.DataFrame, parts: dict[str, tuple[str, float, str]], unit: st
     shown = shown.assign(total=shown[columns].sum(axis=1)).sort_values("total", ascending=False)
     if shown.empty:
         return None
-    figure, axes = _axes(0.9 + 0.38 * len(shown) + (0.3 if len(parts) > 1 else 0))
+    figure, axes = drawing(0.9 + 0.38 * len(shown) + (0.3 if len(parts) > 1 else 0))
     left = [0.0] * len(shown)
     for title, (column, scale, color) in parts.items():
         widths = [float(value) * scale for value in shown[column]]
@@ -182,15 +182,16 @@ def _bars(rows: pd.DataFrame, parts: dict[str, tuple[str, float, str]], unit: st
     if len(parts) > 1:
         axes.legend(frameon=False, ncols=len(parts), loc="lower left", bbox_to_anchor=(0, 1))
     told = "; ".join(f"{name(row)} {total:.4g}" for (_, row), total in zip(shown.iterrows(), left, strict=True))
-    return _picture(figure, f"{unit[0].upper()}{unit[1:]}: {told}.")
+    return picture(figure, f"{unit[0].upper()}{unit[1:]}: {told}.")
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
+def drawing(height: float) -> tuple[Figure, Axes]:
+    """A figure of the page's width and ``height`` inches, with its one plot."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _picture(figure: Figure, alt: str) -> Picture:
+def picture(figure: Figure, alt: str) -> Picture:
     """The figure as an element of its own: no prologue, ids that no other figure has, ink in the page's colour."""
     stream = io.StringIO()
     salt = f"f{hashlib.sha256(alt.encode()).hexdigest()[:12]}"

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from impls import spec
 from impls.implementation import ROOT, find
+from reports.publish import environment
 
 PAGE = ROOT / "docs" / "layers.html"
 
@@ -83,15 +83,8 @@ def page(root: Path = ROOT) -> str:
         Row(key or "file", kinds.get(key) or titles[key], described.get(kinds.get(key, "")), tuple(parts[key] for parts in split.values()))
         for key in ("", *expected, "FUNCTIONS")
     ]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
     columns = {name: manifest.title for name, manifest in manifests.items()}
-    return environment.get_template("layers.html.j2").render(rows=rows, columns=columns)
+    return environment().get_template("layers.html.j2").render(rows=rows, columns=columns)
 
 
 def _split(column: str, path: str, source: str) -> dict[str, Part]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reports import figures, labels, table
 from reports.frame import DTYPES, FIGURES
+from reports.publish import environment
 from reports.table import Content, Line, Section
 
 STARTUP = ["import_s", "load_s", "first_call_s"]
@@ -70,19 +69,16 @@ class Chapter:
 
 def render(frame: pd.DataFrame, content: Content) -> str:
     """The page for the rows of ``frame`` and the words of ``content``, which was built from the same rows."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
-        content=content,
-        chapters=[chapter for chapter in _chapters(frame, content) if chapter.parts],
-        without=list(_without(frame)),
-        raw=_raw(frame),
-        smoke=not frame["measurement"].fillna(True).all(),
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            content=content,
+            chapters=[chapter for chapter in _chapters(frame, content) if chapter.parts],
+            without=list(_without(frame)),
+            raw=_raw(frame),
+            smoke=not frame["measurement"].fillna(True).all(),
+        )
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
-from reports import frame, page, table
+from reports import frame, page, publish, table
 from reports.about import About
 
 
@@ -36,9 +35,6 @@ def write(run_folder: str | Path, out: str | Path, baseline: str = frame.BASELIN
         "cells.csv": cells.to_csv(index=False).encode(),
         "cells.parquet": cells.to_parquet(index=False),
     }
-    out.mkdir(parents=True, exist_ok=True)
     for name, data in documents.items():
-        unfinished = out / f".{name}.{secrets.token_hex(4)}"
-        unfinished.write_bytes(data)
-        unfinished.replace(out / name)
+        publish.replace(out / name, data)
     return tuple(out / name for name in documents)
