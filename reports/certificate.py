@@ -32,11 +32,11 @@ QUESTIONS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class TierRow:
-    """A tier as the page's table shows it."""
+    """A tier as the page's table shows it; ``passed`` is None where it is excused."""
 
     name: str
     question: str
-    passed: bool
+    passed: bool | None
     elements: str
     worst: str
     bound: str
@@ -157,7 +157,7 @@ def _tiers(certificate: Certificate) -> Sequence[TierRow]:
             said=tier.reason or tier.note or "",
         )
         for name, tier in certificate.tiers.items()
-    ]
+    ] + [TierRow(name, QUESTIONS[certificate.purpose][name], None, "", "", "", why) for name, why in certificate.excused.items()]
 
 
 def _verdict(certificate: Certificate) -> str:

@@ -68,6 +68,7 @@ class Certificate:
     """What was examined of one cell, passed or not.
 
     ``key`` is a hash of everything that the answer depends on; the hashes by name are the parts of it that are files or code.
+    ``excused`` holds tiers that this implementation cannot be examined in, each with the reason.
     """
 
     schema_version: int
@@ -76,6 +77,7 @@ class Certificate:
     cell: Cell
     created_utc: str
     tiers: Mapping[str, Tier]
+    excused: Mapping[str, str]
     layers: tuple[Layer, ...]
     edges: tuple[float, ...]
     compared: str
@@ -90,7 +92,7 @@ class Certificate:
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise RecordError(f"schema_version: {self.schema_version} is not {SCHEMA_VERSION}; levelfield of its time reads it")
-        if unknown := sorted(set(self.tiers) - set(TIERS[self.purpose])):
+        if unknown := sorted({*self.tiers, *self.excused} - set(TIERS[self.purpose])):
             raise RecordError(f"tiers: a certificate of {self.purpose} has no tier {unknown[0]}")
         for layer in self.layers:
             if layer.histogram and (len(layer.histogram) != len(self.edges) + 1 or sum(layer.histogram) != layer.elements):
@@ -99,15 +101,18 @@ class Certificate:
     @property
     def passed(self) -> bool:
         """Whether every tier was examined, compared something, and passed."""
-        whole = set(self.tiers) == set(TIERS[self.purpose])
-        return whole and all(tier.passed and tier.elements > 0 for tier in self.tiers.values())
+        return bool(self.tiers) and self.reason is None
 
     @property
     def reason(self) -> str | None:
         """Why it did not pass."""
-        failed = (f"{name}: {tier.reason}" for name, tier in self.tiers.items() if not tier.passed)
-        missing = (f"{name}: was not examined" for name in TIERS[self.purpose] if name not in self.tiers)
-        return next(failed, None) or next(missing, None)
+        for name in TIERS[self.purpose]:
+            tier = self.tiers.get(name)
+            if tier is None and name not in self.excused:
+                return f"{name}: was not examined"
+            if tier is not None and not (tier.passed and tier.elements > 0):
+                return f"{name}: {tier.reason or 'nothing was compared'}"
+        return None
 
 
 def digest(certificate: Certificate) -> str:

@@ -82,3 +82,11 @@ def test_a_run_without_certificates_has_no_list(tmp_path: Path) -> None:
     """Nothing is written for nothing."""
     assert write(tmp_path, tmp_path / "out") is None
     assert not (tmp_path / "out").exists()
+
+
+def test_an_excused_tier_is_shown_with_its_reason() -> None:
+    """What was not examined is no pass and no failure."""
+    without = {name: tier for name, tier in TIERS.items() if name != "E3"}
+    words = text(render(certificate(tiers=without, excused={"E3": "it shows no taps"}, layers=()), "one.json"))
+    assert "excused it shows no taps" in words
+    assert "NOT CERTIFIED" not in words
