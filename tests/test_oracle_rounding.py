@@ -16,7 +16,20 @@ from hypothesis import strategies as st
 
 from impls import models, spec
 from impls.oracle.forward import evaluate, forward
-from impls.oracle.rounding import KAPPA, RHO_MAX, Envelope, arithmetic, envelope, plausible, rho, round_to, sigma
+from impls.oracle.rounding import (
+    KAPPA,
+    RHO_MAX,
+    Envelope,
+    arithmetic,
+    envelope,
+    largest_error,
+    plausible,
+    relative_noise,
+    rho,
+    round_to,
+    sigma,
+    spacing,
+)
 from impls.precision import PRECISIONS
 from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
 
@@ -296,3 +309,36 @@ def test_rho_compares_something() -> None:
         rho(np.ones((3, 1)), made)
     with pytest.raises(ValueError, match="shape"):
         rho(np.ones((0, 3)), Envelope(np.ones((0, 3)), np.ones((0, 3))))
+
+
+@pytest.mark.parametrize("precision", sorted(EXPONENTS))
+def test_spacing_is_the_distance_to_the_next_number(precision: str) -> None:
+    """Of every number that the format holds, subnormals and 0 included: half of it rounds to even, more rounds up."""
+    bits, (lowest, highest) = PRECISIONS[precision].significand_bits, EXPONENTS[precision]
+    exponents = np.array([lowest, lowest + 1, lowest + bits, -1.0, 0, 5, highest - 1])
+    values = np.concatenate([[0.0], round_to(1.2 * 2.0**exponents, precision), -round_to(1.2 * 2.0**exponents, precision)])
+    steps = spacing(values, precision)
+    away = values + np.copysign(steps, values)
+    assert np.array_equal(round_to(away, precision), away)
+    assert np.array_equal(round_to(values + np.copysign(0.4 * steps, values), precision), values)
+    assert np.array_equal(round_to(values + np.copysign(0.6 * steps, values), precision), away)
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS)
+def test_the_largest_error_is_not_exceeded(layer: Layer, shape: tuple[int, ...]) -> None:
+    """Float32 stays within the bound of theory in every kind of layer, and bf16 storage does not."""
+    generator = np.random.default_rng(8)
+    inputs = tuple(generator.normal(size=shape).astype(np.float32) for _ in range(2 if isinstance(layer, Add) else 1))
+    tensors = {leaf: generator.uniform(0.5, 1.5, s).astype(np.float32) for leaf, s in layer.tensors().items()}
+    wide, exact_tensors = tuple(x.astype(np.float64) for x in inputs), {leaf: t.astype(np.float64) for leaf, t in tensors.items()}
+    exact = evaluate(layer, wide, exact_tensors)
+    bound = largest_error(layer, wide, exact, exact_tensors, PRECISIONS["fp32"].unit_roundoff, 8)
+    computed = np.asarray(evaluate(layer, inputs, tensors), np.float64)  # type: ignore[arg-type]
+    assert np.all(np.abs(computed - exact) <= bound)
+    assert np.any(np.abs(round_to(exact, "bf16") - exact) > bound)
+
+
+def test_relative_noise() -> None:
+    """Rms of the deviation over that of the logits."""
+    assert relative_noise(Envelope(np.full((2, 3), 2.0), np.full((2, 3), 0.5))) == pytest.approx(0.25)
+    assert relative_noise(Envelope(np.zeros((2, 3)), np.ones((2, 3)))) == math.inf

@@ -112,7 +112,7 @@ def convolve(x: Array, weight: Array, stride: int, padding: Padding) -> Array:
     """Cross-correlation of (N, C, H, W) with OIHW kernels, zero padding, no bias."""
     out_channels, in_channels, kernel, _ = weight.shape
     matrix = weight.reshape(out_channels, in_channels * kernel * kernel)
-    padded = _pad(x, padding, 0.0)
+    padded = pad(x, padding, 0.0)
     height, width = ((size - kernel) // stride + 1 for size in padded.shape[2:])
     output = np.empty((x.shape[0], out_channels, height, width))
     for image, result in zip(padded, output, strict=True):
@@ -126,7 +126,7 @@ def convolve(x: Array, weight: Array, stride: int, padding: Padding) -> Array:
 
 
 def _max_pool(x: Array, layer: MaxPool2d) -> Array:
-    padded = _pad(x, layer.padding, -np.inf)
+    padded = pad(x, layer.padding, -np.inf)
     height, width = ((size - layer.kernel) // layer.stride + 1 for size in padded.shape[2:])
     output = np.full((*x.shape[:2], height, width), -np.inf)
     for row in range(layer.kernel):
@@ -136,7 +136,8 @@ def _max_pool(x: Array, layer: MaxPool2d) -> Array:
     return output
 
 
-def _pad(x: Array, padding: Padding, value: float) -> Array:
+def pad(x: Array, padding: Padding, value: float) -> Array:
+    """Images with rows and columns of ``value`` around them; the images themselves where there are none."""
     if padding == spec.NO_PADDING:
         return x
     widths = ((0, 0), (0, 0), (padding.top, padding.bottom), (padding.left, padding.right))

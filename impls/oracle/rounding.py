@@ -8,6 +8,7 @@ log-uniform m, whose density is 1 / (m ln 2), E[m^-2] = 3 / (8 ln 2) = 0.541, he
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,10 +33,15 @@ RHO_MIN: Mapping[str, float] = {"bf16": 0.5, "fp16": 0.5}
 """Smallest error that a run in this precision can have: less means that it was computed in a finer one. There is none
 where accumulation dominates (fp64, fp32) or the hardware may round operands or not (tf32)."""
 
+NO_POWER = 0.3
+"""Where the predicted noise exceeds this part of the logits' rms, an error that is within it would be called a fault by eye: the
+network amplifies rounding so much that its logits cannot tell right from wrong, and only the layers one by one can."""
+
 # Largest exponent of a finite number: IEEE 754-2019 table 3.5; bf16 and TF32 have binary32's.
 _MAX_EXPONENT: Mapping[str, int] = {"fp64": 1023, "fp32": 127, "tf32": 127, "bf16": 127, "fp16": 15}
 
-_EXACT_LAYERS = (Relu, MaxPool2d, PadShortcut)
+EXACT_LAYERS = (Relu, MaxPool2d, PadShortcut)
+"""The kinds that round nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,11 @@ def _smallest(precision: str) -> float:
     return math.ldexp(1.0, 2 - _MAX_EXPONENT[precision] - PRECISIONS[precision].significand_bits)
 
 
+def smallest_normal(precision: str) -> float:
+    """Smallest number with a full significand: 2^emin."""
+    return math.ldexp(1.0, 1 - _MAX_EXPONENT[precision])
+
+
 def sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mapping[str, Array], arithmetic: Arithmetic) -> Array:
     """Predicted standard deviation of the rounding error of every element of ``output``.
 
@@ -79,6 +90,10 @@ def sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mappi
     the store dominates and the prediction is two-sided. Below the normal range a store errs by the smallest subnormal
     eta, with variance eta^2 / 12. ReLU, max-pooling and padding round nothing: 0, demand equality.
 
+    A batch norm's terms are t = |x s| + |mean s|, s its scale: var + eps counts a quarter of a rounding, since the root halves it,
+    and root, division, gamma and the product one each; the offset bias - mean s and the result are rounded once more. This
+    covers the usual forms, (x - mean) s + bias and x s + (bias - mean s).
+
     Args:
         layer: the operation.
         inputs: its inputs in float64, for example the implementation's own (teacher forcing).
@@ -86,28 +101,28 @@ def sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mappi
         tensors: its float64 tensors by leaf name.
         arithmetic: of the precision judged.
     """
-    if isinstance(layer, _EXACT_LAYERS):
+    if isinstance(layer, EXACT_LAYERS):
         return np.zeros(output.shape)
     x = inputs[0]
     match layer:
         case Conv2d():
             products = convolve(x * x, tensors["weight"] ** 2, layer.stride, layer.padding)
             bias = tensors["bias"][:, None, None] if layer.bias else None
-            variance = _sum_variance(products, output, layer.in_channels * layer.kernel**2, bias, arithmetic)
+            variance = sum_variance(products, output, _terms(layer, x), bias, arithmetic)
         case Linear():
             products = (x * x) @ (tensors["weight"] ** 2).T
-            variance = _sum_variance(products, output, layer.in_features, tensors["bias"], arithmetic)
+            variance = sum_variance(products, output, _terms(layer, x), tensors["bias"], arithmetic)
         case GlobalAvgPool2d():
-            terms = x.shape[2] * x.shape[3]
+            terms = _terms(layer, x)
             products = np.sum(x * x, axis=(2, 3)) / terms**2
             # A mean is no matrix product, so TF32 does not round what enters it.
-            variance = _sum_variance(products, output, terms, None, replace(arithmetic, operand=0.0))
+            variance = sum_variance(products, output, terms, None, replace(arithmetic, operand=0.0))
         case BatchNorm2d():
-            scale = np.abs(tensors["weight"]) / np.sqrt(tensors["running_var"] + layer.eps)
-            terms_size = (np.abs(x) + np.abs(tensors["running_mean"])[:, None, None]) * scale[:, None, None]
-            variance = arithmetic.accumulate**2 * (4 * terms_size**2 + (tensors["bias"] ** 2)[:, None, None] + output**2)
+            terms_size, offset = _batch_norm_terms(layer, x, tensors)
+            variance = arithmetic.accumulate**2 * (4.25 * terms_size**2 + offset**2 + output**2)
         case Add():
-            variance = arithmetic.accumulate**2 * output**2
+            partial_sums = list(itertools.accumulate(inputs))[1:]
+            variance = arithmetic.accumulate**2 * sum((partial**2 for partial in partial_sums), np.zeros(output.shape))
         case _:
             raise TypeError(f"{layer.name}: no rounding model for {type(layer).__name__}")
     variance += arithmetic.store**2 * output**2
@@ -116,7 +131,59 @@ def sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mappi
     return np.sqrt(variance, out=variance)
 
 
-def _sum_variance(products: Array, output: Array, terms: int, bias: Array | None, arithmetic: Arithmetic) -> Array:
+def largest_error(
+    layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mapping[str, Array], unit: float, deviations: float
+) -> Array:
+    """Bound of the error of every element of ``output`` where each operation rounds with ``unit``, in whatever order.
+
+    A sum of n products has partial sums of at most g = sum |w x|, so no product and no addition errs by more than u g. Errors
+    of rounding to nearest have mean zero, and by the Azuma-Hoeffding inequality (as in Higham and Mary, SIAM J. Sci. Comput.
+    41(5), 2019, theorem 2.4) add up to no more than ``deviations`` * sqrt(n) u g, but for a probability of
+    2 exp(-deviations^2 / 2) an element; and never to more than n u g. Of batch norm's and the residual sum's few roundings
+    the largest errors are added: 3.5 for the scale (var + eps counts half, as the root halves it) and those named in ``sigma``.
+
+    Args:
+        layer: an operation that rounds.
+        inputs: as for :func:`sigma`, like ``output`` and ``tensors``.
+        output: see there.
+        tensors: see there.
+        unit: unit roundoff of the operations.
+        deviations: lambda of the inequality.
+    """
+    match layer:
+        case Conv2d() | Linear() | GlobalAvgPool2d():
+            roundings = _terms(layer, inputs[0]) + 2  # the products count as one addition, and there is the bias or the division
+            sums = evaluate(layer, tuple(np.abs(x) for x in inputs), {leaf: np.abs(tensor) for leaf, tensor in tensors.items()})
+            return min(deviations * math.sqrt(roundings), roundings) * unit * sums
+        case BatchNorm2d():
+            terms_size, offset = _batch_norm_terms(layer, inputs[0], tensors)
+            return unit * (4.5 * terms_size + offset + np.abs(output))
+        case Add():
+            return unit * (len(inputs) - 1) * sum((np.abs(x) for x in inputs[1:]), np.abs(inputs[0]))
+        case _:
+            raise TypeError(f"{layer.name}: no rounding model for {type(layer).__name__}")
+
+
+def _terms(layer: Conv2d | Linear | GlobalAvgPool2d, x: Array) -> int:
+    """Number of products that one output is the sum of, without the bias."""
+    match layer:
+        case Conv2d():
+            return layer.in_channels * layer.kernel**2
+        case Linear():
+            return layer.in_features
+        case GlobalAvgPool2d():
+            return int(x.shape[2] * x.shape[3])
+
+
+def _batch_norm_terms(layer: BatchNorm2d, x: Array, tensors: Mapping[str, Array]) -> tuple[Array, Array]:
+    """|x s| + |mean s| for every element, and |mean s| + |bias| for every channel, s being the scale."""
+    scale = np.abs(tensors["weight"]) / np.sqrt(tensors["running_var"] + layer.eps)
+    mean = np.abs(tensors["running_mean"]) * scale
+    terms = np.abs(x) * scale[:, None, None] + mean[:, None, None]
+    return terms, (mean + np.abs(tensors["bias"]))[:, None, None]
+
+
+def sum_variance(products: Array, output: Array, terms: int, bias: Array | None, arithmetic: Arithmetic) -> Array:
     """The variance of a sum of ``terms`` products in units of kappa^2; the bias is one more addend."""
     variance = 2 * arithmetic.operand**2 * products
     if bias is not None:
@@ -167,7 +234,7 @@ def envelope(
         def clean(layer: Layer, *inputs: Array, sigmas: dict[str, npt.NDArray[np.float32]] = sigmas) -> Array:
             tensors = tensors_of(layer, weights)
             output = evaluate(layer, inputs, tensors)
-            if not isinstance(layer, _EXACT_LAYERS):
+            if not isinstance(layer, EXACT_LAYERS):
                 sigmas[layer.name] = sigma(layer, inputs, output, tensors, rules).astype(np.float32)
             return output
 
@@ -207,9 +274,29 @@ def rho(output: npt.NDArray[Any], envelope: Envelope) -> float:
     return float(np.sqrt(np.mean(error**2)) / np.sqrt(np.mean(envelope.deviation**2)))
 
 
+def relative_noise(envelope: Envelope) -> float:
+    """Rms of the predicted noise over that of the logits; infinite where all logits are 0."""
+    logits = float(np.sqrt(np.mean(envelope.logits**2)))
+    return float(np.sqrt(np.mean(envelope.deviation**2))) / logits if logits else math.inf
+
+
 def plausible(rho: float, precision: str) -> bool:
     """Whether a run declared to be of ``precision`` can have this rho; False for NaN."""
     return RHO_MIN.get(precision, 0.0) <= rho <= RHO_MAX
+
+
+def _last_place(values: Array, precision: str) -> npt.NDArray[np.intp]:
+    """Exponent of the last place of every number: of its significand, or of the smallest subnormal."""
+    bits, largest = PRECISIONS[precision].significand_bits, _MAX_EXPONENT[precision]
+    _, exponent = np.frexp(values)  # values = m * 2**exponent with m in [0.5, 1)
+    place: npt.NDArray[np.intp] = np.maximum(np.where(values == 0, -largest, exponent) - bits, 2 - largest - bits)
+    return place
+
+
+def spacing(array: npt.NDArray[Any], precision: str) -> Array:
+    """How far the next number that ``precision`` holds is, away from 0."""
+    step: Array = np.ldexp(1.0, _last_place(np.asarray(array, dtype=np.float64), precision))
+    return step
 
 
 def round_to(array: npt.NDArray[Any], precision: str) -> npt.NDArray[Any]:
@@ -221,9 +308,8 @@ def round_to(array: npt.NDArray[Any], precision: str) -> npt.NDArray[Any]:
     values = np.asarray(array, dtype=np.float64)
     if precision == "fp64":
         return values
-    bits, largest = PRECISIONS[precision].significand_bits, _MAX_EXPONENT[precision]
-    _, exponent = np.frexp(values)  # values = m * 2**exponent with m in [0.5, 1)
-    quantum = np.maximum(exponent - bits, 2 - largest - bits)
+    largest = _MAX_EXPONENT[precision]
+    quantum = _last_place(values, precision)
     with np.errstate(over="ignore"):  # the top binade of float64 rounds to infinity, as it should
         rounded = np.ldexp(np.rint(np.ldexp(values, -quantum)), quantum)
     return np.where(np.abs(rounded) >= 2.0 ** (largest + 1), np.copysign(np.inf, values), rounded).astype(np.float32)

@@ -1,0 +1,155 @@
+"""Where a whole training step of a correct run lies: predicted noise carried forward and backward by Monte Carlo.
+
+A compiled step shows neither its taps nor its cotangents, so it cannot be teacher-forced layer by layer. What it shows (loss, running
+statistics, and in parameters and buffers the gradients) is compared with the oracle's in units of this noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from impls.oracle.backward import Pullback, vjp
+from impls.oracle.backward_rounding import Noise, PullbackNoise, loss_noise, noise, running_statistics_sigma, vjp_noise
+from impls.oracle.forward import Array, tensors_of
+from impls.oracle.rounding import KAPPA, Arithmetic
+from impls.oracle.training import Arrays, Derivatives, Operations, cross_entropy, differentiate, evaluate, statistics_after, taken, wiring
+from impls.spec import BatchNorm2d, Conv2d, Layer, Linear, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The noiseless derivatives and running statistics, and the rms distance of noisy runs from them.
+
+    The deviations of ``taps`` are those of channels, (1, C, 1, 1) or (1, C), by layer name; those of ``gradients`` and ``statistics`` of
+    whole tensors, by tensor name. All are pooled over the runs.
+    """
+
+    exact: Derivatives
+    after: dict[str, Array]
+    loss: float
+    taps: dict[str, Array]
+    gradients: dict[str, float]
+    statistics: dict[str, float]
+
+
+def envelope(
+    model: ModelSpec,
+    weights: Arrays,
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[np.integer[Any]],
+    label_smoothing: float,
+    arithmetic: Arithmetic,
+    *,
+    masks: Arrays | None = None,
+    runs: int = 8,
+    seed: int = 0,
+) -> Envelope:
+    """Run the network without noise, and ``runs`` times with what ``backward_rounding`` predicts there added after every operation.
+
+    Operands that TF32 rounds are rounded themselves, since an error of a weight is the same at every place, and adds up in the mean of
+    a channel. The roundings of sums of cotangents, one for each residual block, are left out. Every run decides at its ReLUs as the
+    noiseless one does, or as ``masks`` does. Costs about three passes and ``runs`` more, and memory for the noise of all
+    taps twice.
+
+    Args:
+        model: the network.
+        weights: as the implementation holds them.
+        images: (N, C, H, W) as the implementation holds them.
+        labels: (N,), integers from 0 to classes - 1.
+        label_smoothing: at least 0, below 1.
+        arithmetic: of the precision judged.
+        masks: an implementation's taps, as for :func:`impls.oracle.training.differentiate`.
+        runs: noisy runs.
+        seed: of the noise.
+
+    Raises:
+        SpecError, WeightsError, ValueError: as :func:`impls.oracle.training.differentiate`.
+    """
+    wide = replace(arithmetic, operand=0.0)
+    forward: dict[str, Noise] = {}
+    backward: dict[str, PullbackNoise] = {}
+    of_loss: list[Noise] = []
+    generator = np.random.Generator(np.random.PCG64(seed))
+
+    def observed(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
+        output = evaluate(layer, inputs, tensors)
+        forward[layer.name] = noise(layer, inputs, output, tensors, wide)
+        return output
+
+    def observed_loss(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
+        of_loss.extend(loss_noise(logits, labels, label_smoothing, wide))
+        return cross_entropy(logits, labels, label_smoothing)
+
+    def observed_vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
+        pulled = vjp(layer, inputs, output, cotangent, tensors)
+        backward[layer.name] = vjp_noise(layer, inputs, cotangent, tensors, pulled, wide)
+        return pulled
+
+    def rounded(operand: Array) -> Array:
+        return operand * (1 + KAPPA * arithmetic.operand * generator.standard_normal(operand.shape))
+
+    def noisy(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
+        if arithmetic.operand and isinstance(layer, Conv2d | Linear):
+            inputs, tensors = (rounded(inputs[0]),), {**tensors, "weight": rounded(tensors["weight"])}
+        return evaluate(layer, inputs, tensors) + forward[layer.name].draw(generator)
+
+    def noisy_loss(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
+        loss, cotangent = cross_entropy(logits, labels, label_smoothing)
+        return loss + float(of_loss[0].draw(generator)), cotangent + of_loss[1].draw(generator)
+
+    def noisy_vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
+        pulled, noises = vjp(layer, inputs, output, cotangent, tensors), backward[layer.name]
+        if arithmetic.operand and isinstance(layer, Conv2d | Linear):
+            products = vjp(layer, (rounded(inputs[0]),), output, rounded(cotangent), {**tensors, "weight": rounded(tensors["weight"])})
+            # A bias's gradient is no product.
+            pulled = Pullback(products.inputs, {**pulled.parameters, "weight": products.parameters["weight"]})
+        return Pullback(
+            tuple(value + noise.draw(generator) for value, noise in zip(pulled.inputs, noises.inputs, strict=True)),
+            {leaf: value + noises.parameters[leaf].draw(generator) for leaf, value in pulled.parameters.items()},
+        )
+
+    def run(operations: Operations) -> Derivatives:
+        return differentiate(model, weights, images, labels, label_smoothing, masks=masks, operations=operations)
+
+    exact = run(Operations(observed, observed_loss, observed_vjp))
+    masks = exact.taps if masks is None else masks
+    after = statistics_after(model, weights, images, exact.taps)
+    loss, taps = 0.0, {name: np.zeros(1) for name in exact.taps}
+    gradients, statistics = dict.fromkeys(exact.gradients, 0.0), _own_variance(model, weights, images, exact.taps, after, wide)
+    for _ in range(runs):
+        found = run(Operations(noisy, noisy_loss, noisy_vjp))
+        loss += (found.loss - exact.loss) ** 2 / runs
+        for name, tap in found.taps.items():
+            axes = (0, *range(2, tap.ndim))
+            taps[name] = taps[name] + np.mean((tap - exact.taps[name]) ** 2, axis=axes, keepdims=True) / runs
+        for name, gradient in found.gradients.items():
+            gradients[name] += float(np.mean((gradient - exact.gradients[name]) ** 2)) / runs
+        for name, statistic in statistics_after(model, weights, images, found.taps).items():
+            statistics[name] += float(np.mean((statistic - after[name]) ** 2)) / runs
+    return Envelope(
+        exact,
+        after,
+        float(np.sqrt(loss)),
+        {name: np.sqrt(variance) for name, variance in taps.items()},
+        {name: float(np.sqrt(variance)) for name, variance in gradients.items()},
+        {name: float(np.sqrt(variance)) for name, variance in statistics.items()},
+    )
+
+
+def _own_variance(
+    model: ModelSpec, weights: Arrays, images: npt.NDArray[Any], taps: Arrays, after: Arrays, arithmetic: Arithmetic
+) -> dict[str, float]:
+    """Mean square of the noise that each running statistic has of its own, by tensor name."""
+    variances = {}
+    for node in wiring(model):
+        if isinstance(layer := node.layer, BatchNorm2d):
+            (x,) = taken(node, taps, images)
+            new = {leaf: after[f"{layer.name}.{leaf}"] for leaf in ("running_mean", "running_var")}
+            for leaf, sigma in running_statistics_sigma(layer, x, tensors_of(layer, weights), new, arithmetic).items():
+                variances[f"{layer.name}.{leaf}"] = float(np.mean(sigma**2))
+    return variances

@@ -1,0 +1,96 @@
+"""Where an implementation's ReLUs and max-pools decide otherwise than the oracle's, and whether rounding explains it.
+
+Gradients are compared given the implementation's own decisions (``training.differentiate``), so each that differs needs a reason of
+its own: the oracle's value must be so near the edge that the noise predicted there can have carried it across.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from impls.oracle.backward import winners
+from impls.oracle.forward import Array
+from impls.oracle.training import Arrays, taken, wiring
+from impls.spec import MaxPool2d, ModelSpec, Relu
+
+EXPLAINED = 8.0
+"""Deviations that rounding may carry a value: a normal one passes 8 with a probability of 1e-15. As deviations are
+pooled over channels, an element may have twice the one named; 4 are passed with 6e-5, and by few of the few that lie there."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskDifferences:
+    """One ReLU's or max-pool's ``elements`` compared, and those that differ.
+
+    ``indices`` is (k, 4) or (k, 2), the place of each of the k in the layer's output. ``margins`` (k,) says how far the oracle was
+    from deciding otherwise, in deviations of the predicted noise: of ReLU the distance of its input from 0, of max-pool that between the
+    oracle's maximum and its value where the implementation found one.
+    """
+
+    layer: str
+    elements: int
+    indices: npt.NDArray[np.intp]
+    margins: Array
+
+    @property
+    def worst(self) -> float:
+        """The largest margin, 0 if none differs."""
+        return float(self.margins.max(initial=0.0))
+
+    @property
+    def unexplained(self) -> npt.NDArray[np.intp]:
+        """The indices whose margin is larger than ``EXPLAINED``."""
+        return self.indices[~(self.margins <= EXPLAINED)]
+
+
+def mask_differences(
+    model: ModelSpec, images: npt.NDArray[Any], own: Arrays, found: Arrays, deviations: Arrays
+) -> tuple[MaskDifferences, ...]:
+    """Compare every decision, in topological order.
+
+    Args:
+        model: the network.
+        images: (N, C, H, W).
+        own: the oracle's taps in training mode.
+        found: the implementation's.
+        deviations: predicted noise of every tap, as ``backward_envelope.envelope`` gives it.
+    """
+    compared = []
+    for node in wiring(model):
+        layer, (name, *_) = node.layer, node.inputs
+        if isinstance(layer, Relu | MaxPool2d):
+            deviation = np.zeros(1) if name is None else deviations[name]
+            (before,), (theirs,) = taken(node, own, images), taken(node, found, images)
+            compared.append(_differences(layer, before, theirs, found[layer.name], np.broadcast_to(deviation, before.shape)))
+    return tuple(compared)
+
+
+def _differences(layer: Relu | MaxPool2d, own: Array, found: Array, output: npt.NDArray[Any], deviation: Array) -> MaskDifferences:
+    """``own`` and ``found`` are the layer's inputs, ``deviation`` is of them; ``output`` is what the implementation made of its own."""
+    if isinstance(layer, Relu):
+        differ = (own > 0) != (output > 0)
+        return MaskDifferences(layer.name, differ.size, np.argwhere(differ), _over(np.abs(own[differ]), deviation[differ]))
+    ours, theirs = winners(layer, own), winners(layer, found)
+    differ = ours != theirs
+    indices = np.argwhere(differ)
+    gap = _at(layer, own, indices, ours[differ]) - _at(layer, own, indices, theirs[differ])
+    # Two values move independently.
+    noise = np.sqrt(2.0) * deviation[indices[:, 0], indices[:, 1], 0, 0]
+    return MaskDifferences(layer.name, differ.size, indices, _over(gap, noise))
+
+
+def _at(layer: MaxPool2d, x: Array, windows: npt.NDArray[np.intp], position: npt.NDArray[np.intp]) -> Array:
+    """The values at a position of each of the windows; neither is in the padding."""
+    row, column = np.divmod(position, layer.kernel)
+    rows, columns = windows[:, 2] * layer.stride - layer.padding.top + row, windows[:, 3] * layer.stride - layer.padding.left + column
+    values: Array = x[windows[:, 0], windows[:, 1], rows, columns]
+    return values
+
+
+def _over(distance: Array, deviation: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(distance == 0, 0.0, distance / deviation)

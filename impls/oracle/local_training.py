@@ -1,0 +1,136 @@
+"""Whether every layer of a training step rounds as its precision allows, forward and backward, on the implementation's own values.
+
+As ``impls.oracle.local`` for inference: the oracle gets each layer's own inputs and cotangents, so no error travels, and ReLU's masks and
+the maxima of pooling are the implementation's. Errors are counted in the deviations that ``backward_rounding`` predicts, which
+bound a correct run from above, so the tests are one-sided.
+
+rms    The rms of z. What a channel shares is one draw, so C channels are C draws, bounded as in ``local``.
+gauge  The largest z. A rounding errs by at most u, 1 / kappa of the deviation that it is counted with, so a sum of them passes
+       lambda / kappa deviations with a probability of at most 2 exp(-lambda^2 / 2) (Hoeffding).
+
+Where the oracle predicts no error (ReLU, pads, the passing on of a cotangent) only equality will do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from impls import spec
+from impls.oracle import backward_rounding
+from impls.oracle.backward_forced import Expected, forced
+from impls.oracle.forward import Array, check, tensors_of
+from impls.oracle.local import EDGES, FALSE_ALARM, WORST_SIGNIFICAND, TapRounding, check_taps, rms_of_draws
+from impls.oracle.rounding import EXACT_LAYERS, KAPPA, arithmetic
+from impls.oracle.training import Arrays, evaluate, taken, wiring
+from impls.spec import ModelSpec
+
+
+class Derivatives(Protocol):
+    """What an implementation shows of one loss; ``impls.implementation.Derivatives`` has it."""
+
+    @property
+    def loss(self) -> float:
+        """Of the batch."""
+
+    @property
+    def taps(self) -> Mapping[str, Any]:
+        """Every layer's output in training mode, by layer name."""
+
+    @property
+    def cotangents(self) -> Mapping[str, Any]:
+        """The derivative of the loss by each of them."""
+
+    @property
+    def gradients(self) -> Mapping[str, Any]:
+        """The derivative of the loss by every parameter, by tensor name."""
+
+
+def local_training(
+    model: ModelSpec,
+    weights: Arrays,
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[np.integer[Any]],
+    label_smoothing: float,
+    found: Derivatives,
+    precision: str,
+) -> tuple[TapRounding, ...]:
+    """Judge every output, the loss, and every cotangent and gradient; the latter are called "d tap" and "d tensor".
+
+    Args:
+        model: the network.
+        weights: its tensors as the implementation holds them.
+        images: (N, C, H, W) as the implementation holds them.
+        labels: (N,), integers from 0 to classes - 1.
+        label_smoothing: of the loss.
+        found: what the implementation showed.
+        precision: in which it is said to compute.
+
+    Raises:
+        SpecError, WeightsError: as :func:`impls.oracle.forward.forward`.
+        TapError: an array is missing, one too many, of another shape than the spec says, or holds values that are not finite.
+        ValueError: the labels are not one class for each image.
+    """
+    check(model, weights, images)
+    shapes = spec.tap_shapes(model, images.shape[0], *images.shape[2:])
+    tensors = spec.tensor_shapes(model)
+    check_taps(shapes, found.taps)
+    check_taps(shapes, found.cotangents)
+    check_taps({name: tensors[name] for name in spec.parameter_names(model)}, found.gradients)
+    rules = arithmetic(precision)
+    # In fp64 the oracle rounds as much as the implementation, and neither is the reference for the other.
+    rounds = math.sqrt(2) if precision == "fp64" else 1.0
+    expected = forced(model, weights, images, labels, label_smoothing, found.taps, found.cotangents, rules)
+    chance = FALSE_ALARM / (2 * (2 * len(shapes) + len(found.gradients) + 1))
+    judged = []
+    kinds = {layer.name: type(layer).__name__ for layer in spec.layers(model.body)}
+    for node in wiring(model):
+        layer = node.layer
+        inputs, own = taken(node, found.taps, images), tensors_of(layer, weights)
+        output = evaluate(layer, inputs, own)
+        sigma = np.zeros(()) if isinstance(layer, EXACT_LAYERS) else backward_rounding.noise(layer, inputs, output, own, rules).sigma
+        own_tap = Expected(output, np.broadcast_to(sigma, output.shape), None)
+        judged.append(_judge(layer.name, kinds[layer.name], own_tap, found.taps[layer.name], rounds, chance))
+    judged.append(_judge("loss", "loss", expected.loss, np.array(found.loss), rounds, chance))
+    for name, wanted in reversed(expected.cotangents.items()):
+        judged.append(_judge(f"d {name}", kinds[name], wanted, found.cotangents[name], rounds, chance))
+        judged += [
+            _judge(f"d {tensor}", kinds[name], gradient, found.gradients[tensor], rounds, chance)
+            for tensor, gradient in expected.gradients.items()
+            if tensor.rpartition(".")[0] == name
+        ]
+    return tuple(judged)
+
+
+def _judge(tap: str, kind: str, expected: Expected, found: npt.NDArray[Any], rounds: float, chance: float) -> TapRounding:
+    z: Array = np.atleast_1d(expected.z(found)) / rounds
+    exponent = -math.log(chance)
+    if not np.any(expected.sigma):
+        unequal = int(np.count_nonzero(z))
+        fault = f"{unequal} of {z.size} elements differ where nothing is rounded" if unequal else None
+        return TapRounding(tap, kind, z.size, 0.0, 0.0, float(unequal), 0.0, (), fault)
+    rms_z = float(np.sqrt(np.mean(z**2)))
+    rms = rms_z / (WORST_SIGNIFICAND * rms_of_draws(z.shape[1] if z.ndim > 1 else z.shape[0], exponent))
+    gauge = float(np.max(np.abs(z))) * KAPPA / math.sqrt(2 * (exponent + math.log(2 * z.size)))
+    fault = None
+    if not (rms <= 1 and gauge <= 1):
+        fault = f"errs by more than rounding: rms {rms:.3g} and gauge {gauge:.3g} times their bounds; rms z {rms_z:.3g}"
+    return TapRounding(
+        tap=tap,
+        kind=kind,
+        elements=z.size,
+        rms_z=_finite(rms_z),
+        rms=_finite(rms),
+        gauge=_finite(gauge),
+        slope=0.0,
+        histogram=tuple(int(count) for count in np.histogram(z, (-np.inf, *EDGES, np.inf))[0]),
+        fault=fault,
+    )
+
+
+def _finite(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None

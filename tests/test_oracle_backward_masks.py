@@ -1,0 +1,83 @@
+"""Decisions that differ from the oracle's: found, counted and explained by noise or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from impls.oracle.backward_masks import EXPLAINED, MaskDifferences, mask_differences
+from impls.oracle.training import differentiate
+from impls.spec import MaxPool2d, Relu, layers
+from tests.float32_training import operations, pairwise
+from tests.test_oracle_training import BOTTLENECK, SMOOTHING, batch, generic
+
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture
+def own() -> dict[str, Array]:
+    """The oracle's taps, fresh for each test."""
+    return differentiate(BOTTLENECK, generic(BOTTLENECK), *batch(BOTTLENECK), SMOOTHING).taps
+
+
+def differences(own: dict[str, Array], found: dict[str, Array], deviation: float = 1e-6) -> dict[str, MaskDifferences]:
+    """By layer, with the same noise everywhere."""
+    deviations = {name: np.full((1, tap.shape[1]) + (1,) * (tap.ndim - 2), deviation) for name, tap in own.items()}
+    return {part.layer: part for part in mask_differences(BOTTLENECK, batch(BOTTLENECK)[0], own, found, deviations)}
+
+
+def test_every_decision_is_compared(own: dict[str, Array]) -> None:
+    """All ReLUs and pools in topological order, with their sizes; the oracle agrees with itself."""
+    found = differences(own, own)
+    deciding = [layer.name for layer in layers(BOTTLENECK.body) if isinstance(layer, Relu | MaxPool2d)]
+    assert list(found) == deciding
+    assert all(part.elements == own[name].size and part.margins.size == 0 and part.worst == 0 for name, part in found.items())
+
+
+def test_a_flipped_relu(own: dict[str, Array]) -> None:
+    """Its margin is the oracle's distance from zero; within 8 deviations it is explained, beyond not."""
+    places = np.argwhere(own["relu1"] > 0)[:2]
+    found = {name: tap.copy() for name, tap in own.items()}
+    for place in places:
+        found["relu1"][tuple(place)] = 0.0
+    distances = np.array([own["bn1"][tuple(place)] for place in places])
+    near, far = sorted(distances)
+    part = differences(own, found, deviation=near / (EXPLAINED - 0.1))["relu1"]
+    np.testing.assert_array_equal(part.indices, places)
+    np.testing.assert_allclose(part.margins, distances / near * (EXPLAINED - 0.1))
+    assert part.worst == pytest.approx(far / near * (EXPLAINED - 0.1))
+    np.testing.assert_array_equal(part.unexplained, places[distances == far])
+
+
+def test_a_pool_that_took_another(own: dict[str, Array]) -> None:
+    """Its margin is the difference of the oracle's two values over the deviation of a difference."""
+    found = {name: tap.copy() for name, tap in own.items()}
+    plane = own["relu1"][1, 2]
+    row, column = np.unravel_index(np.argmax(plane), plane.shape)
+    neighbour = (row, column + 1) if column + 1 < plane.shape[1] else (row, column - 1)
+    found["relu1"][1, 2, *neighbour] = plane[row, column] * 2
+    parts = differences(own, found, deviation=0.5)
+    part = parts["maxpool"]
+    assert len(part.indices) > 0
+    assert all(tuple(index[:2]) == (1, 2) for index in part.indices)
+    gap = plane[row, column] - plane[neighbour]
+    assert np.any(np.isclose(part.margins, gap / (0.5 * np.sqrt(2))))
+    assert np.all(part.margins >= 0)
+
+
+def test_not_a_number_is_not_explained(own: dict[str, Array]) -> None:
+    """Where the deviation is zero or no number, no distance is small."""
+    found = {name: tap.copy() for name, tap in own.items()}
+    place = tuple(np.argwhere(own["relu1"] > 0)[0])
+    found["relu1"][place] = np.nan
+    for deviation in (0.0, np.nan):
+        np.testing.assert_array_equal(differences(own, found, deviation)["relu1"].unexplained, [place])
+
+
+def test_a_run_in_float32_agrees(own: dict[str, Array]) -> None:
+    """Simulated float32 flips nothing that a noise of 1e-6 does not explain."""
+    found = differentiate(BOTTLENECK, generic(BOTTLENECK), *batch(BOTTLENECK), SMOOTHING, operations=operations(pairwise)).taps
+    assert all(len(part.unexplained) == 0 for part in differences(own, found).values())
