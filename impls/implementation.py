@@ -9,6 +9,7 @@ Arrays that cross the contract are NumPy arrays; this module imports only the st
 
 from __future__ import annotations
 
+import math
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from impls.precision import PRECISIONS
-from impls.spec import ModelSpec, Shape
+from impls.spec import BatchNorm2d, ModelSpec, Shape, layers, tap_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
@@ -68,7 +69,8 @@ class Manifest:
     """An ``impl.toml``. ``distribution`` is the package whose version stands for the framework's.
 
     ``package`` is the folder as Python imports it. ``models`` are the only ones that it has, None where it builds any spec.
-    ``folds`` says whether it is given the network with batch norm folded, ``taps`` whether it shows intermediate outputs.
+    ``folds`` says whether it is given the network with batch norm folded, ``taps`` whether it shows intermediate outputs,
+    ``trains`` whether all its modes train.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Manifest:
     models: tuple[str, ...] | None
     folds: bool
     taps: bool
+    trains: bool
     modes: Mapping[str, Mode]
     devices: Mapping[str, Device]
 
@@ -116,6 +119,7 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
             None if only is None else tuple(only),
             document.pop("folds", True),
             document.pop("taps", True),
+            document.pop("trains", False),
             modes,
             devices,
         )
@@ -130,7 +134,7 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
     ]
     if unknown:
         raise ManifestError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
-    for key, value in (("folds", manifest.folds), ("taps", manifest.taps)):
+    for key, value in (("folds", manifest.folds), ("taps", manifest.taps), ("trains", manifest.trains)):
         if not isinstance(value, bool):
             raise ManifestError(f"{path}: {key} = {value!r} is neither true nor false")
     if manifest.default_mode not in modes:
@@ -180,6 +184,8 @@ class Sgd:
     The loss is the batch's mean of -sum_k t_k log softmax(logits)_k, where t is 1 - label_smoothing at the label plus
     label_smoothing / classes everywhere (Szegedy et al., arXiv 1512.00567, section 7). Running statistics are no parameters:
     a batch norm updates its own, as ``impls.spec.BatchNorm2d`` says.
+
+    ``momentum`` and ``label_smoothing`` are at least 0 and below 1, ``weight_decay`` at least 0; Nesterov's form needs a momentum.
     """
 
     momentum: float
@@ -188,19 +194,62 @@ class Sgd:
     label_smoothing: float
 
 
+@dataclass(frozen=True, slots=True)
+class Derivatives:
+    """One loss and its derivatives, seen from inside; arrays as ``Network.taps`` gives them.
+
+    ``taps`` holds every layer's output in training mode and ``cotangents`` the derivative of the loss with respect to it, both
+    by layer name; ``gradients`` the derivative with respect to every parameter by tensor name, without weight decay.
+    """
+
+    loss: float
+    taps: dict[str, Any]
+    cotangents: dict[str, Any]
+    gradients: dict[str, Any]
+
+
+TRAINING_PRECISIONS = ("fp64", "fp32", "tf32")
+"""bf16 and fp16 lose most of what a step adds to a weight; training that keeps another copy of it is not defined here."""
+
+
+def check_training(model: ModelSpec, precision: str, input_shape: Shape) -> None:
+    """Refuse what no implementation trains.
+
+    Raises:
+        CannotError: another precision, or a batch norm that gets one value of each channel, which has no variance.
+        SpecError: the network does not take images of ``input_shape``.
+    """
+    if precision not in TRAINING_PRECISIONS:
+        raise CannotError(f"training is done in {', '.join(TRAINING_PRECISIONS)}, not in {precision}")
+    batch, _, height, width = input_shape
+    taps = tap_shapes(model, batch, height, width)
+    for layer in layers(model.body):
+        if isinstance(layer, BatchNorm2d) and math.prod(taps[layer.name]) == layer.channels:
+            raise CannotError(f"{layer.name}: one value of each channel has no variance; train on more images or larger ones")
+
+
 class Trainer(ABC):
-    """One model in training: its parameters, running statistics and momentum buffers."""
+    """One model in training: its parameters, running statistics and momentum buffers.
+
+    Images are (N, C, H, W) float32 (fp64: float64), labels (N,) int64 from 0 to classes - 1, which the caller has checked;
+    batch norm takes the batch's statistics.
+    """
 
     @abstractmethod
     def step(self, images: Any, labels: Any, learning_rate: float) -> float:
-        """One step of ``Sgd`` on a batch; returns the loss of this batch before the step, of which ``g`` is the gradient.
+        """One step of ``Sgd`` on a batch, in the trainer's mode; returns the loss of this batch before the step."""
 
-        ``images`` are (N, C, H, W) float32 (fp64: float64), ``labels`` (N,) int64. Batch norm takes the batch's statistics.
-        """
+    @abstractmethod
+    def differentiate(self, images: Any, labels: Any) -> Derivatives:
+        """The loss of a batch and its derivatives, computed unfused; nothing that the trainer holds is changed."""
 
     @abstractmethod
     def weights(self) -> dict[str, Any]:
         """Parameters and running statistics, canonical names and layout, float32 (fp64: float64)."""
+
+    @abstractmethod
+    def momentum(self) -> dict[str, Any]:
+        """The momentum buffer v of every parameter by tensor name, in canonical layout, float32 (fp64: float64)."""
 
 
 class Network(ABC):
@@ -267,11 +316,16 @@ class Runtime(ABC):
             CannotError: this mode cannot run this model here.
         """
 
-    def prepare_training(self, model: ModelSpec, weights: Mapping[str, Any], sgd: Sgd, input_shape: Shape) -> Trainer:
-        """Load float32 weights as ``prepare`` does and make ready to train on batches of ``input_shape``, (N, C, H, W).
+    def prepare_training(
+        self, model: ModelSpec, weights: Mapping[str, Any], momentum: Mapping[str, Any], sgd: Sgd, mode: str, input_shape: Shape
+    ) -> Trainer:
+        """Make ready to train on batches of ``input_shape``, (N, C, H, W), from a given state.
+
+        ``weights`` and ``momentum`` (one buffer for each parameter) are float32, or float64 where the process's precision is fp64
+        and they were trained in it; both keep every bit that the precision holds. Compilation may wait for the first step.
 
         Raises:
-            CannotError: no training in this framework, or not of this model or in this precision.
+            CannotError: no training in this framework or mode, or not of this model or in this precision.
         """
         raise CannotError("this implementation has no training")
 

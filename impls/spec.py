@@ -230,9 +230,15 @@ def tensor_shapes(model: ModelSpec) -> dict[str, Shape]:
     return {f"{layer.name}.{leaf}": shape for layer in layers(model.body) for leaf, shape in layer.tensors().items()}
 
 
+def parameter_names(model: ModelSpec) -> tuple[str, ...]:
+    """The trainable tensors, in topological order: all but the running statistics."""
+    return tuple(name for name in tensor_shapes(model) if ".running_" not in name)
+
+
 def parameter_count(model: ModelSpec) -> int:
     """Trainable parameters: every tensor but the running statistics."""
-    return sum(math.prod(shape) for name, shape in tensor_shapes(model).items() if ".running_" not in name)
+    shapes = tensor_shapes(model)
+    return sum(math.prod(shapes[name]) for name in parameter_names(model))
 
 
 def _window(size: int, before: int, after: int, kernel: int, stride: int) -> int:

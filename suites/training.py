@@ -29,6 +29,7 @@ from suites.harness.inputs import DIGITS_PREPROCESS, Dataset, Images, check_data
 from suites.harness.process import Launch, WorkerError, WorkerProcess
 
 IMPLEMENTATION = "pytorch"
+MODE = "eager"
 PRECISION = "fp32"
 
 LICENCE = "Apache-2.0"
@@ -148,7 +149,7 @@ def train(
         with WorkerProcess(launch) as worker:
             hello = worker.call("start", START_TIMEOUT_S)
             sgd = dataclasses.asdict(recipe.sgd)
-            worker.call("prepare_training", BUILD_TIMEOUT_S, weights=str(initial), sgd=sgd, input_shape=shape)
+            worker.call("prepare_training", BUILD_TIMEOUT_S, weights=str(initial), sgd=sgd, mode=MODE, input_shape=shape)
             for epoch in range(recipe.epochs):
                 images, labels = epoch_batches(recipe, dataset, seed, epoch)
                 save({"images": images, "labels": labels}, batches)
@@ -161,7 +162,8 @@ def train(
             worker.call("trained", CALL_TIMEOUT_S, out=str(out))
     except WorkerError as error:
         raise TrainingError(f"training {model.name} failed: {error}") from None
-    return Trained(load_file(out), tuple(losses), hello["versions"])
+    weights = {name.removeprefix("weights:"): tensor for name, tensor in load_file(out).items() if name.startswith("weights:")}
+    return Trained(weights, tuple(losses), hello["versions"])
 
 
 def make(

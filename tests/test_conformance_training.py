@@ -1,11 +1,15 @@
-"""One training step in a framework, against NumPy: loss, head, and the first batch norm's statistics.
+"""One suite that every implementation that trains must pass, in every mode: what it computes in float64 is the oracle's, to 1e-10.
 
-Written from the formulas of ``impls.implementation.Sgd`` and ``impls.spec.BatchNorm2d``; the forward pass in training mode is the
-oracle's, with each batch norm given the batch's own statistics.
+Each step is teacher-forced: the oracle takes it from the implementation's own state, so nothing adds up. Changes are compared, not
+values, so that a step is seen however small it is beside what it changes.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,94 +19,374 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from impls import models
-from impls.oracle.forward import taps
-from impls.spec import BatchNorm2d, layers
-from impls.weights.initial import initialize
-from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S
-from suites.harness.process import WorkerError
-from tests.frameworks import Frameworks, live_frameworks  # noqa: F401 - the fixture
+from impls.implementation import TRAINING_PRECISIONS, Sgd
+from impls.oracle import training as oracle
+from impls.spec import BatchNorm2d, GlobalAvgPool2d, Linear, ModelSpec, Relu, as_json, from_json, parameter_names
+from impls.weights import synthesis
+from suites.equivalence.tiers import Tier, meaning
+from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S
+from suites.harness.process import WorkerError, WorkerProcess
+from tests.frameworks import ARMS, DEVICE, MANIFESTS, Arm, Frameworks, live_frameworks  # noqa: F401 - the fixture
 
 Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
 
-MODEL = models.get("cifar_resnet8")
+TRAINING = tuple(arm for arm in ARMS if MANIFESTS[arm.implementation].trains and arm.precision == "fp64")
+EAGER = tuple(arm for arm in TRAINING if not MANIFESTS[arm.implementation].modes[arm.mode].needs and arm.mode != "xla")
+"""One quick arm of each implementation; the other modes differ from it in the step alone."""
+
+NESTEROV = Sgd(momentum=0.9, nesterov=True, weight_decay=5e-4, label_smoothing=0.1)
+HEAVY_BALL = Sgd(momentum=0.8, nesterov=False, weight_decay=0.02, label_smoothing=0.0)
 RATES = (0.1, 0.03)
-SMOOTHING = 0.1
-BOUND = 1e-10  # in float64: six decades above its rounding here
 
 
-def in_training_mode(weights: dict[str, Array], images: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The taps with every batch norm normalising by the batch's mean and biased variance, and the new running statistics."""
-    frozen, running = dict(weights), {}
-    names = [layer.name for layer in layers(MODEL.body)]
-    for layer in layers(MODEL.body):
-        if isinstance(layer, BatchNorm2d):
-            x = taps(MODEL, frozen, images)[names[names.index(layer.name) - 1]]
-            mean, var, count = x.mean((0, 2, 3)), x.var((0, 2, 3)), x.size // x.shape[1]
-            frozen |= {f"{layer.name}.running_mean": mean, f"{layer.name}.running_var": var}
-            for leaf, value in (("running_mean", mean), ("running_var", var * count / (count - 1))):
-                old = weights[f"{layer.name}.{leaf}"]
-                running[f"{layer.name}.{leaf}"] = (1 - layer.momentum) * old + layer.momentum * value
-    return taps(MODEL, frozen, images), running
+def each(*arms: Arm) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("arm", arms, ids=str)
 
 
-def head_gradient(found: dict[str, Array], labels: Array) -> tuple[float, dict[str, Array]]:
-    """Loss and the gradients of fc, by hand."""
-    logits = found["fc"]
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    target = (1 - SMOOTHING) * np.eye(10)[labels] + SMOOTHING / 10
-    delta = (np.exp(log_softmax) - target) / len(labels)
-    loss = -(target * log_softmax).sum(axis=1).mean()
-    return float(loss), {"fc.weight": delta.T @ found["avgpool"], "fc.bias": delta.sum(axis=0)}
+def edited(model: ModelSpec, change: Callable[[str, Any], Any]) -> ModelSpec:
+    """The model with ``change(field, value)`` for every value of every layer, under a name that no catalogue has."""
+
+    def edit(value: Any, field: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: edit(item, name) for name, item in value.items()}
+        return [edit(item) for item in value] if isinstance(value, list) else change(field, value)
+
+    document = as_json(model)
+    return from_json({**document, "name": f"edited {model.name}", "body": edit(document["body"])})
 
 
-@pytest.fixture
-def batches() -> tuple[Array, Array]:
-    """Two batches of four images, (2, 4, 3, 32, 32), with labels."""
-    generator = np.random.Generator(np.random.PCG64(5))
-    return generator.standard_normal((2, 4, 3, 32, 32)).astype(np.float32), generator.integers(0, 10, (2, 4))
+def with_field(model: ModelSpec, field: str, value: Any) -> ModelSpec:
+    """The model with ``field`` set in every layer that has it."""
+    return edited(model, lambda name, old: value if name == field else old)
 
 
-@pytest.mark.parametrize("nesterov", [False, True], ids=["heavy ball", "nesterov"])
-def test_two_steps_in_float64(frameworks: Frameworks, tmp_path: Path, batches: tuple[Array, Array], nesterov: bool) -> None:
-    """Losses, fc after two steps at two learning rates, and running statistics are NumPy's to 1e-10."""
-    images, labels = batches
-    sgd = {"momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.01, "label_smoothing": SMOOTHING}
-    path = frameworks.weight_file(MODEL, initialize(MODEL, 2))
-    given, out = tmp_path / "batches.safetensors", tmp_path / "out.safetensors"
-    save_file({"images": images, "labels": labels}, given)
-    trained: list[dict[str, Array]] = []
-    losses: list[list[float]] = []
-    with frameworks.start("pytorch", "fp64", deterministic=True) as worker:
-        worker.call("start", START_TIMEOUT_S)
-        for steps in (1, 2):  # the state after the first step is where NumPy's second begins
-            save_file({"images": images[:steps], "labels": labels[:steps]}, given)
-            worker.call("prepare_training", BUILD_TIMEOUT_S, weights=str(path), sgd=sgd, input_shape=[4, 3, 32, 32])
-            losses.append(worker.call("train", CALL_TIMEOUT_S, batches=str(given), learning_rates=RATES[:steps])["losses"])
-            worker.call("trained", CALL_TIMEOUT_S, out=str(out))
-            trained.append(load_file(out))
-    weights: dict[str, Array] = {name: tensor.astype(np.float64) for name, tensor in initialize(MODEL, 2).items()}
-    velocity = {"fc.weight": np.zeros((10, 64)), "fc.bias": np.zeros(10)}
-    for step, rate in enumerate(RATES):
-        found, running = in_training_mode(weights, images[step])
-        loss, gradient = head_gradient(found, labels[step])
-        assert losses[1][step] == pytest.approx(loss, rel=BOUND)
-        for name, raw in gradient.items():
-            g = raw + 0.01 * weights[name]
-            velocity[name] = 0.9 * velocity[name] + g
-            expected = weights[name] - rate * (g + 0.9 * velocity[name] if nesterov else velocity[name])
-            assert np.max(np.abs(trained[step][name] - expected)) < BOUND, name
-        for name, statistic in running.items():
-            assert np.max(np.abs(trained[step][name] - statistic)) < BOUND, name
-        weights = trained[step]
+WIDTHS = ("in_channels", "out_channels", "channels", "in_features")
 
 
-def test_narrow_precision_is_refused(frameworks: Frameworks) -> None:
-    """Training in bf16 is refused with a sentence."""
-    path = frameworks.weight_file(MODEL, initialize(MODEL, 2))
-    sgd = {"momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "label_smoothing": 0.0}
-    with frameworks.start("pytorch", "bf16") as worker:
-        worker.call("start", START_TIMEOUT_S)
-        with pytest.raises(WorkerError, match="trains in fp64, fp32 and tf32") as caught:
-            worker.call("prepare_training", BUILD_TIMEOUT_S, weights=str(path), sgd=sgd, input_shape=[4, 3, 32, 32])
+@functools.cache
+def net(name: str) -> ModelSpec:
+    """A model; "thin NAME" has an eighth of its channels."""
+    model = models.get(name.removeprefix("thin "))
+    return edited(model, lambda field, value: value // 8 if field in WIDTHS and value > 3 else value) if name != model.name else model
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network, where its training stands, and a batch for every one of ``RATES``: images (2, N, 3, H, W) and labels (2, N)."""
+
+    model: ModelSpec
+    state: oracle.State
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+@functools.cache
+def case(name: str, batch: int, size: int) -> Case:
+    """Weights in generic position with momentum buffers, in doubles that no float32 holds."""
+    model, generator = net(name), np.random.default_rng(7)
+    weights = {key: tensor * (1 + 1e-9 * generator.random(tensor.shape)) for key, tensor in synthesis.synthesize(model, 0).items()}
+    momentum = {key: 0.1 * generator.standard_normal(weights[key].shape) for key in parameter_names(model)}
+    images = generator.standard_normal((len(RATES), batch, 3, size, size)).astype(np.float32)
+    return Case(model, oracle.State(weights, momentum), images, generator.integers(0, model.classes, (len(RATES), batch)))
+
+
+SMALL = ("cifar_resnet8", 4, 32)
+# 64 x 64 leaves 2 x 2 of an ImageNet net's images: its last batch norms see 8 values a channel, and 8/7 between the variances.
+IMAGENET = ("thin resnet18", 2, 64)
+
+
+class Training:
+    """A trainer that lives in a worker."""
+
+    def __init__(self, frameworks: Frameworks, arm: Arm, given: Case, sgd: Sgd) -> None:
+        self.worker: WorkerProcess = frameworks.worker(arm.implementation, arm.precision)
+        self.folder: Path = frameworks.folder
+        file = frameworks.weight_file(given.model, {name: tensor.astype(np.float32) for name, tensor in given.state.weights.items()})
+        state = self.folder / "state.safetensors"
+        held = {"weights": given.state.weights, "momentum": given.state.momentum}
+        save_file({f"{kind}:{name}": array for kind, arrays in held.items() for name, array in arrays.items()}, state)
+        arguments = {"sgd": dataclasses.asdict(sgd), "mode": arm.mode, "input_shape": list(given.images.shape[1:])}
+        self.worker.call("prepare_training", BUILD_TIMEOUT_S, weights=str(file), state=str(state), **arguments)
+
+    def state(self) -> oracle.State:
+        """Where training stands."""
+        out = self.folder / "trained.safetensors"
+        self.worker.call("trained", CALL_TIMEOUT_S, out=str(out))
+        return oracle.State(**by_kind(out))
+
+    def step(self, images: Array, labels: Array, rate: float) -> float:
+        """The loss before a step."""
+        given = self.folder / "batches.safetensors"
+        save_file({"images": images[None], "labels": labels[None]}, given)
+        (loss,) = self.worker.call("train", BUILD_TIMEOUT_S, batches=str(given), learning_rates=[rate])["losses"]
+        return float(loss)
+
+    def differentiate(self, images: Array, labels: Array) -> oracle.Derivatives:
+        """The loss of a batch and its derivatives."""
+        given, out = self.folder / "batch.safetensors", self.folder / "derivatives.safetensors"
+        save_file({"images": images, "labels": labels}, given)
+        answer = self.worker.call("differentiate", BUILD_TIMEOUT_S, batch=str(given), out=str(out))
+        return oracle.Derivatives(answer["loss"], **by_kind(out))
+
+
+def by_kind(path: Path) -> dict[str, Arrays]:
+    """The arrays of a file of "KIND:NAME"."""
+    kinds: dict[str, Arrays] = {}
+    for key, array in load_file(path).items():
+        kind, _, name = key.partition(":")
+        kinds.setdefault(kind, {})[name] = array
+    return kinds
+
+
+def passed(tier: Tier) -> None:
+    assert tier.passed, tier.reason
+    assert tier.elements > 0
+
+
+def as_array(loss: float) -> Arrays:
+    return {"loss": np.array([loss])}
+
+
+def changes(before: oracle.State, after: oracle.State) -> dict[str, Arrays]:
+    """What a step changed, by kind."""
+    new, kinds = dict(after.weights), {}
+    for kind in ("running_mean", "running_var", ""):
+        names = [name for name in new if name.endswith(kind)]
+        kinds[kind or "parameters"] = {name: new.pop(name) - before.weights[name] for name in names}
+    return kinds | {"momentum": after.momentum}
+
+
+def judged(given: Case, found: oracle.State, loss: float, index: int, sgd: Sgd) -> dict[str, Tier]:
+    """E2 of one step from the state of ``given``, by kind."""
+    expected, derivatives = oracle.step(given.model, given.state, given.images[index], given.labels[index], sgd, RATES[index])
+    right, seen = changes(given.state, expected), changes(given.state, found)
+    return {"loss": meaning(as_array(derivatives.loss), as_array(loss)), **{kind: meaning(right[kind], seen[kind]) for kind in right}}
+
+
+def assert_steps(frameworks: Frameworks, arm: Arm, given: Case, sgd: Sgd) -> None:
+    """Every step of ``RATES``, each judged from where the one before it left the implementation."""
+    training = Training(frameworks, arm, given, sgd)
+    for index, rate in enumerate(RATES):
+        before = dataclasses.replace(given, state=training.state())
+        loss = training.step(given.images[index], given.labels[index], rate)
+        for tier in judged(before, training.state(), loss, index, sgd).values():
+            passed(tier)
+
+
+@each(*TRAINING)
+def test_steps(frameworks: Frameworks, arm: Arm) -> None:
+    """Loss, parameters, momentum buffers and running statistics of two steps at two rates, in every mode."""
+    assert_steps(frameworks, arm, case(*SMALL), NESTEROV)
+
+
+@each(*EAGER)
+def test_steps_of_an_imagenet_net(frameworks: Frameworks, arm: Arm) -> None:
+    """The same with a max-pool, projections, eight values of each channel in the last batch norms, and another ``Sgd``."""
+    assert_steps(frameworks, arm, case(*IMAGENET), HEAVY_BALL)
+
+
+@each(*EAGER)
+def test_biased_running_variance(frameworks: Frameworks, arm: Arm) -> None:
+    """A spec that keeps the biased variance is trained so, or refused in a sentence."""
+    given = case(*SMALL)
+    biased = dataclasses.replace(given, model=with_field(given.model, "running_variance", "biased"))
+    if arm.implementation == "pytorch":
+        with pytest.raises(WorkerError, match=r"^bn1: nn\.BatchNorm2d keeps the unbiased running variance only$") as caught:
+            Training(frameworks, arm, biased, NESTEROV)
+        assert caught.value.kind == "cannot"
+    else:
+        assert_steps(frameworks, arm, biased, NESTEROV)
+
+
+def same(first: oracle.State, second: oracle.State) -> bool:
+    """Whether two states hold the same bytes under the same names."""
+    pairs = ((first.weights, second.weights), (first.momentum, second.momentum))
+    return all(
+        one.keys() == other.keys()
+        and all((one[name].dtype, one[name].tobytes()) == (other[name].dtype, other[name].tobytes()) for name in one)
+        for one, other in pairs
+    )
+
+
+def derivatives_of(frameworks: Frameworks, arm: Arm, given: Case) -> oracle.Derivatives:
+    """The derivatives at the first batch, judged, of a trainer that is afterwards as it was."""
+    training = Training(frameworks, arm, given, NESTEROV)
+    assert same(training.state(), given.state)
+    found = training.differentiate(given.images[0], given.labels[0])
+    assert same(training.state(), given.state)
+    right = oracle.differentiate(given.model, given.state.weights, given.images[0], given.labels[0], NESTEROV.label_smoothing)
+    passed(meaning(as_array(right.loss), as_array(found.loss)))
+    passed(meaning(right.taps, found.taps))
+    passed(meaning(right.cotangents, found.cotangents))
+    passed(meaning(right.gradients, found.gradients))
+    return found
+
+
+@each(*EAGER)
+@pytest.mark.parametrize("net", [SMALL, IMAGENET], ids=lambda net: net[0])
+def test_derivatives(frameworks: Frameworks, arm: Arm, net: tuple[str, int, int]) -> None:
+    """Loss, every tap, every cotangent and every gradient; the state goes in and comes out to the bit, and is left alone."""
+    derivatives_of(frameworks, arm, case(*net))
+
+
+@each(*EAGER)
+def test_derivative_of_relu_at_zero(frameworks: Frameworks, arm: Arm) -> None:
+    """It is 0: branches that add nothing give ReLUs exact zeros, and the oracle with a derivative of 1 there does not agree."""
+    given = case(*SMALL)
+    silent = {name: tensor * (not name.endswith(("bn2.weight", "bn2.bias"))) for name, tensor in given.state.weights.items()}
+    zero_gamma = dataclasses.replace(given, state=oracle.State(silent, given.state.momentum))
+    found = derivatives_of(frameworks, arm, zero_gamma)
+    zeros = {
+        node.layer.name: np.where(found.taps[node.inputs[0]] == 0, 1.0, found.taps[node.layer.name])
+        for node in oracle.wiring(given.model)
+        if isinstance(node.layer, Relu) and node.inputs[0] is not None
+    }
+    smoothing = NESTEROV.label_smoothing
+    other = oracle.differentiate(given.model, silent, given.images[0], given.labels[0], smoothing, masks={**found.taps, **zeros})
+    assert not meaning(other.gradients, found.gradients).passed
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What one implementation does instead, and the kinds in which it must show; in no other may it."""
+
+    shows: tuple[str, ...]
+    model: Callable[[ModelSpec], ModelSpec] = lambda model: model
+    sgd: Sgd = NESTEROV
+    state: Callable[[oracle.State], oracle.State] = lambda state: state
+    after: Callable[[oracle.State, oracle.State], oracle.State] = lambda before, after: after
+    rate: float = RATES[1]
+
+
+EVERYTHING = ("loss", "running_mean", "running_var", "parameters", "momentum")
+
+
+def decoupled(before: oracle.State, after: oracle.State) -> oracle.State:
+    """The parameters with the decay taken off beside a step that knew none."""
+    decay = NESTEROV.weight_decay * RATES[1]
+    return oracle.State(
+        after.weights | {name: after.weights[name] - decay * before.weights[name] for name in after.momentum}, after.momentum
+    )
+
+
+def rate_in_velocity(state: oracle.State) -> oracle.State:
+    """Buffers as they act where they hold the learning rate of the step before, as Keras's do."""
+    return oracle.State(state.weights, {name: RATES[0] / RATES[1] * velocity for name, velocity in state.momentum.items()})
+
+
+FAULTS = {
+    "none": Fault(()),
+    "batch-norm momentum of the old value": Fault(("running_mean", "running_var"), model=lambda model: with_field(model, "momentum", 0.9)),
+    "biased running variance": Fault(("running_var",), model=lambda model: with_field(model, "running_variance", "biased")),
+    "epsilon 1.001e-5": Fault(EVERYTHING, model=lambda model: with_field(model, "eps", 1.001e-5)),
+    "heavy ball": Fault(("parameters",), sgd=dataclasses.replace(NESTEROV, nesterov=False)),
+    "momentum 0.91": Fault(("parameters", "momentum"), sgd=dataclasses.replace(NESTEROV, momentum=0.91)),
+    "no weight decay": Fault(("parameters", "momentum"), sgd=dataclasses.replace(NESTEROV, weight_decay=0.0)),
+    "decoupled weight decay": Fault(("parameters", "momentum"), sgd=dataclasses.replace(NESTEROV, weight_decay=0.0), after=decoupled),
+    "no label smoothing": Fault(("loss", "parameters", "momentum"), sgd=dataclasses.replace(NESTEROV, label_smoothing=0.0)),
+    "learning rate of the step before": Fault(("parameters",), rate=RATES[0]),
+    "learning rate in the velocity": Fault(("parameters", "momentum"), state=rate_in_velocity),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_seen(frameworks: Frameworks, fault: str) -> None:
+    """Each fault fails the comparison in the kinds in which it must show, and in no other."""
+    given, faulty = case(*SMALL), FAULTS[fault]
+    changed = dataclasses.replace(given, model=faulty.model(given.model), state=faulty.state(given.state))
+    training = Training(frameworks, Arm("tensorflow", "graph", "fp64"), changed, faulty.sgd)
+    loss = training.step(given.images[1], given.labels[1], faulty.rate)
+    tiers = judged(given, faulty.after(given.state, training.state()), loss, 1, NESTEROV)
+    assert {kind for kind, tier in tiers.items() if not tier.passed} == set(faulty.shows)
+
+
+MEAN, DEVIATION, VALUES = 100.0, 0.01, 8 * 4 * 4
+R6_BOUND = (VALUES**0.5 + 4) * 2.0**-24
+"""Of the mean, relative: a sum of n terms in any order is off by sqrt(n) roundings (Higham and Mary, doi 10.1137/18M1226312), and
+four more are of numbers as large as it: of the mean, of mean and input in deviations, and of their difference."""
+
+
+def r6() -> Case:
+    """Batch norm of images whose deviation is a ten-thousandth of their mean, in float32."""
+    model = ModelSpec("r6", (3, 4, 4), 5, (BatchNorm2d("n", 3, 1e-9, 0.1, "unbiased"), GlobalAvgPool2d("p"), Linear("fc", 3, 5)), "R6")
+    generator = np.random.default_rng(3)
+    images = (MEAN + DEVIATION * generator.standard_normal((2, 8, 3, 4, 4))).astype(np.float32)
+    weights = {name: tensor.astype(np.float32) for name, tensor in synthesis.synthesize(with_field(model, "eps", 1e-5), 0).items()}
+    weights |= {f"n.{leaf}": np.full(3, value, np.float32) for leaf, value in (("running_mean", 0.0), ("running_var", 0.0))}
+    weights |= {f"n.{leaf}": np.full(3, value, np.float32) for leaf, value in (("weight", 1.0), ("bias", 0.0))}
+    momentum = {name: np.zeros_like(weights[name]) for name in parameter_names(model)}
+    return Case(model, oracle.State(weights, momentum), images, generator.integers(0, 5, (2, 8)))
+
+
+def largest(found: Array, right: Array) -> float:
+    return float(np.max(np.abs(found - right)))
+
+
+@each(*(dataclasses.replace(arm, precision="fp32") for arm in TRAINING))
+def test_a_mean_far_from_zero_in_float32(frameworks: Frameworks, arm: Arm) -> None:
+    """R6: the batch's variance is not lost in the square of its mean, as it is where the one is taken from the other."""
+    given = r6()
+    images, labels = given.images[0], given.labels[0]
+    training = Training(frameworks, arm, given, NESTEROV)
+    right = oracle.differentiate(given.model, given.state.weights, images, labels, NESTEROV.label_smoothing)
+    found = training.differentiate(images, labels)
+    assert {array.dtype for array in (*found.taps.values(), *found.cotangents.values(), *found.gradients.values())} == {np.dtype("float32")}
+    of_deviation = R6_BOUND * MEAN / DEVIATION
+    assert largest(found.taps["n"], right.taps["n"]) < of_deviation
+    training.step(images, labels, 0.1)
+    running, after = oracle.statistics_after(given.model, given.state.weights, images, right.taps), training.state().weights
+    assert {array.dtype for array in after.values()} == {np.dtype("float32")}
+    assert largest(after["n.running_mean"] / running["n.running_mean"], np.ones(3)) < R6_BOUND
+    assert largest(after["n.running_var"] / running["n.running_var"], np.ones(3)) < of_deviation
+    squares = np.mean(images * images, axis=(0, 2, 3)) - np.mean(images, axis=(0, 2, 3)) ** 2
+    assert largest(squares / (DEVIATION * DEVIATION), np.ones(3)) > 100 * of_deviation
+
+
+@each(*EAGER)
+def test_divergence_is_reported(frameworks: Frameworks, arm: Arm) -> None:
+    """A step of infinite length leaves a loss that is no number, and the loss is reported as that."""
+    given = case(*SMALL)
+    training = Training(frameworks, arm, given, NESTEROV)
+    assert np.isfinite(training.step(given.images[0], given.labels[0], np.inf))
+    assert np.isnan(training.step(given.images[1], given.labels[1], 0.1))
+
+
+def refused(frameworks: Frameworks, arm: Arm, given: Case, sgd: Sgd, message: str) -> None:
+    with pytest.raises(WorkerError, match=message) as caught:
+        Training(frameworks, arm, given, sgd)
     assert caught.value.kind == "cannot"
+    assert frameworks.worker(arm.implementation, arm.precision).alive
+
+
+@each(*EAGER)
+def test_refusals(frameworks: Frameworks, arm: Arm) -> None:
+    """An unknown mode, a narrow precision and a batch without a variance are refused in a sentence, and the worker lives on."""
+    given = case(*SMALL)
+    known = " and ".join(MANIFESTS[arm.implementation].modes)
+    refused(frameworks, dataclasses.replace(arm, mode="warp"), given, NESTEROV, f"has no mode 'warp'; it has {known}$")
+    assert "bf16" not in TRAINING_PRECISIONS
+    refused(frameworks, dataclasses.replace(arm, precision="bf16"), given, NESTEROV, "^training is done in fp64, fp32, tf32, not in bf16$")
+    single = dataclasses.replace(given, images=given.images[:, :1, :, :4, :4], labels=given.labels[:, :1])
+    refused(frameworks, arm, single, NESTEROV, r"^layer3\.0\.bn1: one value of each channel has no variance")
+
+
+def test_no_momentum_in_pytorch(frameworks: Frameworks) -> None:
+    """torch.optim.SGD has no buffer to show then, and it says so."""
+    still = Sgd(0.0, False, 0.0, 0.0)
+    refused(frameworks, Arm("pytorch", "eager", "fp64"), case(*SMALL), still, r"torch\.optim\.SGD keeps no buffers")
+
+
+@each(*(Arm(name, found.default_mode, "fp64") for name, found in MANIFESTS.items() if not found.trains))
+def test_no_training(frameworks: Frameworks, arm: Arm) -> None:
+    """An implementation whose manifest promises no training refuses it with the reason."""
+    refused(frameworks, arm, case(*SMALL), NESTEROV, "^this implementation has no training$")
+
+
+def test_every_implementation_is_here() -> None:
+    """The suite trains in every implementation on disk, in every mode, but those whose manifests say that they do not train."""
+    assert {(arm.implementation, arm.mode) for arm in TRAINING} == {
+        (name, mode) for name, found in MANIFESTS.items() if found.trains for mode in found.modes
+    }
+    assert {arm.implementation for arm in EAGER} == {arm.implementation for arm in TRAINING}
+    assert all("fp32" in MANIFESTS[arm.implementation].devices[DEVICE].precisions for arm in TRAINING)

@@ -56,6 +56,7 @@ def test_everything_is_read(folder: Path) -> None:
     assert cpu.precisions == ("fp64", "fp32", "bf16")
     assert cpu.untimed == {"fp64": "only for proof"}
     assert cpu.cannot == {"tf32": "no such unit"}
+    assert (toy.folds, toy.taps, toy.trains) == (True, True, False)
     assert manifest(folder, 'untimed = { fp64 = "only for proof" }\n').devices["cpu"].untimed == {}
 
 
@@ -78,6 +79,7 @@ def test_missing_keys_are_named(folder: Path, key: str) -> None:
         ('[modes.eager]\ntitle = "Toy eager"\n', "[modes.eager]\n", "the key 'title' is missing"),
         ('precisions = ["fp64", "fp32", "bf16"]\n', "", "the key 'precisions' is missing"),
         ('title = "Toy"', 'titel = "Toy"', "the key 'title' is missing"),
+        ('title = "Toy"', 'title = "Toy"\ntrains = "yes"', "trains = 'yes' is neither true nor false"),
         ('title = "Toy"', 'title = "Toy"\ncolour = "red"\nanswer = 42', "unknown keys: answer, colour"),
         ('default_mode = "eager"', 'default_mode = "fast"', "default_mode 'fast' is not one of its modes: eager, compile"),
         ('"bf16"]', '"bf15"]', "devices.cpu names precisions that do not exist: bf15"),

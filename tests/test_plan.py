@@ -20,7 +20,7 @@ HERE = Path(__file__)
 def manifest(name: str, modes: dict[str, tuple[str, ...]], devices: tuple[Device, ...], models: tuple[str, ...] | None = None) -> Manifest:
     built = {mode: Mode(mode, f"{name} {mode}", needs, 1.0) for mode, needs in modes.items()}
     named = {each.name: each for each in devices}
-    return Manifest(name, f"impls.{name}", name.title(), "numpy", next(iter(modes)), models, True, True, built, named)
+    return Manifest(name, f"impls.{name}", name.title(), "numpy", next(iter(modes)), models, True, True, False, built, named)
 
 
 CPU = Device("cpu", HERE, ("fp64", "fp32", "bf16"), {"bf16": "an emulation"}, {"tf32": "a format of tensor cores"})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from impls import models
-from impls.implementation import ROOT, CannotError, Runtime, Settings, Sgd
+from impls.implementation import ROOT, CannotError, Runtime, Settings, Sgd, check_training
 from impls.oracle.forward import forward
 from impls.spec import tensor_shapes
 from impls.weights import file, trained
@@ -156,7 +156,23 @@ def test_an_implementation_without_training_says_so() -> None:
         def versions(self) -> dict[str, str]: ...  # type: ignore[empty-body]
 
     with pytest.raises(CannotError, match="has no training"):
-        Still(Settings("cpu", "fp32", 1, True)).prepare_training(MODEL, {}, Sgd(0.9, False, 0.0, 0.0), (1, 3, 32, 32))
+        Still(Settings("cpu", "fp32", 1, True)).prepare_training(MODEL, {}, {}, Sgd(0.9, False, 0.0, 0.0), "eager", (1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("precision", "shape", "message"),
+    [
+        ("bf16", (8, 3, 32, 32), "^training is done in fp64, fp32, tf32, not in bf16$"),
+        ("fp16", (8, 3, 32, 32), "^training is done in fp64, fp32, tf32, not in fp16$"),
+        ("fp32", (1, 3, 1, 1), "^bn1: one value of each channel has no variance"),
+        ("fp32", (1, 3, 4, 4), r"^layer3\.0\.bn1: one value of each channel has no variance"),
+    ],
+)
+def test_what_nobody_trains_is_refused(precision: str, shape: tuple[int, ...], message: str) -> None:
+    """Narrow formats, and batches of which a batch norm gets one value a channel; two values are enough."""
+    with pytest.raises(CannotError, match=message):
+        check_training(MODEL, precision, shape)
+    check_training(MODEL, "fp32", (2, *shape[1:]))
 
 
 def test_worker_failure_is_a_sentence(tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: jax.Array) ->
 
 
 def linear(layer: Linear, tensors: Tensors, x: jax.Array) -> jax.Array:
-    """``x @ weight + bias``, with weight (in, out)."""
-    return x @ tensors["weight"] + tensors["bias"]
+    """``x @ weight + bias``, with weight (in, out); in bf16 and fp16 the bias is added before the sum is rounded, once."""
+    y = jnp.matmul(x, tensors["weight"], preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    return (y + tensors["bias"]).astype(x.dtype)
 
 
 def pad_shortcut(layer: PadShortcut, tensors: Tensors, x: jax.Array) -> jax.Array:

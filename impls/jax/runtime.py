@@ -22,7 +22,8 @@ import numpy.typing as npt
 from jax import lax
 
 from impls import implementation
-from impls.implementation import CannotError, Settings
+from impls.implementation import CannotError, Settings, Sgd
+from impls.jax import training
 from impls.jax.layers import FUNCTIONS, Tensors, to_canonical, to_framework
 from impls.spec import Layer, ModelSpec, Node, Shape, equal_runs, layers, walk, without_prefix
 
@@ -58,13 +59,20 @@ class Runtime(implementation.Runtime):
             self._device = jax.devices()[0]
         except (RuntimeError, AssertionError) as error:  # JAX 0.10.2 asserts where no plugin for the platform is installed
             raise CannotError(f"JAX finds no {settings.device} device here: {str(error) or 'its plugin is not installed'}") from None
-        self._dtype = DTYPES[settings.precision]
+        self._precision, self._dtype = settings.precision, DTYPES[settings.precision]
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Array], mode: str, input_shape: Shape) -> Network:
         """Load the weights and compile the forward pass."""
-        if mode != "jit":
-            raise CannotError(f"JAX has no mode {mode!r}; it has jit")
+        _check_mode(mode)
         return Network(model, weights, input_shape, self._dtype)
+
+    def prepare_training(
+        self, model: ModelSpec, weights: Mapping[str, Array], momentum: Mapping[str, Array], sgd: Sgd, mode: str, input_shape: Shape
+    ) -> training.Trainer:
+        """Load the state; compilation waits for the first step."""
+        _check_mode(mode)
+        implementation.check_training(model, self._precision, input_shape)
+        return training.Trainer(model, weights, momentum, sgd, self._dtype)
 
     def versions(self) -> dict[str, str]:
         """JAX's packages, NVIDIA's libraries that are installed beside them, and what XLA's backend says of itself."""
@@ -76,6 +84,11 @@ class Runtime(implementation.Runtime):
         """Peak of XLA's allocator; the CPU client keeps no count."""
         statistics = self._device.memory_stats()
         return {"peak_bytes": int(statistics["peak_bytes_in_use"])} if statistics else {}
+
+
+def _check_mode(mode: str) -> None:
+    if mode != "jit":
+        raise CannotError(f"JAX has no mode {mode!r}; it has jit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +155,9 @@ class Network(implementation.Network):
         lowered = jax.jit(partial(forward, self._parts)).lower(self._params, jax.ShapeDtypeStruct((batch, height, width, channels), dtype))
         self._operand_precisions = sorted(set(re.findall(r"precision = \[(\w+)", lowered.as_text())))
         self._forward = lowered.compile()
+        # What XLA made of bf16 and fp16: its CPU backend computes products in f32 and rounds where it stores.
+        products = re.findall(r"= \(?(\w+)\[.* (?:convolution|dot|custom-call)\(", self._forward.as_text())
+        self._arithmetic = ", ".join(sorted(set(products)))
 
     def put(self, images: Array) -> jax.Array:
         """Host images to a device batch.
@@ -194,6 +210,7 @@ class Network(implementation.Network):
             "precision": str(leaf.dtype),
             "x64": bool(jax.config.jax_enable_x64),
             "operand_precisions": self._operand_precisions,
+            "arithmetic": self._arithmetic,
             "tf32": platform != "cpu" and leaf.dtype == jnp.float32 and self._operand_precisions != ["HIGHEST"],
             "layout": "NHWC",
             # The CPU backend divides work by shape and threads alone: 30 runs of resnet50 and cifar_resnet110 gave the same bits.

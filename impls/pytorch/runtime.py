@@ -24,11 +24,11 @@ MODES = ("eager", "compile")
 class Model(nn.Module):
     """The spec's network; each layer is a submodule of its name, so ``state_dict`` has the weight file's names and hooks find it.
 
-    Stages and blocks ("layer1", "layer1.0") only hold their layers: the wiring is the spec's. Sums and ReLUs overwrite
-    their input where nothing else reads it, as torchvision's do: on a CPU each new activation costs its page faults.
+    Stages and blocks ("layer1", "layer1.0") only hold their layers: the wiring is the spec's. With ``inplace`` sums and ReLUs
+    overwrite their input where nothing else reads it, as torchvision's do: on a CPU each new activation costs its page faults.
     """
 
-    def __init__(self, model: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: ModelSpec, tensors: Mapping[str, Tensor], *, inplace: bool) -> None:
         super().__init__()
         self.body = model.body
         for layer in spec.layers(model.body):
@@ -40,7 +40,7 @@ class Model(nn.Module):
                     parent.add_module(part, nn.Module())
                 parent = parent.get_submodule(part)
             parent.add_module(name, layers.MODULES[type(layer)](layer, own))
-        for name in _sole_readers(model.body, owned=False):
+        for name in _sole_readers(model.body, owned=False) if inplace else ():
             module = self.get_submodule(name)
             if isinstance(module, (nn.ReLU, layers.Add)):
                 module.inplace = True
@@ -165,14 +165,19 @@ def _compile(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
 
     Compiled at the first call. Inductor's graph cache refuses frozen graphs with prepacked weights; it keeps their C++ kernels.
     """
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        raise CannotError("torch.compile builds C++ extensions and Python.h is missing: install Python's headers (python3-dev)")
     inductor = _inductor_config()
     inductor.freezing = True
     inductor.cpp.weight_prepack = dtype != torch.float64  # oneDNN has no float64, and prepacking fails where it should pass
-    inductor.cpp.cxx = (None, os.environ.get("CXX", "g++"), "clang++")
     mode = "reduce-overhead" if device.type == "cuda" else "default"
-    return torch.compile(model, backend="inductor", mode=mode, fullgraph=True, dynamic=False)
+    return _compiled(model, mode)
+
+
+def _compiled(model: Model, mode: str) -> Any:
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        raise CannotError("torch.compile builds C++ extensions and Python.h is missing: install Python's headers (python3-dev)")
+    _inductor_config().cpp.cxx = (None, os.environ.get("CXX", "g++"), "clang++")
+    # All networks share the code of Model.forward, of which a process keeps no more than eight versions unless they are isolated.
+    return torch.compile(model, backend="inductor", mode=mode, fullgraph=True, dynamic=False, isolate_recompiles=True)
 
 
 class Runtime(implementation.Runtime):
@@ -205,19 +210,22 @@ class Runtime(implementation.Runtime):
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> Network:
         """See the contract."""
-        if mode not in MODES:
-            raise CannotError(f"PyTorch has no mode {mode!r}; it has {' and '.join(MODES)}")
-        return Network(self._settings, self._module(model, weights).eval(), mode)
+        _check_mode(mode)
+        return Network(self._settings, Model(model, self._tensors(weights), inplace=True).eval(), mode)
 
-    def prepare_training(self, model: ModelSpec, weights: Mapping[str, Any], sgd: Sgd, input_shape: Shape) -> training.Trainer:
-        """See the contract."""
-        training.check(model, self._settings.precision)
-        device = torch.device(self._settings.device)
-        return training.Trainer(self._module(model, weights), sgd, DTYPES[self._settings.precision], device)
+    def prepare_training(
+        self, model: ModelSpec, weights: Mapping[str, Any], momentum: Mapping[str, Any], sgd: Sgd, mode: str, input_shape: Shape
+    ) -> training.Trainer:
+        """See the contract. In mode compile the forward and backward passes are TorchInductor's, the optimizer's step is not."""
+        _check_mode(mode)
+        training.check(model, sgd, self._settings.precision, input_shape)
+        module = Model(model, self._tensors(weights), inplace=False).train()  # autograd's inputs and the taps must stay
+        call = module if mode == "eager" else _compiled(module, "default")
+        return training.Trainer(module, call, self._tensors(momentum), sgd)
 
-    def _module(self, model: ModelSpec, weights: Mapping[str, Any]) -> Model:
+    def _tensors(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
         dtype, device = DTYPES[self._settings.precision], torch.device(self._settings.device)
-        return Model(model, {name: layers.to_framework(array, dtype, device) for name, array in weights.items()})
+        return {name: layers.to_framework(array, dtype, device) for name, array in arrays.items()}
 
     def versions(self) -> dict[str, str]:
         """See the contract."""
@@ -236,6 +244,11 @@ class Runtime(implementation.Runtime):
         if self._settings.device != "cuda":
             return {}
         return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "peak_reserved_bytes": torch.cuda.max_memory_reserved()}
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise CannotError(f"PyTorch has no mode {mode!r}; it has {' and '.join(MODES)}")
 
 
 def _check_cuda(precision: str) -> None:

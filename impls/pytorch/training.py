@@ -1,28 +1,34 @@
-"""Training in PyTorch: the module of ``runtime`` in training mode, stepped by ``torch.optim.SGD``."""
+"""Training in PyTorch: the module of ``runtime`` in training mode, autograd, and ``torch.optim.SGD`` with every argument given.
+
+``nn.BatchNorm2d`` (``layers``) is the spec's in training too: it normalises with the batch's biased variance and keeps the
+unbiased one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from impls import implementation, spec
-from impls.implementation import CannotError, Sgd
+from impls.implementation import CannotError, Derivatives, Sgd
 from impls.pytorch import layers
-from impls.spec import ModelSpec
+from impls.spec import ModelSpec, Shape
 
 
 class Trainer(implementation.Trainer):
-    """A module, its optimizer and its loss; eager."""
+    """A module in training mode, its loss and its optimizer; ``call`` is how a step runs the module: itself, or compiled."""
 
-    def __init__(self, module: nn.Module, sgd: Sgd, dtype: torch.dtype, device: torch.device) -> None:
-        self._module = module.train()
+    def __init__(self, module: nn.Module, call: Callable[[Tensor], Tensor], momentum: Mapping[str, Tensor], sgd: Sgd) -> None:
+        self._module, self._call = module, call
         self._label_smoothing = sgd.label_smoothing
-        self._dtype, self._device = dtype, device
+        self._parameters = dict(module.named_parameters())
         self._optimizer = torch.optim.SGD(
-            module.parameters(),
+            self._parameters.values(),
             lr=0.0,  # each step sets its own
             momentum=sgd.momentum,
             dampening=0,
@@ -33,33 +39,71 @@ class Trainer(implementation.Trainer):
             differentiable=False,
             fused=False,
         )
+        for name, parameter in self._parameters.items():
+            self._optimizer.state[parameter]["momentum_buffer"] = momentum[name]
 
     def step(self, images: Any, labels: Any, learning_rate: float) -> float:
         """See the contract."""
-        batch = torch.from_numpy(images).to(self._device, self._dtype, memory_format=torch.channels_last)
-        targets = torch.from_numpy(labels).to(self._device)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
-        logits: Tensor = self._module(batch)
-        loss = cross_entropy(logits, targets, weight=None, ignore_index=-100, reduction="mean", label_smoothing=self._label_smoothing)
+        batch, targets = self._put(images, labels)
+        loss = self._loss(self._call(batch), targets)
         loss.backward()
         self._optimizer.step()
         return float(loss)
+
+    def differentiate(self, images: Any, labels: Any) -> Derivatives:
+        """See the contract. Eager in every mode; batch norm updates copies of the running statistics."""
+        taps: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Any:
+            return lambda module, inputs, output: taps.update({name: output})
+
+        named = [(name, module) for name, module in self._module.named_modules() if not list(module.children())]
+        hooks = [module.register_forward_hook(keep(name)) for name, module in named]
+        buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
+        batch, targets = self._put(images, labels)
+        try:
+            loss = self._loss(functional_call(self._module, buffers, (batch,)), targets)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        derivatives = [layers.to_canonical(tensor) for tensor in torch.autograd.grad(loss, [*taps.values(), *self._parameters.values()])]
+        return Derivatives(
+            float(loss),
+            {name: layers.to_canonical(tap) for name, tap in taps.items()},
+            dict(zip(taps, derivatives, strict=False)),
+            dict(zip(self._parameters, derivatives[len(taps) :], strict=True)),
+        )
 
     def weights(self) -> dict[str, Any]:
         """See the contract."""
         return {name: layers.to_canonical(tensor) for name, tensor in self._module.state_dict().items()}
 
+    def momentum(self) -> dict[str, Any]:
+        """See the contract."""
+        state = self._optimizer.state
+        return {name: layers.to_canonical(state[parameter]["momentum_buffer"]) for name, parameter in self._parameters.items()}
 
-def check(model: ModelSpec, precision: str) -> None:
-    """Refuse what ``Trainer`` would not do as the spec says.
+    def _put(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+        like = next(iter(self._parameters.values()))
+        batch = torch.from_numpy(images).to(like.device, like.dtype, memory_format=torch.channels_last)
+        return batch, torch.from_numpy(labels).to(like.device)
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets, weight=None, ignore_index=-100, reduction="mean", label_smoothing=self._label_smoothing)
+
+
+def check(model: ModelSpec, sgd: Sgd, precision: str, input_shape: Shape) -> None:
+    """Refuse what ``Trainer`` would not do as the contract says.
 
     Raises:
-        CannotError: a running variance or a precision that PyTorch does not train with here.
+        CannotError: a running variance, a momentum, a precision or a batch that PyTorch does not train with here.
     """
-    if precision not in ("fp64", "fp32", "tf32"):
-        raise CannotError(f"PyTorch trains in fp64, fp32 and tf32 here, not in {precision}")
+    implementation.check_training(model, precision, input_shape)
+    if sgd.momentum == 0:
+        raise CannotError("torch.optim.SGD keeps no buffers where the momentum is 0")
     for layer in spec.layers(model.body):
         if isinstance(layer, spec.BatchNorm2d) and layer.running_variance != "unbiased":
             raise CannotError(f"{layer.name}: nn.BatchNorm2d keeps the unbiased running variance only")

@@ -8,8 +8,10 @@ ResNet-50 (about a tenth of 1 ms on a CIFAR net) and needs twice the memory with
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,8 +25,9 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # has 
 from tensorflow.python.util import _pywrap_util_port  # nothing public says whether oneDNN is on
 
 from impls import implementation
-from impls.implementation import CannotError, Settings
+from impls.implementation import CannotError, Settings, Sgd
 from impls.spec import Layer, ModelSpec, Shape, layers, tensor_shapes, walk
+from impls.tensorflow import training
 from impls.tensorflow.layers import FUNCTIONS, to_canonical, to_framework
 
 Array = npt.NDArray[Any]
@@ -48,13 +51,20 @@ class Runtime(implementation.Runtime):
         tf.config.experimental.enable_tensor_float_32_execution(settings.precision == "tf32")
         if settings.deterministic:
             tf.config.experimental.enable_op_determinism()
-        self._dtype = DTYPES[settings.precision]
+        self._precision, self._dtype = settings.precision, DTYPES[settings.precision]
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Array], mode: str, input_shape: Shape) -> Network:
         """Load the weights and trace the forward pass; optimisation and compilation wait for the first ``run``."""
-        if mode not in MODES:
-            raise CannotError(f"TensorFlow has no mode {mode!r}; it has {' and '.join(MODES)}")
+        _check_mode(mode)
         return Network(model, weights, mode, input_shape, self._dtype)
+
+    def prepare_training(
+        self, model: ModelSpec, weights: Mapping[str, Array], momentum: Mapping[str, Array], sgd: Sgd, mode: str, input_shape: Shape
+    ) -> training.Trainer:
+        """Load the state and trace the step; optimisation and compilation wait for the first."""
+        _check_mode(mode)
+        implementation.check_training(model, self._precision, input_shape)
+        return training.Trainer(model, weights, momentum, sgd, mode, self._dtype, input_shape)
 
     def versions(self) -> dict[str, str]:
         """TensorFlow, what it was built with, and NVIDIA's libraries that are installed beside it."""
@@ -149,6 +159,7 @@ class Network(implementation.Network):
             "threads": tf.config.threading.get_intra_op_parallelism_threads(),
             "interop_threads": tf.config.threading.get_inter_op_parallelism_threads(),
             "jit_compile": self._forward.function_def.attr["_XlaMustCompile"].b,
+            "arithmetic": _xla_arithmetic(self._dtype) if self._variables else None,
             "weights_are_constants": not self._forward.captured_inputs,
             "onednn": _pywrap_util_port.IsMklEnabled(),
             "onednn_variable": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
@@ -182,6 +193,20 @@ def _evaluate(
 def _wide(array: Array) -> Array:
     """Float64 where it is and float32 otherwise."""
     return np.asarray(array, np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise CannotError(f"TensorFlow has no mode {mode!r}; it has {' and '.join(MODES)}")
+
+
+@functools.cache
+def _xla_arithmetic(dtype: tf.DType) -> str:
+    """The type in which XLA computes a convolution of this type here, from a small program that it compiled."""
+    image, kernel = tf.zeros((1, 8, 8, 4), dtype), tf.zeros((3, 3, 4, 4), dtype)
+    convolve = tf.function(lambda x, weight: tf.nn.conv2d(x, weight, 1, "VALID"), jit_compile=True, autograph=False)
+    program = convolve.experimental_get_compiler_ir(image, kernel)(stage="optimized_hlo")
+    return ", ".join(sorted(set(re.findall(r"= \(?(\w+)\[.* (?:convolution|custom-call)\(", program))))
 
 
 def _prepare_gpu(precision: str) -> None:

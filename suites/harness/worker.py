@@ -1,8 +1,8 @@
 """One process, one framework: the far end of the pipe.
 
 Started by ``suites.harness.process`` in the environment of one implementation. Requests and replies are JSON, one document a
-line, on two pipes of their own, so whatever a framework prints goes to the log and cannot garble them. Arrays pass as
-safetensors files. Needs only the standard library, numpy, safetensors and the framework.
+line, on two pipes of their own, so whatever a framework prints goes to the log and cannot garble them; they are Python's JSON, in which
+a loss may be NaN. Arrays pass as safetensors files. Needs only the standard library, numpy, safetensors and the framework.
 """
 
 from __future__ import annotations
@@ -140,6 +140,14 @@ class Worker:
 
         return self._write(out, self.networks[handle].taps(load_file(images)["images"].astype(self._host_dtype())))
 
+    def examine(self, path: str, images: str, size: str, out: str) -> dict[str, Any]:
+        """Read and run a file of unknown origin in the framework's own format, on images (N, C, H, W) by size, ``size`` if it is free."""
+        from safetensors.numpy import load_file
+
+        module = importlib.import_module(f"{self.arguments.package}.foreign")
+        operators, arrays = module.examine(Path(path), load_file(images), size, self.arguments.threads)
+        return {"operators": operators, **self._write(out, arrays)}
+
     def weights(self, handle: str) -> dict[str, Any]:
         """SHA-256, type and shape of every tensor as the framework holds it, in canonical names and layout."""
         import numpy as np
@@ -154,13 +162,27 @@ class Worker:
             for name, tensor in held.items()
         }
 
-    def prepare_training(self, weights: str, sgd: dict[str, Any], input_shape: list[int]) -> dict[str, Any]:
-        """Load a weight file to train from; ``sgd`` holds the fields of ``impls.implementation.Sgd``."""
+    def prepare_training(
+        self, weights: str, sgd: dict[str, Any], mode: str, input_shape: list[int], state: str | None = None
+    ) -> dict[str, Any]:
+        """Load a weight file to train from; ``sgd`` holds the fields of ``impls.implementation.Sgd``.
+
+        ``state`` is a file that ``trained`` wrote: its weights and momentum buffers take the place of the file's and of zeros.
+        """
+        import numpy as np
+        from safetensors.numpy import load_file
+
+        from impls import spec
         from impls.implementation import Sgd
         from impls.weights import file
 
         loaded = file.load(Path(weights))
-        self.trainer = self.runtime.prepare_training(loaded.model, loaded.weights, Sgd(**sgd), tuple(input_shape))
+        tensors: dict[str, Any] = dict(loaded.weights)
+        momentum = {name: np.zeros_like(tensors[name]) for name in spec.parameter_names(loaded.model)}
+        for name, tensor in (load_file(state) if state else {}).items():
+            kind, _, own = name.partition(":")
+            {"weights": tensors, "momentum": momentum}[kind][own] = tensor
+        self.trainer = self.runtime.prepare_training(loaded.model, tensors, momentum, Sgd(**sgd), mode, tuple(input_shape))
         return {}
 
     def train(self, batches: str, learning_rates: list[float]) -> dict[str, Any]:
@@ -172,8 +194,17 @@ class Worker:
         return {"losses": [self.trainer.step(images, labels, rate) for images, labels, rate in steps]}
 
     def trained(self, out: str) -> dict[str, Any]:
-        """The trained weights, canonical."""
-        return self._write(out, self.trainer.weights())
+        """The state of training: "weights:NAME" and "momentum:NAME", canonical."""
+        return self._write_kinds(out, weights=self.trainer.weights(), momentum=self.trainer.momentum())
+
+    def differentiate(self, batch: str, out: str) -> dict[str, Any]:
+        """The loss of one batch, images (N, C, H, W) and labels (N,); "taps:", "cotangents:" and "gradients:NAME" go to ``out``."""
+        from safetensors.numpy import load_file
+
+        arrays = load_file(batch)
+        found = self.trainer.differentiate(arrays["images"].astype(self._host_dtype()), arrays["labels"])
+        self._write_kinds(out, taps=found.taps, cotangents=found.cotangents, gradients=found.gradients)
+        return {"loss": found.loss}
 
     def memory(self, reset: bool) -> dict[str, Any]:
         """Peak resident memory of this process, and the device allocator's counters."""
@@ -198,6 +229,9 @@ class Worker:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, out)
         return {"arrays": len(arrays)}
 
+    def _write_kinds(self, out: str, **kinds: dict[str, Any]) -> dict[str, Any]:
+        return self._write(out, {f"{kind}:{name}": array for kind, arrays in kinds.items() for name, array in arrays.items()})
+
 
 def error_of(error: BaseException) -> dict[str, str]:
     """What the parent is told of an exception: a kind that decides the row's status, and one line."""
@@ -214,14 +248,14 @@ def error_of(error: BaseException) -> dict[str, str]:
 
 def serve(worker: Worker, requests: Any, replies: Any) -> None:
     """Answer requests until the pipe closes."""
-    names = ("start", "prepare", "put", "visit", "outputs", "taps", "weights", "memory", "release")
+    names = ("start", "prepare", "put", "visit", "outputs", "taps", "examine", "weights", "memory", "release")
     operations: dict[str, Callable[..., dict[str, Any]]] = {
-        name: getattr(worker, name) for name in (*names, "prepare_training", "train", "trained")
+        name: getattr(worker, name) for name in (*names, "prepare_training", "train", "trained", "differentiate")
     }
     for line in requests:
         request = json.loads(line)
         try:
-            reply = json.dumps({"id": request["id"], "ok": operations[request["op"]](**request["arguments"])}, allow_nan=False)
+            reply = json.dumps({"id": request["id"], "ok": operations[request["op"]](**request["arguments"])})
         except Exception as error:
             import traceback
 

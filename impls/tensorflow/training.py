@@ -1,0 +1,161 @@
+"""Training in TensorFlow: a ``tf.function`` of fixed input shape that assigns the next state to variables.
+
+Batch norm, loss and optimizer are written in primitive operations after ``impls.spec`` and ``impls.implementation.Sgd``; every other
+layer is the one of ``layers``, and ``tf.GradientTape`` differentiates. No Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from impls import implementation
+from impls.implementation import Derivatives, Sgd
+from impls.spec import BatchNorm2d, Layer, ModelSpec, Shape, parameter_names, walk
+from impls.tensorflow.layers import FUNCTIONS, Tensors, to_canonical, to_framework
+
+Array = npt.NDArray[Any]
+
+
+def batch_norm2d(layer: BatchNorm2d, tensors: Tensors, x: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Normalisation by the batch's own mean and biased variance, and the running statistics after it.
+
+    The mean is taken off twice, since what the first leaves of it by rounding, n terms long, can be more than the deviation; and
+    before squaring (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983, section 3).
+    """
+    first = tf.stop_gradient(tf.reduce_mean(x, (0, 1, 2)))  # any constant leaves the result the same, and so do its derivatives
+    rest = tf.reduce_mean(x - first, (0, 1, 2))
+    centred = x - first - rest
+    variance = tf.reduce_mean(centred * centred, (0, 1, 2))
+    count = x.shape.num_elements() // layer.channels
+    kept = variance * (count / (count - 1)) if layer.running_variance == "unbiased" else variance
+    running = {
+        "running_mean": (1 - layer.momentum) * tensors["running_mean"] + layer.momentum * (first + rest),
+        "running_var": (1 - layer.momentum) * tensors["running_var"] + layer.momentum * kept,
+    }
+    return centred / tf.sqrt(variance + layer.eps) * tensors["weight"] + tensors["bias"], running
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float) -> tf.Tensor:
+    """The loss of ``Sgd``; the largest logit is taken off, so no exponential overflows."""
+    classes = logits.shape[1]
+    targets = (1 - label_smoothing) * tf.one_hot(labels, classes, dtype=logits.dtype) + label_smoothing / classes
+    shifted = logits - tf.stop_gradient(tf.reduce_max(logits, 1, keepdims=True))
+    log_softmax = shifted - tf.math.log(tf.reduce_sum(tf.exp(shifted), 1, keepdims=True))
+    return -tf.reduce_mean(tf.reduce_sum(targets * log_softmax, 1))
+
+
+def descend(sgd: Sgd, rate: tf.Tensor, parameter: tf.Tensor, gradient: tf.Tensor, velocity: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """One parameter and its momentum buffer after a step of ``Sgd``."""
+    gradient = gradient + sgd.weight_decay * parameter
+    velocity = sgd.momentum * velocity + gradient
+    return parameter - rate * (gradient + sgd.momentum * velocity if sgd.nesterov else velocity), velocity
+
+
+def apply(layer: Layer, tensors: Tensors, *inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """One layer in training mode: its output, and the running statistics that it changed."""
+    if isinstance(layer, BatchNorm2d):
+        return batch_norm2d(layer, tensors, *inputs)
+    return FUNCTIONS[type(layer)](layer, tensors, *inputs), {}
+
+
+class Trainer(implementation.Trainer):
+    """One model's state in variables, and its step traced for one shape of batches."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        weights: Mapping[str, Array],
+        momentum: Mapping[str, Array],
+        sgd: Sgd,
+        mode: str,
+        dtype: tf.DType,
+        input_shape: Shape,
+    ) -> None:
+        self._model, self._sgd, self._dtype = model, sgd, dtype
+
+        def variable(array: Array) -> tf.Variable:
+            return tf.Variable(to_framework(array).astype(dtype.as_numpy_dtype), trainable=False)
+
+        self._tensors = {name: variable(array) for name, array in weights.items()}
+        self._parameters = parameter_names(model)
+        self._momentum = {name: variable(momentum[name]) for name in self._parameters}
+        batch, channels, height, width = input_shape
+        signature = [tf.TensorSpec((batch, height, width, channels), dtype), tf.TensorSpec((batch,), tf.int64), tf.TensorSpec((), dtype)]
+        self._step = tf.function(self._stepped, input_signature=signature, jit_compile=mode == "xla", autograph=False)
+        self._step = self._step.get_concrete_function()
+
+    def step(self, images: Array, labels: Array, learning_rate: float) -> float:
+        """See the contract."""
+        return float(self._step(*self._put(images, labels), tf.constant(learning_rate, self._dtype)))
+
+    def differentiate(self, images: Array, labels: Array) -> Derivatives:
+        """See the contract. Operation by operation in both modes, so nothing is fused."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            parameters = self._watched(tape)
+            loss, _, taps = self._loss(tape, parameters, *self._put(images, labels))
+        gradients, cotangents = tape.gradient(loss, (parameters, taps))
+        return Derivatives(float(loss), _nchw(taps), _nchw(cotangents), _canonical(gradients))
+
+    def weights(self) -> dict[str, Array]:
+        """See the contract."""
+        return _canonical(self._tensors)
+
+    def momentum(self) -> dict[str, Array]:
+        """See the contract."""
+        return _canonical(self._momentum)
+
+    def _put(self, images: Array, labels: Array) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.cast(tf.convert_to_tensor(images.transpose(0, 2, 3, 1)), self._dtype), tf.convert_to_tensor(labels)
+
+    def _watched(self, tape: tf.GradientTape) -> dict[str, tf.Tensor]:
+        """The values of the parameters, watched by ``tape``."""
+        parameters = {name: tf.convert_to_tensor(self._tensors[name]) for name in self._parameters}
+        tape.watch(parameters)
+        return parameters
+
+    def _loss(
+        self, tape: tf.GradientTape, parameters: Mapping[str, tf.Tensor], images: tf.Tensor, labels: tf.Tensor
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """The loss of a batch, the new running statistics by tensor name, and every layer's output, watched by ``tape``."""
+        running, taps = {}, {}
+
+        def applied(layer: Layer, *inputs: tf.Tensor) -> tf.Tensor:
+            names = {leaf: f"{layer.name}.{leaf}" for leaf in layer.tensors()}
+            own = {
+                leaf: parameters[name] if name in parameters else tf.convert_to_tensor(self._tensors[name]) for leaf, name in names.items()
+            }
+            taps[layer.name], changed = apply(layer, own, *inputs)
+            running.update({names[leaf]: value for leaf, value in changed.items()})
+            tape.watch(taps[layer.name])
+            return taps[layer.name]
+
+        logits = walk(self._model.body, applied, images)
+        return cross_entropy(logits, labels, self._sgd.label_smoothing), running, taps
+
+    def _stepped(self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        """Assigns the state after a step of ``Sgd``; the loss before it."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            parameters = self._watched(tape)
+            loss, running, _ = self._loss(tape, parameters, images, labels)
+        gradients = tape.gradient(loss, parameters)
+        for name, parameter in parameters.items():
+            stepped, velocity = descend(self._sgd, rate, parameter, gradients[name], tf.convert_to_tensor(self._momentum[name]))
+            self._tensors[name].assign(stepped)
+            self._momentum[name].assign(velocity)
+        for name, value in running.items():
+            self._tensors[name].assign(value)
+        return loss
+
+
+def _nchw(tensors: Mapping[str, tf.Tensor]) -> dict[str, Array]:
+    host = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {name: array.transpose(0, 3, 1, 2) if array.ndim == 4 else array for name, array in host.items()}
+
+
+def _canonical(tensors: Mapping[str, tf.Tensor | tf.Variable]) -> dict[str, Array]:
+    return {name: np.array(to_canonical(tensor.numpy())) for name, tensor in tensors.items()}
