@@ -91,14 +91,21 @@ def fail(message: str, code: int = USAGE) -> NoReturn:
 EXPECTED = {
     "impls.implementation.ManifestError",
     "impls.models.UnknownModelError",
+    "impls.oracle.forward.WeightsError",
     "impls.spec.SpecError",
     "impls.weights.file.WeightFileError",
     "reports.frame.BaselineError",
     "reports.frame.NoRecordsError",
     "results.schema.RecordError",
     "results.store.StoreError",
+    "suites.equivalence.scoring.ScoringError",
+    "suites.equivalence.doors.DoorError",
+    "suites.equivalence.foreign.ForeignError",
+    "suites.equivalence.outputs.NotFiniteError",
+    "suites.equivalence.outputs.OutputsError",
     "suites.harness.environments.EnvironmentBuildError",
     "suites.harness.inputs.NoInputError",
+    "suites.harness.npz.NpzError",
     "suites.harness.plan.UsageError",
     "suites.harness.runner.NothingToRunError",
     "suites.training.TrainingError",
@@ -217,21 +224,49 @@ def bench(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, 
 @main.command()
 @request_options
 @run_options
-def certify(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, **options: Any) -> None:
+@click.option("--training", is_flag=True, help="Of derivatives and training steps instead of inference.")
+@click.option("--mutants", is_flag=True, help="Examine known faults instead, and write the matrix to docs/faults.md.")
+def certify(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, training: bool, mutants: bool, **options: Any) -> None:
     """Prove the equivalence, and measure nothing."""
+    if mutants:
+        _mutants(env, options.pop("threads"), as_json, any((store, fresh, training, options.pop("device") != "cpu", *options.values())))
     with plain_errors():
         from levelfield import screen
+        from reports import certificate
         from suites.harness import runner
 
         request = _request(options)
         _require_device(request.device)
         with screen.live(quiet=as_json, baseline=None) as live:
-            certificates, skips = runner.certify(request, _options(runner, env, store, fresh, live.say, live.show))
+            arguments = _options(runner, env, store, fresh, live.say, live.show)
+            folder, certificates, skips = runner.certify(request, "training" if training else "inference", arguments)
+        pages = certificate.write(folder, runner.REPORTS / folder.name / "certificates")
         if as_json:
             _print_json(screen.certify_document(certificates, skips))
         else:
-            screen.certificates(certificates, skips)
+            screen.certificates(certificates, skips, pages)
         raise SystemExit(screen.certify_code(certificates, skips))
+
+
+def _mutants(env: tuple[str, ...], threads: int | None, as_json: bool, more: bool) -> NoReturn:
+    """The certificate shown every fault of the catalogue."""
+    with plain_errors():
+        from levelfield import screen
+        from suites.equivalence import scoring
+        from suites.harness import plan as planning
+
+        if more:
+            fail("--mutants examines a set of networks and precisions of its own; it takes --env, --threads and --json only")
+        if threads is not None and threads < 1:
+            fail(f"--threads {threads}: at least one thread is needed")
+        with screen.live(quiet=as_json, baseline=None) as live:
+            matrix = scoring.make(env, threads or planning.available_threads(), live.say)
+        scoring.write(matrix)
+        if as_json:
+            _print_json(scoring.document(matrix))
+        else:
+            click.echo(scoring.summary(matrix))
+        raise SystemExit(YES if matrix.holds else NO)
 
 
 @main.command()
@@ -397,6 +432,64 @@ def weights_show(path: Path) -> None:
         for name, value in loaded.metadata.items():
             click.echo(f"{name}: {value if len(value) <= 100 else value[:97] + '...'}")
         click.echo(f"tensors: {len(loaded.weights)}, all as the model {loaded.model.name} has them")
+
+
+@main.command()
+@click.argument("arms", nargs=-1, metavar="[IMPLEMENTATION/MODE]...")
+@click.option("--model", help="The model; the file names it unless given.")
+@click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="The weight file that the outputs are of.")
+@click.option("--outputs", type=click.Path(path_type=Path, dir_okay=False), help="Your outputs or taps as an .npz file (docs/diagnose.md).")
+@click.option("--write-inputs", type=click.Path(path_type=Path, dir_okay=False), help="Write the images to feed your own port.")
+@click.option("--onnx", type=click.Path(path_type=Path, dir_okay=False), help="An ONNX file of a ResNet, with its weights.")
+@click.option("--precision", type=click.Choice(["fp64", "fp32", "tf32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Threads. Default: the cores that this process may use.")
+@click.option("--env", "env", multiple=True, help="'current' or IMPLEMENTATION=PYTHON: an existing interpreter.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+def diagnose(
+    arms: tuple[str, ...],
+    model: str | None,
+    weights: Path | None,
+    outputs: Path | None,
+    write_inputs: Path | None,
+    onnx: Path | None,
+    precision: str,
+    threads: int | None,
+    env: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Say whether outputs are those of a model, and if not, what is wrong.
+
+    Of implementations (--model M A B), of your own port (--weights FILE --outputs FILE.npz), or of an ONNX file (--onnx FILE).
+    """
+    if [bool(arms), outputs is not None, write_inputs is not None, onnx is not None].count(True) != 1:
+        fail("diagnose takes one of IMPLEMENTATION/MODE..., --outputs FILE, --write-inputs FILE and --onnx FILE")
+    if arms and (model is None or weights is not None):
+        fail("implementations are diagnosed on a --model, with the project's own weights")
+    if (outputs or write_inputs) and weights is None:
+        fail("--weights FILE is missing: the weights that the outputs are of")
+    with plain_errors():
+        from levelfield import answers as shown
+        from levelfield import screen
+        from suites.equivalence import doors
+        from suites.harness.plan import available_threads
+
+        if write_inputs is not None and weights is not None:
+            click.echo(f"{write_inputs}: images of shape {doors.write_inputs(weights, write_inputs, model)}, (N, C, H, W)")
+            return
+        cores = threads or available_threads()
+        with screen.live(quiet=as_json, baseline=None) as live:
+            if outputs is not None and weights is not None:
+                answers = [(str(outputs), doors.of_files(weights, outputs, model, precision, cores, live.say))]
+            elif onnx is not None:
+                name, answer = doors.of_onnx(onnx, weights, model, precision, env, cores, live.say)
+                answers = [(f"{onnx}, {name}", answer)]
+            else:
+                answers = doors.of_arms(model or "", arms, precision, env, cores, live.say)
+        if as_json:
+            _print_json(shown.document(answers))
+        else:
+            shown.show(answers)
+        raise SystemExit(shown.code(answers))
 
 
 @main.command()

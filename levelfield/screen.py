@@ -20,9 +20,11 @@ from rich.text import Text
 from levelfield.cli import INVALID, NO, USAGE, YES
 from reports import frame, labels, table, write
 from results import statistics
+from results.certificate import TIERS, Purpose
 from results.record import Cell, Record
 from results.store import Store
 from suites import accuracy
+from suites.equivalence.certificate import SUITES
 from suites.harness.plan import Plan, Skip
 
 
@@ -132,6 +134,9 @@ def bench_code(cells: pd.DataFrame, planned: Plan) -> int:
     return YES if planned.smoke or cells["time_per_batch_s"].notna().any() else INVALID
 
 
+PURPOSES: Mapping[str, Purpose] = {suite: purpose for purpose, suite in SUITES.items()}
+
+
 def certify_document(certificates: Mapping[Cell, Record], skips: Sequence[Skip]) -> dict[str, Any]:
     """``{"certificates": [...], "skipped": [...]}``."""
     made = []
@@ -149,10 +154,12 @@ def certify_document(certificates: Mapping[Cell, Record], skips: Sequence[Skip])
             continue
         data: Mapping[str, Any] = record.data or {}
         tiers = data.get("tiers", {})
-        worst = next((tier for tier in tiers.values() if not tier["passed"]), tiers.get("E4"))
+        last = list(tiers.values())[-1] if tiers else None
+        worst = next((tier for tier in tiers.values() if not tier["passed"]), last)
         made.append(
             {
                 **about,
+                "purpose": PURPOSES[record.suite],
                 "passed": record.status == "ok",
                 "status": record.status,
                 "certificate": record.record_id,
@@ -165,23 +172,28 @@ def certify_document(certificates: Mapping[Cell, Record], skips: Sequence[Skip])
     return {"certificates": made, "skipped": skipped}
 
 
-def certificates(found: Mapping[Cell, Record], skips: Sequence[Skip]) -> None:
-    """A line per certificate."""
+def certificates(found: Mapping[Cell, Record], skips: Sequence[Skip], pages: Path | None) -> None:
+    """A line per certificate, and where to read them."""
     shown = Table(box=None, pad_edge=False)
-    for heading in ("implementation", "model", "precision", "certificate", "elements", "E0", "E1", "E2", "E4", "reason"):
+    purposes = {PURPOSES[record.suite] for record in found.values()}
+    names = sorted({name for purpose in purposes for name in TIERS[purpose]} or TIERS["inference"])
+    for heading in ("implementation", "model", "precision", "certificate", "elements", *names, "reason"):
         shown.add_column(heading, overflow="fold")
     for cell, record in found.items():
         data: Mapping[str, Any] = record.data or {}
         tiers = data.get("tiers", {})
-        marks = [_mark(tiers.get(name)) for name in ("E0", "E1", "E2", "E4")]
+        marks = [_mark(tiers.get(name)) for name in names]
         verdict = f"ok {labels.short(record.record_id)}" if record.status == "ok" else record.status.replace("_", " ").upper()
         name = labels.implementation(cell.implementation, cell.mode)
         count = f"{data['elements_compared']:,}" if data else "-"
         shown.add_row(name, cell.model, cell.precision, verdict, count, *marks, Text(record.reason or ""))
     for skip in skips:
         name = labels.implementation(skip.implementation, skip.mode)
-        shown.add_row(name, skip.model, skip.precision, "skipped", "-", "-", "-", "-", "-", Text(skip.reason))
-    Console(width=max(100, min(140, Console().width))).print(shown)
+        shown.add_row(name, skip.model, skip.precision, "skipped", "-", *("-" for _ in names), Text(skip.reason))
+    console = Console(width=max(100, min(140, Console().width)))
+    console.print(shown)
+    if pages is not None:
+        console.print(Text(f"Certificates: {pages}"), soft_wrap=True)
 
 
 def _mark(tier: Mapping[str, Any] | None) -> str:

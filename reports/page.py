@@ -67,13 +67,17 @@ class Chapter:
     parts: tuple[Part, ...]
 
 
-def render(frame: pd.DataFrame, content: Content) -> str:
-    """The page for the rows of ``frame`` and the words of ``content``, which was built from the same rows."""
+def render(frame: pd.DataFrame, content: Content, *, certificates: bool) -> str:
+    """The page for the rows of ``frame`` and the words of ``content``, which was built from the same rows.
+
+    ``certificates`` says whether the pages of the certificates lie in the folder of that name beside it.
+    """
     return (
         environment()
         .get_template("page.html.j2")
         .render(
             content=content,
+            certificates=certificates,
             chapters=[chapter for chapter in _chapters(frame, content) if chapter.parts],
             without=list(_without(frame)),
             raw=_raw(frame),

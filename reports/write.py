@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reports import frame, page, publish, table
+from reports import certificate, frame, page, publish, table
 from reports.about import About
 
 
@@ -19,7 +19,7 @@ def comparison(path: str | Path, baseline: str = frame.BASELINE, report: Path | 
 
 
 def write(run_folder: str | Path, out: str | Path, baseline: str = frame.BASELINE) -> tuple[Path, ...]:
-    """Write ``index.html``, ``report.md``, ``cells.csv`` and ``cells.parquet`` into ``out``; each file is replaced whole.
+    """Write ``index.html``, ``report.md``, ``cells.csv``, ``cells.parquet`` and the pages of the certificates; each is replaced whole.
 
     Raises:
         frame.NoRecordsError: ``run_folder`` holds no run.
@@ -29,8 +29,9 @@ def write(run_folder: str | Path, out: str | Path, baseline: str = frame.BASELIN
     loaded = frame.read(run_folder)
     cells = frame.tidy(loaded, baseline)
     content = table.content(cells, About(loaded.records, loaded.runs, loaded.unreadable))
+    certificates = certificate.write(Path(run_folder), out / "certificates")
     documents = {
-        "index.html": page.render(cells, content).encode(),
+        "index.html": page.render(cells, content, certificates=certificates is not None).encode(),
         "report.md": table.markdown(content).encode(),
         "cells.csv": cells.to_csv(index=False).encode(),
         "cells.parquet": cells.to_parquet(index=False),

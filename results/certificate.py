@@ -106,13 +106,11 @@ class Certificate:
     @property
     def reason(self) -> str | None:
         """Why it did not pass."""
-        for name in TIERS[self.purpose]:
-            tier = self.tiers.get(name)
-            if tier is None and name not in self.excused:
-                return f"{name}: was not examined"
-            if tier is not None and not (tier.passed and tier.elements > 0):
-                return f"{name}: {tier.reason or 'nothing was compared'}"
-        return None
+        failed = (
+            f"{name}: {tier.reason or 'nothing was compared'}" for name, tier in self.tiers.items() if not (tier.passed and tier.elements)
+        )
+        missing = (f"{name}: was not examined" for name in TIERS[self.purpose] if name not in {*self.tiers, *self.excused})
+        return next(failed, None) or next(missing, None)
 
 
 def digest(certificate: Certificate) -> str:

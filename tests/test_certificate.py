@@ -13,6 +13,7 @@ import pytest
 
 from impls.implementation import find
 from impls.oracle import lattice
+from results import certificate as documents
 from results.record import Cell
 from results.store import Store
 from suites.equivalence import certificate
@@ -24,7 +25,7 @@ from suites.harness.process import WorkerError
 
 CELL = Cell("onnx", "ort", "cifar_resnet8", "fp32", "cpu", None, None, None, None)
 PACKAGES = {"onnxruntime": "1.31.1", "numpy": "2.4.6"}
-PASSED = {name: Tier(True, 10, 0.0, "", 0.0, None) for name in certificate.TIERS}
+PASSED = {name: Tier(True, 10, 0.0, "", 0.0, None) for name in documents.TIERS["inference"]}
 FAILED = PASSED | {"E1": Tier(False, 10, 0.0, "bn1", 3.0, "bn1: the first tap that differs, by 3 (bound 0)")}
 
 
@@ -94,7 +95,7 @@ def test_failed_examination_is_held_again(context: Context, tmp_path: Path, monk
         lambda text: "[]",
         lambda text: text[: len(text) // 2],
         lambda text: text.replace('"elements": 10', '"elements": 11', 1),
-        lambda text: json.dumps(json.loads(text) | {"document": {**json.loads(text)["document"], "tiers": {}}}),
+        lambda text: json.dumps(json.loads(text) | {"certificate": {**json.loads(text)["certificate"], "tiers": {}}}),
         lambda text: json.dumps(json.loads(text) | {"sha256": "0" * 64}),
     ],
     ids=["empty", "list", "cut off", "edited", "no tiers", "digest"],
@@ -114,18 +115,58 @@ def test_tampered_certificate_is_not_used(
 
 @pytest.mark.parametrize(
     "tiers",
-    [FAILED, {}, {"E0": PASSED["E0"]}, PASSED | {"E4": dataclasses.replace(PASSED["E4"], elements=0)}],
-    ids=["failed", "no tiers", "one tier", "no elements"],
+    [
+        FAILED,
+        {},
+        {"E0": PASSED["E0"]},
+        {name: tier for name, tier in PASSED.items() if name != "E3"},
+        PASSED | {"E4": dataclasses.replace(PASSED["E4"], elements=0)},
+    ],
+    ids=["failed", "no tiers", "one tier", "no E3", "no elements"],
 )
-def test_only_whole_certificates_count(tmp_path: Path, tiers: dict[str, Tier]) -> None:
-    """A failed, empty or partial document is no certificate even where it was kept in due form."""
-    path = tmp_path / "certificate.json"
-    whole = {"key": "k", "tiers": {name: dataclasses.asdict(tier) for name, tier in PASSED.items()}, "settings": {}}
-    certificate._keep(path, whole)
-    assert certificate._read_kept(path, "k") == whole
+def test_only_whole_certificates_count(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiers: dict[str, Tier]) -> None:
+    """A failed, empty or partial examination certifies nothing and is not kept; nor does it count where it was kept in due form."""
+    examiner = Examiner(monkeypatch)
+    certify_once(context)
+    (path,) = kept_files(tmp_path)
+    sound = documents.load(path)
+    assert certificate._read_kept(path, sound.key) == sound
     assert certificate._read_kept(path, "another") is None
-    certificate._keep(path, whole | {"tiers": {name: dataclasses.asdict(tier) for name, tier in tiers.items()}})
-    assert certificate._read_kept(path, "k") is None
+    partial = {name: documents.Tier(*(getattr(tier, field) for field in documents.Tier.__slots__)) for name, tier in tiers.items()}
+    documents.save(path, dataclasses.replace(sound, tiers=partial))
+    assert certificate._read_kept(path, sound.key) is None
+    examiner.tiers = tiers
+    assert (certify_once(context), examiner.held) == ("not_certified", 2)
+
+
+def test_every_examination_leaves_a_document(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passed or not, the run's folder holds the whole certificate, which says what the record says."""
+    examiner = Examiner(monkeypatch)
+    for tiers in (PASSED, FAILED):
+        examiner.tiers = tiers
+        record = certificate._certify_one(context, NO_WORKERS, CELL, (len(tiers["E1"].worst_tap) + 1,))
+        assert record.data is not None
+        made = documents.load(context.folder / "certificates" / str(record.data["document"]))
+        assert (made.passed, made.reason, made.key) == (record.status == "ok", record.reason, record.data["key"])
+
+
+def test_what_does_not_train_is_skipped(context: Context) -> None:
+    """ONNX Runtime has no training: its row says so."""
+    record = certificate._certify_one(context, NO_WORKERS, CELL, (1,), "training")
+    assert (record.suite, record.status, record.reason) == ("training_equivalence", "skipped", "ONNX Runtime has no training")
+
+
+def test_an_excused_tier_is_stated(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An implementation that shows no taps is certified without E3, kept so, and the record says why."""
+    examiner = Examiner(monkeypatch)
+    examiner.tiers = {name: tier for name, tier in PASSED.items() if name != "E3"}
+    assert certify_once(context) == "not_certified"
+    assert kept_files(tmp_path) == []
+    silent = {name: dataclasses.replace(manifest, taps=False) for name, manifest in context.manifests.items()}
+    record = certificate._certify_one(dataclasses.replace(context, manifests=silent), NO_WORKERS, CELL, (1,))
+    assert record.data is not None
+    assert record.data["excused"] == {"E3": "it shows no intermediate outputs"}
+    assert len(kept_files(tmp_path)) == 1
 
 
 def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +180,9 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
         sizes: tuple[int, ...] = (1, 8),
         python: str = "3.11.7",
         packages: Mapping[str, str] = PACKAGES,
+        purpose: documents.Purpose = "inference",
     ) -> str:
-        return certificate._key(context, cell, about, sizes, python, packages)
+        return certificate._key(context, cell, about, sizes, python, packages, purpose)
 
     others = [
         key(cell=dataclasses.replace(CELL, mode="other")),
@@ -153,6 +195,7 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
         key(context=dataclasses.replace(context, run=dataclasses.replace(context.run, machine={"machine_id": "f" * 16}))),
         key(packages=PACKAGES | {"onnxruntime": "1.30.0"}),
         key(python="3.12.1"),
+        key(purpose="training"),
     ]
     monkeypatch.setattr(certificate, "oracle_sha256", lambda: "0" * 64)
     others.append(key())

@@ -31,10 +31,11 @@ FAILED = Tier(False, 24, 0.0, "conv1", 3.0, "conv1: the first tap that differs, 
     [
         (TIERS | {"E1": FAILED}, "E1: conv1: the first tap that differs, by 3 (bound 0)"),
         ({name: TIERS[name] for name in ("E0", "E1", "E2")}, "E3: was not examined"),
+        ({"E1": FAILED, "E2": TIERS["E2"]}, "E1: conv1: the first tap that differs, by 3 (bound 0)"),
         ({}, "E0: was not examined"),
         (TIERS | {"E4": dataclasses.replace(TIERS["E4"], elements=0)}, "E4: nothing was compared"),
     ],
-    ids=["failed", "partial", "empty", "nothing compared"],
+    ids=["failed", "partial", "failed and partial", "empty", "nothing compared"],
 )
 def test_only_whole_certificates_pass(tiers: dict[str, Tier], reason: str) -> None:
     """A tier that failed, is absent or compared nothing is no pass."""

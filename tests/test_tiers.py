@@ -17,9 +17,20 @@ from hypothesis.extra import numpy as arrays
 from impls import models
 from impls.oracle import forward, rounding
 from impls.oracle.rounding import Envelope
-from impls.spec import layers
+from impls.spec import Conv2d, Linear, layers, walk
 from impls.weights import synthesis
-from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, check_ring, compare, exact, identity, meaning, rounding_noise
+from suites.equivalence.tiers import (
+    MEANING_BOUND,
+    Tier,
+    all_of,
+    check_ring,
+    compare,
+    exact,
+    identity,
+    local_rounding,
+    meaning,
+    rounding_noise,
+)
 from suites.harness.reference import held
 
 Array = npt.NDArray[Any]
@@ -239,7 +250,6 @@ def net() -> tuple[Taps, npt.NDArray[np.float32]]:
 
 def in_tf32(weights: Taps, images: Array) -> Array:
     """The logits where every product takes operands rounded to TF32, all else in float64."""
-    from impls.spec import Conv2d, Linear, walk
 
     def apply(layer: Any, *inputs: Array) -> Array:
         tensors = forward.tensors_of(layer, weights)
@@ -272,20 +282,97 @@ def test_exact_arithmetic_is_no_bf16() -> None:
     assert (tier.passed, tier.reason) == (False, "logits: 0 times the noise that bf16 explains (must be 0.5 to 1.5)")
 
 
+def local_taps() -> tuple[Taps, npt.NDArray[np.float32], Taps]:
+    """Weights, images and the taps of an implementation that computes in float64 and stores float32."""
+    weights, images = net()
+    return weights, images, {name: tap.astype(np.float32) for name, tap in forward.taps(MODEL, weights, images).items()}
+
+
+def forced(weights: Taps, images: Array, name: str, compute: Callable[..., Array]) -> Taps:
+    """Taps whose layer ``name`` is computed by ``compute(layer, inputs, tensors, taps so far)``, every one stored in float32."""
+    taps: Taps = {}
+
+    def apply(layer: Any, *inputs: Array) -> Array:
+        tensors = forward.tensors_of(layer, weights)
+        wide = tuple(x.astype(np.float64) for x in inputs)
+        output = compute(layer, wide, tensors, taps) if layer.name == name else forward.evaluate(layer, wide, tensors)
+        taps[layer.name] = output.astype(np.float32)
+        return taps[layer.name]
+
+    walk(MODEL.body, apply, images)
+    return taps
+
+
+def test_layers_that_round_as_they_should_pass() -> None:
+    """E3 counts every element of every tap, and its figures go into the certificate as JSON."""
+    weights, images = net()
+    taps = forced(weights, images, "none", forward.evaluate)
+    tier = local_rounding(MODEL, weights, images, taps, "fp32")
+    assert (tier.passed, tier.elements) == (True, sum(tap.size for tap in taps.values()))
+    assert [tap.tap for tap in tier.taps] == list(taps)
+    assert tier.worst_error is not None
+    assert tier.worst_error <= 1 == tier.bound
+    json.dumps(dataclasses.asdict(tier), allow_nan=False)
+
+
+def test_the_layer_that_rounds_otherwise_is_named() -> None:
+    """The reason is the first tap that fails, with its figures; the later ones are right for what they were given."""
+    weights, images = net()
+
+    def in_bf16(layer: Any, inputs: tuple[Array, ...], tensors: Taps, taps: Taps) -> Array:
+        return rounding.round_to(forward.evaluate(layer, inputs, tensors), "bf16")
+
+    tier = local_rounding(MODEL, weights, images, forced(weights, images, "layer2.0.conv1", in_bf16), "fp32")
+    assert (tier.passed, tier.worst_tap) == (False, "layer2.0.conv1")
+    assert tier.reason is not None
+    assert tier.reason.startswith("layer2.0.conv1: does not round as fp32 does: rms ")
+    assert [tap.tap for tap in tier.taps if tap.fault] == ["layer2.0.conv1"]
+
+
+def test_the_wire_that_is_wrong_is_named() -> None:
+    """A layer that is right for another tap reads that tap."""
+    weights, images = net()
+
+    def reads_before_the_relu(layer: Any, inputs: tuple[Array, ...], tensors: Taps, taps: Taps) -> Array:
+        return forward.evaluate(layer, (taps["layer1.0.bn1"].astype(np.float64),), tensors)
+
+    tier = local_rounding(MODEL, weights, images, forced(weights, images, "layer1.0.conv2", reads_before_the_relu), "fp32")
+    assert (tier.passed, tier.reason) == (False, "layer1.0.conv2 reads layer1.0.bn1, not layer1.0.relu1")
+
+
+def test_taps_that_are_missing_or_not_finite_break_local_rounding() -> None:
+    """Nothing is judged, and the tap is named."""
+    weights, images, taps = local_taps()
+    taps["bn1"][0, 0, 0, 0] = np.nan
+    assert local_rounding(MODEL, weights, images, taps, "fp32").reason == "bn1: holds values that are not finite"
+    del taps["conv1"]
+    tier = local_rounding(MODEL, weights, images, taps, "fp32")
+    assert (tier.passed, tier.elements, tier.reason) == (False, 0, "conv1: the tap is missing")
+
+
 @pytest.mark.parametrize(
     ("logits", "reason"),
     [
         (np.zeros((2, 4)), "logits: shape (2, 4), not (2, 3)"),
         (np.array([[0, 0, 0], [0, np.nan, 0]]), "logits: hold values that are not finite"),
         (np.array([[0, 0, 0], [0, np.inf, 0]]), "logits: hold values that are not finite"),
-        (np.full((2, 3), 1.6), "logits: 1.6 times the noise that fp32 explains (must be 0 to 1.5)"),
+        (np.full((2, 3), 101.6), "logits: 1.6 times the noise that fp32 explains (must be 0 to 1.5)"),
     ],
     ids=["shape", "nan", "inf", "distant"],
 )
 def test_broken_logits_break_rounding(logits: Array, reason: str) -> None:
     """Misshapen, non-finite or distant logits fail."""
-    tier = rounding_noise(logits, Envelope(np.zeros((2, 3)), np.ones((2, 3))), "fp32")
+    tier = rounding_noise(logits, Envelope(np.full((2, 3), 100.0), np.ones((2, 3))), "fp32")
     assert (tier.passed, tier.reason) == (False, reason)
+
+
+@pytest.mark.parametrize(("noise", "passed"), [(29, False), (31, True)])
+def test_rounding_without_power_leaves_it_to_the_layers(noise: float, passed: bool) -> None:
+    """Where rounding alone moves logits by more than 30 % of their rms, whatever they are proves nothing, and the tier says so."""
+    tier = rounding_noise(np.zeros((2, 3)), Envelope(np.full((2, 3), 100.0), np.full((2, 3), noise)), "bf16")
+    assert tier.passed is passed
+    note = "no power: bf16 explains errors of 31% of the logits' rms, E3 decides"
+    assert tier.note == (note if passed else None)
 
 
 def test_no_logits_break_rounding() -> None:

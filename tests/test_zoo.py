@@ -176,7 +176,7 @@ class FakeWorker:
         self.calls.append((operation, arguments))
         if operation in ("taps", "outputs"):
             save_file({"logits": np.zeros((1, 2, 10))}, arguments["out"])
-        return {}
+        return {"settings": {}} if operation == "prepare" else {}
 
 
 @pytest.mark.parametrize(("folds", "taps"), [(True, True), (False, True), (True, False), (False, False)])

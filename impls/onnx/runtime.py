@@ -216,6 +216,7 @@ class ReferenceNetwork(implementation.Network):
             "precision": helper.tensor_dtype_to_np_dtype(self._proto.graph.output[0].type.tensor_type.elem_type).name,
             "tf32": False,
             "layout": "NCHW",
+            "epsilon": "float32",  # the attribute is a float, also in a float64 model
             "deterministic": True,
             "provider": "onnx.reference.ReferenceEvaluator",
         }

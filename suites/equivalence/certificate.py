@@ -1,14 +1,16 @@
 """The certificate: that an implementation, in one mode and precision, computes the function that the spec and weights define.
 
-Tiers (each fails at zero elements compared, and at any missing, extra, misshapen or non-finite tap):
+Of inference (each tier fails at zero elements compared, and at any missing, extra, misshapen or non-finite tap):
 
 E0  identity   the weights read back from the framework are, byte for byte, the ones in the file as this precision holds them
 E1  lattice    on a probe where every format computes the same integers, every tap and the mode's logits are equal bit for bit
 E2  meaning    in float64 every tap and the mode's logits agree with the oracle to 1e-10
+E3  local      every layer, on the implementation's own inputs, rounds as the precision allows (``impls/oracle/local.py``)
 E4  rounding   at every timed shape the mode's logits lie within 1.5 times the noise that rounding theory predicts
 
 Taps come from unfused execution, logits from the very mode that is timed, with batch norm folded where it is timed so. Of an
-implementation that shows no taps (``taps = false`` in its manifest) the logits alone are compared, and the certificate says so.
+implementation that shows no taps (``taps = false`` in its manifest) the logits alone are compared and E3 is excused; the
+certificate says so. The tiers of training are told in ``suites.equivalence.training``.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from impls.oracle import lattice
-from results.record import Cell, Record
-from suites.equivalence.examination import Examination
+from impls.oracle.local import EDGES
+from results import certificate as documents
+from results.certificate import Certificate, Purpose
+from results.record import Cell, Record, Suite, utc_now
+from results.schema import RecordError
+from suites.equivalence import training
+from suites.equivalence.examination import PROBE_BATCH, Examination
+from suites.equivalence.tiers import Tier
 from suites.equivalence.workers import Workers
 from suites.harness.context import Context, Subject
 from suites.harness.environments import cache_root
@@ -33,19 +39,23 @@ from suites.harness.reference import code_sha256, oracle_sha256
 CODE = (
     "impls/**/*.py",
     "impls/**/*.toml",
+    "results/certificate.py",
     "suites/zoo/**/*.py",
-    "suites/equivalence/*.py",
+    *(f"suites/equivalence/{name}.py" for name in ("certificate", "examination", "tiers", "trainer", "training", "workers")),
     "suites/harness/inputs.py",
     "suites/harness/reference.py",
     "suites/harness/worker.py",
 )
 """The code that a certificate depends on: an implementation may use another's, so all of them count."""
 
-TIERS = ("E0", "E1", "E2", "E4")
+SUITES: Mapping[Purpose, Suite] = {"inference": "equivalence", "training": "training_equivalence"}
+"""The records that certificates are stored as."""
 
 
-def certificates_for(context: Context, cells: Sequence[Cell], batch_sizes: tuple[int, ...]) -> dict[Cell, Record]:
-    """A certificate for every arm (a cell without batch size, scope, scenario and threads), stored as records.
+def certificates_for(
+    context: Context, cells: Sequence[Cell], batch_sizes: tuple[int, ...], purpose: Purpose = "inference"
+) -> dict[Cell, Record]:
+    """A certificate for every arm (a cell without batch size, scope, scenario and threads), stored as records and documents.
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice.
@@ -54,62 +64,129 @@ def certificates_for(context: Context, cells: Sequence[Cell], batch_sizes: tuple
     certificates: dict[Cell, Record] = {}
     try:
         for number, cell in enumerate(cells, start=1):
-            context.say(f"certifying {cell.implementation} {cell.mode} {cell.model} {cell.precision} ({number} of {len(cells)})")
-            certificate = _certify_one(context, workers, cell, batch_sizes)
-            context.store.append(certificate)
-            certificates[cell] = certificate
+            what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
+            context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({number} of {len(cells)})")
+            certificates[cell] = _certify_one(context, workers, cell, batch_sizes, purpose)
+            context.store.append(certificates[cell])
     finally:
         workers.end()
     return certificates
 
 
-def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tuple[int, ...]) -> Record:
-    about = context.subject(cell.model)
+def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tuple[int, ...], purpose: Purpose = "inference") -> Record:
+    about, manifest, suite = context.subject(cell.model), context.manifests[cell.implementation], SUITES[purpose]
     shown = about.as_record(cell.precision, None)
+    if purpose == "training" and not manifest.trains:
+        return context.record(suite, cell, "skipped", f"{manifest.title} has no training", model=shown)
     try:
         python, packages = context.software(cell.implementation)
-        key = _key(context, cell, about, batch_sizes, python, packages)
+        key = _key(context, cell, about, batch_sizes, python, packages, purpose)
         kept = cache_root() / "certificates" / f"{key}.json"
-        document = _read_kept(kept, key)
-        if document is None:
-            tiers, settings = Examination(context, workers, cell, about, batch_sizes).run()
-            document = {"key": key, "tiers": {name: dataclasses.asdict(tier) for name, tier in tiers.items()}, "settings": settings}
-            if _is_certificate(document["tiers"]):
-                _keep(kept, document)
+        certificate = _read_kept(kept, key)
+        if certificate is None:
+            certificate = _examine(context, workers, cell, about, batch_sizes, purpose, key, python, packages)
+            if certificate.passed:
+                documents.save(kept, certificate)
     except WorkerError as error:
-        return context.failure("equivalence", cell, error, model=shown)
+        return context.failure(suite, cell, error, model=shown)
     except lattice.LatticeError as error:
-        return context.record("equivalence", cell, "not_certified", f"E1: no exact probe: {error}", model=shown)
-    failed = [f"{name}: {tier['reason']}" for name, tier in document["tiers"].items() if not tier["passed"]]
-    data = {
-        "key": key,
-        "tiers": document["tiers"],
-        "compared": "every tap and the logits" if context.manifests[cell.implementation].taps else "the logits",
-        "elements_compared": sum(tier["elements"] for tier in document["tiers"].values()),
-        "batch_sizes": list(batch_sizes),
-        "oracle_sha256": oracle_sha256(),
-        "inputs_sha256": about.inputs.sha256,
-    }
+        return context.record(suite, cell, "not_certified", f"E1: no exact probe: {error}", model=shown)
+    name = f"{purpose}-{cell.implementation}-{cell.mode}-{cell.model}-{cell.precision}-{cell.device}.json"
+    documents.save(context.folder / "certificates" / name, certificate)
     return context.record(
-        "equivalence",
+        suite,
         cell,
-        "not_certified" if failed else "ok",
-        failed[0] if failed else None,
+        "ok" if certificate.passed else "not_certified",
+        certificate.reason,
         model=shown,
-        settings=document["settings"],
+        settings=dict(certificate.settings),
         software=dict(packages),
-        data=data,
+        data={
+            "key": key,
+            "document": name,
+            "tiers": {name: dataclasses.asdict(tier) for name, tier in certificate.tiers.items()},
+            "excused": dict(certificate.excused),
+            "compared": certificate.compared,
+            "elements_compared": sum(tier.elements for tier in certificate.tiers.values()),
+            "batch_sizes": list(certificate.batch_sizes),
+            "oracle_sha256": certificate.sha256["oracle"],
+            "inputs_sha256": certificate.sha256["inputs"],
+        },
     )
 
 
-def _key(context: Context, cell: Cell, about: Subject, batch_sizes: tuple[int, ...], python: str, packages: Mapping[str, str]) -> str:
-    """A hash of all that a certificate depends on: cell, weights, images, code, packages, machine, threads."""
+def _examine(
+    context: Context,
+    workers: Workers,
+    cell: Cell,
+    about: Subject,
+    batch_sizes: tuple[int, ...],
+    purpose: Purpose,
+    key: str,
+    python: str,
+    packages: Mapping[str, str],
+) -> Certificate:
+    """The certificate of an arm, whatever it says."""
+    taps = context.manifests[cell.implementation].taps
+    settings: Mapping[str, object]
+    excused: dict[str, str] = {}
+    tiers: Mapping[str, Tier]
+    if purpose == "inference":
+        tiers, settings = Examination(context, workers, cell, about, batch_sizes).run()
+        compared = "every tap and the logits" if taps else "the logits"
+        excused = {} if taps else {"E3": "it shows no intermediate outputs"}
+    else:
+        tiers = training.TrainingExamination(context, workers, cell, about).run()
+        settings = training.settings()
+        batch_sizes = (PROBE_BATCH,)
+        compared = "taps, cotangents, gradients, masks, running statistics, parameters and momentum buffers"
+    return Certificate(
+        schema_version=documents.SCHEMA_VERSION,
+        purpose=purpose,
+        key=key,
+        cell=cell,
+        created_utc=utc_now(),
+        tiers={
+            name: documents.Tier(**{field.name: getattr(tier, field.name) for field in dataclasses.fields(documents.Tier)})
+            for name, tier in tiers.items()
+        },
+        excused=excused,
+        layers=tuple(documents.Layer(**dataclasses.asdict(tap)) for tier in tiers.values() for tap in tier.taps),
+        edges=EDGES,
+        compared=compared,
+        batch_sizes=tuple(sorted(batch_sizes)),
+        threads=context.threads,
+        machine_id=str(context.run.machine["machine_id"]),
+        python=python,
+        software=dict(packages),
+        settings=settings,
+        sha256={
+            "spec": about.spec_sha256,
+            "weights": about.weights_sha256,
+            "inputs": about.inputs.sha256,
+            "oracle": oracle_sha256(),
+            "code": code_sha256(*CODE),
+        },
+    )
+
+
+def _key(
+    context: Context,
+    cell: Cell,
+    about: Subject,
+    batch_sizes: tuple[int, ...],
+    python: str,
+    packages: Mapping[str, str],
+    purpose: Purpose = "inference",
+) -> str:
+    """A hash of all that a certificate depends on: purpose, cell, weights, images, code, packages, machine, threads."""
     content = [
+        purpose,
         cell.key,
         about.spec_sha256,
         about.weights_sha256,
         about.inputs.sha256,
-        sorted(batch_sizes),
+        sorted(batch_sizes) if purpose == "inference" else [],
         context.threads,
         oracle_sha256(),
         code_sha256(*CODE),
@@ -120,29 +197,10 @@ def _key(context: Context, cell: Cell, about: Subject, batch_sizes: tuple[int, .
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _is_certificate(tiers: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether every tier was examined and passed."""
-    return set(tiers) == set(TIERS) and all(tier["passed"] is True and tier["elements"] > 0 for tier in tiers.values())
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _keep(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a certificate with the digest of its content; it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps({"sha256": _digest(document), "document": document}), encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _read_kept(path: Path, key: str) -> dict[str, Any] | None:
-    """A kept certificate; None where there is none or it is not the one it should be."""
+def _read_kept(path: Path, key: str) -> Certificate | None:
+    """A kept certificate; None where there is none, or it is damaged, another's or did not pass."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        document: dict[str, Any] = kept["document"]
-        is_ours = kept["sha256"] == _digest(document) and document["key"] == key and _is_certificate(document["tiers"])
-        return document if is_ours else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        certificate = documents.load(path)
+    except (OSError, RecordError):
         return None
+    return certificate if certificate.key == key and certificate.passed else None

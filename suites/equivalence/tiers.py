@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from impls.oracle import rounding
+from impls.oracle import local, rounding
+from impls.oracle.local import TapError, TapRounding, check_taps
 from impls.oracle.rounding import Envelope
+from impls.spec import ModelSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -26,7 +28,10 @@ MEANING_BOUND = 1e-10
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """One tier's answer. ``worst`` is the worst tap and its error in the tier's unit; the first that fails is in ``reason``."""
+    """One tier's answer. ``worst`` is the worst tap and its error in the tier's unit; the first that fails is in ``reason``.
+
+    ``note`` restricts what passing says. ``taps`` holds E3's figures of every tap.
+    """
 
     passed: bool
     elements: int
@@ -34,6 +39,8 @@ class Tier:
     worst_tap: str
     worst_error: float | None
     reason: str | None
+    note: str | None = None
+    taps: tuple[TapRounding, ...] = ()
 
 
 def _failed(reason: str, bound: float, tap: str = "", elements: int = 0) -> Tier:
@@ -47,19 +54,14 @@ def _finite(number: float) -> float | None:
 
 def compare(expected: Arrays, found: Arrays, bound: float, error: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float]) -> Tier:
     """Compare taps in the order of ``expected``; ``error`` gives one number a tap, which must not exceed ``bound``."""
-    if missing := [name for name in expected if name not in found]:
-        return _failed(f"{missing[0]}: the tap is missing", bound, missing[0])
-    if extra := [name for name in found if name not in expected]:
-        return _failed(f"{extra[0]}: there is no such tap in the spec", bound, extra[0])
+    try:
+        check_taps({name: right.shape for name, right in expected.items()}, found)
+        check_taps({name: right.shape for name, right in expected.items()}, expected)
+    except TapError as unfit:
+        return _failed(str(unfit), bound, unfit.tap)
     elements, worst_tap, worst, reason = 0, "", -1.0, None
     for name, right in expected.items():
         given = found[name]
-        if given.shape != right.shape:
-            return _failed(f"{name}: shape {given.shape}, not {right.shape}", bound, name, elements)
-        if right.size == 0:
-            return _failed(f"{name}: has no elements", bound, name, elements)
-        if not (np.isfinite(given).all() and np.isfinite(right).all()):
-            return _failed(f"{name}: holds values that are not finite", bound, name, elements)
         here = error(given, right)
         here = math.inf if math.isnan(here) else here
         elements += right.size
@@ -104,8 +106,29 @@ def identity(expected: Arrays, found: Mapping[str, Mapping[str, Any]]) -> Tier:
     return Tier(True, elements, 0.0, "", 0.0, None) if elements else _failed("nothing was compared", 0.0)
 
 
+def judged_locally(judge: Callable[[], tuple[TapRounding, ...]]) -> Tier:
+    """E3 from the judgement of every tap, which may raise TapError; errors are in units of their bounds."""
+    try:
+        judged = judge()
+    except TapError as unfit:
+        return _failed(str(unfit), 1.0, unfit.tap)
+    errors = [max(math.inf if error is None else error for error in (tap.rms, tap.gauge, tap.slope)) for tap in judged]
+    worst = max(errors)
+    failed = next((f"{tap.tap}: {tap.fault}" for tap in judged if tap.fault is not None), None)
+    elements = sum(tap.elements for tap in judged)
+    return Tier(failed is None, elements, 1.0, judged[errors.index(worst)].tap, _finite(worst), failed, taps=judged)
+
+
+def local_rounding(model: ModelSpec, weights: Arrays, images: npt.NDArray[Any], taps: Arrays, precision: str) -> Tier:
+    """E3: every tap on the implementation's own inputs, within the bounds of ``impls.oracle.local``."""
+    tier = judged_locally(lambda: local.local_rounding(model, weights, images, taps, precision))
+    first = next((tap.tap for tap in tier.taps if tap.fault is not None), None)
+    wire = local.misread(model, weights, images, taps, precision, first) if first else None
+    return dataclasses.replace(tier, reason=wire) if wire else tier
+
+
 def rounding_noise(logits: npt.NDArray[Any], predicted: Envelope, precision: str) -> Tier:
-    """E4: rho = rms error over rms predicted noise, within the precision's bounds."""
+    """E4: rho = rms error over rms predicted noise, within the precision's bounds; where these are too wide to say anything it passes."""
     if logits.shape != predicted.logits.shape:
         return _failed(f"logits: shape {logits.shape}, not {predicted.logits.shape}", rounding.RHO_MAX, "logits")
     if logits.size == 0:
@@ -113,6 +136,9 @@ def rounding_noise(logits: npt.NDArray[Any], predicted: Envelope, precision: str
     if not np.isfinite(logits).all():
         return _failed("logits: hold values that are not finite", rounding.RHO_MAX, "logits")
     rho = rounding.rho(logits, predicted)
+    if (noise := rounding.relative_noise(predicted)) > rounding.NO_POWER:
+        note = f"no power: {precision} explains errors of {noise:.0%} of the logits' rms, E3 decides"
+        return Tier(True, logits.size, rounding.RHO_MAX, "logits", _finite(rho), None, note)
     passed = rounding.plausible(rho, precision)
     low = rounding.RHO_MIN.get(precision, 0.0)
     reason = None if passed else f"logits: {rho:.3g} times the noise that {precision} explains (must be {low:g} to {rounding.RHO_MAX:g})"

@@ -21,10 +21,11 @@ from impls.implementation import ROOT, Manifest, find
 from impls.spec import macs
 from impls.weights import file, trained
 from results import provenance
+from results.certificate import Purpose
 from results.record import Cell, Record
 from results.store import Run, Store
 from suites import accuracy, inference, startup
-from suites.equivalence.certificate import certificates_for
+from suites.equivalence.certificate import SUITES, certificates_for
 from suites.harness import environments, plan, probe
 from suites.harness.context import Context, subject
 from suites.harness.process import WorkerProcess
@@ -176,8 +177,8 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
     return context.folder, planned
 
 
-def certify(request: plan.Request, options: Options) -> tuple[dict[Cell, Record], tuple[plan.Skip, ...]]:
-    """The certificates alone, of timed and untimed arms.
+def certify(request: plan.Request, purpose: Purpose, options: Options) -> tuple[Path, dict[Cell, Record], tuple[plan.Skip, ...]]:
+    """The certificates alone, of timed and untimed arms; the run's folder comes first.
 
     Raises:
         UsageError, EnvironmentBuildError, NothingToRunError, StoreError.
@@ -188,9 +189,9 @@ def certify(request: plan.Request, options: Options) -> tuple[dict[Cell, Record]
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
     with opened(request, None, options, arms) as context:
         _record_skips(context, skips)
-        certificates = certificates_of(context, arms, request.batch_sizes or plan.DEFAULT_BATCH_SIZES)
+        certificates = certificates_of(context, arms, request.batch_sizes or plan.DEFAULT_BATCH_SIZES, purpose)
         (context.folder / FINISHED).touch()
-    return certificates, skips
+    return context.folder, certificates, skips
 
 
 def classify(request: plan.Request, weights: Path | None, options: Options) -> tuple[tuple[Record, ...], tuple[plan.Skip, ...]]:
@@ -237,12 +238,14 @@ def classify(request: plan.Request, weights: Path | None, options: Options) -> t
     return records, skips
 
 
-def certificates_of(context: Context, arms: tuple[Cell, ...], batch_sizes: tuple[int, ...]) -> dict[Cell, Record]:
+def certificates_of(
+    context: Context, arms: tuple[Cell, ...], batch_sizes: tuple[int, ...], purpose: Purpose = "inference"
+) -> dict[Cell, Record]:
     """Certificates of this run, those that it holds already included."""
-    held = {arm: context.store.find(context.run.run_id, "equivalence", arm, None) for arm in arms}
+    held = {arm: context.store.find(context.run.run_id, SUITES[purpose], arm, None) for arm in arms}
     missing = tuple(arm for arm in arms if not held[arm])
     began = time.monotonic()
-    made = certificates_for(context, missing, batch_sizes)
+    made = certificates_for(context, missing, batch_sizes, purpose)
     if made:
         context.say(f"certified in {time.monotonic() - began:.0f} s")
     return {arm: made[arm] if arm in made else held[arm][-1] for arm in arms}

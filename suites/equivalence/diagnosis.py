@@ -1,0 +1,328 @@
+"""Whether somebody's outputs are those of a network, and if not, in one sentence, why.
+
+Outputs that lie outside the rounding noise of the oracle (``trial``) are explained by running the fault catalogue on the oracle:
+every fault, everywhere at once and at every single layer, restricted to the layers between the first tap that fails and the given
+taps before it. A fault is an explanation only if it leaves nothing but rounding noise, the very test that a sound run must pass,
+and takes away nearly all of the difference; else two faults are tried together, and then other precisions and wires. What passes
+none of this is said to be unexplained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from impls.oracle import local
+from impls.oracle.forward import check
+from impls.oracle.rounding import arithmetic, round_to
+from impls.precision import PRECISIONS
+from impls.spec import ModelSpec, SpecError, tap_shapes
+from suites.equivalence import outputs, signature
+from suites.equivalence.faults.fault import Case, Fault, Site
+from suites.equivalence.faults.inference import INFERENCE
+from suites.equivalence.trial import Evidence, Hypothesis, Trial, Verdict
+
+LEAST_SHARE = 0.9
+"""Part of the difference that an explanation takes away. An unrelated change of D numbers lies within 0.1 of the difference's length of
+it with a chance of about 0.1^(D - 1)."""
+
+LEAST_NUMBERS = 10
+"""Fewer numbers are explained by chance: of 2,000 faults and sites, 2,000 * 0.1^9 = 2e-6 would be."""
+
+MUCH = 0.5
+"""A fault that takes away this part of the logits' difference may be one of two."""
+
+TIED = 1.1
+"""Explanations whose residual is at most this many times the best one's: next to noise of size 1 they differ by less than half of it."""
+
+JUDGED = 8
+"""Explanations, best first, that are held to the noise."""
+
+SCORED_NUMBERS = 32
+"""Where the logits alone are given, the faults are ranked on as few images as have so many of them: three times ``LEAST_NUMBERS``."""
+
+MEMORY_BYTES = 1 << 30
+"""For the oracle's taps: only as many images are judged as fit."""
+
+Say = Callable[[str], None]
+Weights = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What may be wrong: a sentence, the ids and sites of the faults in the catalogue, and the share of the difference explained."""
+
+    sentence: str
+    faults: tuple[str, ...]
+    sites: tuple[str, ...]
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The answer.
+
+    Attributes:
+        verdict: whether the outputs are equal up to the precision's rounding; "unclear" where that noise drowns the logits.
+        sentence: all of it, for people.
+        elements: numbers compared.
+        taps: given taps.
+        images: images of the batch that were judged.
+        first_tap: the first tap outside the noise, in topological order.
+        error: its rms difference over its rms; where all agree, that of the last tap. None where the shape differs.
+        noise: that difference in units of the bound or the noise.
+        explanations: equally good ones; empty where nothing explains it.
+    """
+
+    verdict: Literal["equal", "different", "unclear"]
+    sentence: str
+    elements: int
+    taps: int
+    images: int
+    first_tap: str | None
+    error: float | None
+    noise: float | None
+    explanations: tuple[Explanation, ...] = ()
+
+
+def diagnose(
+    model: ModelSpec,
+    weights: Weights,
+    images: npt.NDArray[np.float32],
+    found: Mapping[str, npt.NDArray[Any]],
+    precision: str = "fp32",
+    *,
+    threads: int = 1,
+    say: Say = lambda message: None,
+) -> Diagnosis:
+    """Judge outputs, and explain them where they differ.
+
+    Args:
+        model: the network that was meant.
+        weights: its tensors, float32, as the weight file has them.
+        images: (N, C, H, W), float32.
+        found: arrays by tap, or "logits": (N, C, H, W), (N, H, W, C) or (N, C), of any of the types in ``outputs.canonical``.
+        precision: in which they were computed.
+        threads: for the oracle.
+        say: told what is being tried.
+
+    Raises:
+        OutputsError: outputs that cannot be judged.
+        SpecError, WeightsError: images or weights that do not belong to the model.
+        ValueError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"there is no precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    check(model, weights, images)
+    taps = outputs.canonical(model, images.shape, found)
+    per_image = sum(8 * math.prod(shape) for shape in tap_shapes(model, 1, *images.shape[2:]).values())
+    count = min(len(images), max(1, MEMORY_BYTES // per_image))
+    evidence = Evidence(Case(model, weights, images), {name: tap[:count] for name, tap in taps.items()}, precision, count, threads)
+    with threadpool_limits(1):  # hypotheses are tried side by side
+        return _Search(evidence, say).run()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Search:
+    evidence: Evidence
+    say: Say
+
+    def run(self) -> Diagnosis:
+        evidence, sound = self.evidence, Hypothesis(self.evidence.case)
+        self.say("comparing with the oracle")
+        clean = evidence.trial(sound)
+        if not clean.failing:
+            return self._equal(clean)
+        candidates = self._candidates(clean)
+        if sum(tap.size for tap in evidence.found.values()) < LEAST_NUMBERS:
+            return self._different(clean, (), f"{LEAST_NUMBERS} numbers are the fewest that tell faults apart")
+        best: list[_Scored] = []
+        for sites in candidates:
+            scored = self._ranked(clean, clean, sites)
+            if explained := self._explained(clean, clean, scored):
+                return self._different(clean, explained)
+            best = sorted((*best, *scored[:1]), key=lambda each: -each.share)
+        if named := self._other_precision(clean) or self._other_wire(clean):
+            return self._different(clean, (named,))
+        if best and (explained := self._in_pairs(clean, best[0])):
+            return self._different(clean, explained)
+        near = f"the nearest is that {best[0].hypothesis_sentence}, and it explains {_percent(best[0].share)}" if best else None
+        return self._different(clean, (), near if best and best[0].share >= MUCH else None)
+
+    def _candidates(self, trial: Trial) -> list[list[tuple[Fault, Site]]]:
+        """Faults that touch the layers before the first failing tap; with the logits alone in two groups, the likely ones first.
+
+        Whoever errs errs everywhere: of every fault the first site is that of all layers at once, or the only one.
+        """
+        region = self.evidence.region(trial.failing[0])
+        sites = [(fault, fault.sites(self.evidence.case.model)) for fault in INFERENCE]
+        groups = [[(fault, site) for fault, each in sites for site in each[part]] for part in (slice(1), slice(1, None))]
+        fitting = [[(fault, site) for fault, site in group if region & set(site.layers)] for group in groups]
+        return fitting if self._few else [[each for group in fitting for each in group]]
+
+    @property
+    def _few(self) -> bool:
+        """Whether the logits alone are given, so that every hypothesis costs much of a forward pass."""
+        return len(self.evidence.found) == 1
+
+    def _ranked(self, clean: Trial, base: Trial, sites: Sequence[tuple[Fault, Site]]) -> list[_Scored]:
+        """Every fault on top of ``base``, best first, by the share of the clean difference that they explain together."""
+        evidence = self.evidence.few(math.ceil(SCORED_NUMBERS / self.evidence.case.model.classes)) if self._few else self.evidence
+        start, first = (evidence.measure(trial.hypothesis) for trial in (base, clean)) if self._few else (base, clean)
+        taken = {name for _, site in base.hypothesis.causes for name in site.layers}
+        untaken = [(fault, site) for fault, site in sites if not taken & set(site.layers)]
+
+        def score(number: int) -> _Scored | None:
+            fault, site = untaken[number]
+            if number % 50 == 0:
+                self.say(f"trying {len(untaken)} faults, {number} done")
+            try:
+                hypothesis = base.hypothesis.with_fault(fault, site)
+            except SpecError:
+                return None
+            return _Scored(hypothesis, _share(clean.failing, first.residuals, evidence.residuals(hypothesis, start)))
+
+        with ThreadPoolExecutor(self.evidence.threads) as executor:
+            scored = [each for each in executor.map(score, range(len(untaken))) if each is not None]
+        return sorted(scored, key=lambda each: -each.share)
+
+    def _explained(self, clean: Trial, base: Trial, scored: Sequence[_Scored]) -> tuple[Explanation, ...]:
+        """The best of those that leave only noise, and its equals."""
+        passed: list[tuple[float, _Scored]] = []
+        for each in [each for each in scored if each.share >= LEAST_SHARE][:JUDGED]:
+            self.say(f"is it that {each.hypothesis_sentence}?")
+            trial = self.evidence.trial(each.hypothesis, base, two_sided=False)
+            share = _share(clean.failing, clean.residuals, trial.residuals)
+            if not trial.failing and share >= LEAST_SHARE:
+                passed.append((share, each))
+        passed.sort(key=lambda pair: -pair[0])
+        tied = [(share, each) for share, each in passed if 1 - share <= TIED * (1 - passed[0][0]) + 1e-12]
+        return tuple(each.explanation(share) for share, each in tied)
+
+    def _in_pairs(self, clean: Trial, best: _Scored) -> tuple[Explanation, ...]:
+        """The best fault and one more: where it explains much of the logits, or the whole of the first failing tap."""
+        base = self.evidence.trial(best.hypothesis, clean, two_sided=False)
+        if not base.failing or (base.failing[0] == clean.failing[0] and best.share < MUCH):
+            return ()
+        for sites in self._candidates(base):
+            if explained := self._explained(clean, base, self._ranked(clean, base, sites)):
+                return explained
+        return ()
+
+    def _other_precision(self, clean: Trial) -> Explanation | None:
+        """Another precision in which every failing tap is sound."""
+        declared, found = self.evidence.precision, self.evidence.found
+        for precision in ("fp32", "tf32", "fp16", "bf16"):
+            if precision == declared:
+                continue
+            self.say(f"is it {precision}?")
+            other = replace(self.evidence, precision=precision).trial(Hypothesis(self.evidence.case), two_sided=False)
+            if all(_shows(other.verdicts[name], found[name], precision, declared) for name in clean.failing):
+                sentence = f"{_listed(clean.failing)} rounds as {precision} does, in a run declared {declared}"
+                return Explanation(sentence, (f"{declared}-as-{precision}",), clean.failing, None)
+        return None
+
+    def _other_wire(self, clean: Trial) -> Explanation | None:
+        """Another tap that the one failing layer reads."""
+        first, evidence = clean.failing[0], self.evidence
+        if len(clean.failing) > 1 or not clean.steps[first].direct or evidence.precision == "fp64":
+            return None
+        model, weights = evidence.case.model, {**evidence.case.weights}
+        sentence = local.misread(model, weights, evidence.images, evidence.found, evidence.precision, first)
+        return Explanation(sentence, ("misread",), (first,), None) if sentence else None
+
+    def _equal(self, clean: Trial) -> Diagnosis:
+        last = list(clean.verdicts.values())[-1]
+        precision = self.evidence.precision
+        if weak := [verdict for verdict in clean.verdicts.values() if not verdict.has_power]:
+            part = _percent(weak[0].carried or 0.0)
+            sentence = f"cannot tell: rounding in {precision} alone changes {weak[0].tap} by {part} of its size; give taps before it too"
+            return self._answer("unclear", sentence, last, None)
+        sentence = f"agrees: {self._counted()} lie within the rounding noise of {precision} (rms error {last.error:.2g} of {last.tap})"
+        return self._answer("equal", sentence, last, None)
+
+    def _different(self, clean: Trial, explained: tuple[Explanation, ...], why: str | None = None) -> Diagnosis:
+        first = clean.verdicts[clean.failing[0]]
+        if explained:
+            sentence = "differs: " + ", or ".join(each.sentence for each in explained)
+            if (share := explained[0].share) is not None:
+                sentence += f"; explains {_percent(share)} of the difference" + (", each of them" if len(explained) > 1 else "")
+            return self._answer("different", sentence, first, first.tap, explained)
+        sentence = "differs, and nothing in the catalogue explains it: "
+        sentence += f"of {len(clean.verdicts)} given taps the first to fail is {first.tap}: {first.fault}"
+        if first.error is not None:
+            sentence += f", {_percent(first.error)} of its rms"
+        step = clean.steps.get(first.tap)
+        reading = signature.read(self.evidence.found[first.tap], step.output) if step else None
+        for part in (f"it {reading}" if reading else None, why):
+            sentence += f"; {part}" if part else ""
+        return self._answer("different", sentence, first, first.tap)
+
+    def _answer(
+        self,
+        verdict: Literal["equal", "different", "unclear"],
+        sentence: str,
+        shown: Verdict,
+        first: str | None,
+        explained: tuple[Explanation, ...] = (),
+    ) -> Diagnosis:
+        found = self.evidence.found
+        elements = sum(tap.size for tap in found.values())
+        return Diagnosis(verdict, sentence, elements, len(found), self.evidence.count, first, shown.error, shown.noise, explained)
+
+    def _counted(self) -> str:
+        found = self.evidence.found
+        taps = "the logits" if len(found) == 1 else f"{len(found)} taps"
+        return f"{sum(tap.size for tap in found.values()):,} numbers of {taps} for {self.evidence.count} images"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scored:
+    hypothesis: Hypothesis
+    share: float
+
+    @property
+    def hypothesis_sentence(self) -> str:
+        return ", and ".join(fault.say(site) for fault, site in self.hypothesis.causes)
+
+    def explanation(self, share: float) -> Explanation:
+        """It, with the share of the difference that it explains on all images."""
+        causes = self.hypothesis.causes
+        ids, sites = tuple(fault.id for fault, _ in causes), tuple(site.name for _, site in causes)
+        return Explanation(self.hypothesis_sentence, ids, sites, share)
+
+
+def _share(taps: Sequence[str], before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """1 - rms(found - faulty) / rms(found - clean) over the failing taps, each in units of its own rms."""
+    return 1 - math.sqrt(sum(after[tap] for tap in taps) / sum(before[tap] for tap in taps))
+
+
+def _shows(verdict: Verdict, found: npt.NDArray[Any], precision: str, declared: str) -> bool:
+    """Whether a tap is sound in another precision for a reason: the size of an error proves nothing about a coarser one.
+
+    Where E3 judged it, or where the precision is the finer one, being sound is proof. Else the stored numbers must be the precision's own.
+    """
+    if verdict.fault is not None or verdict.carried is None:
+        return verdict.fault is None
+    if PRECISIONS[precision].significand_bits > PRECISIONS[declared].significand_bits:
+        return True
+    return bool(arithmetic(precision).store) and np.array_equal(round_to(found, precision), found)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _percent(share: float) -> str:
+    """A share with as many decimals as it takes to tell it from 100 %; never rounded up to it."""
+    percent = 100 * share
+    if percent >= 99:
+        return f"{math.floor(percent * 100) / 100:.2f} %"
+    return f"{percent:.3g} %"

@@ -1,0 +1,155 @@
+"""Whose weights they are: the operators of a foreign graph matched with the layers of a named network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from impls import models, spec
+from impls.spec import BatchNorm2d, Block, Conv2d, Layer, Linear, ModelSpec, Node, Shape
+from impls.weights.folding import fold_batch_norm
+
+Array = npt.NDArray[Any]
+Weights = dict[str, npt.NDArray[np.float32]]
+
+KINDS: Mapping[type[Layer], tuple[str, ...]] = {Conv2d: ("Conv",), BatchNorm2d: ("BatchNormalization",), Linear: ("Gemm", "MatMul")}
+
+NAMES = (*models.NAMES, *(f"resnet{depth}_{letter}" for depth in (18, 34, 50) for letter in "ac"), *(f"cifar_resnet{d}" for d in (8, 14)))
+"""The networks that are tried; of those that have the same tensors the first, so v1.5 before v1."""
+
+
+class ForeignError(ValueError):
+    """A graph whose weights are no known network's; the message says what differs."""
+
+
+def identify(operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array], name: str | None = None) -> tuple[ModelSpec, Weights]:
+    """The network whose layers the operators are, with batch norm folded if they hold none, and its weights.
+
+    Args:
+        operators: as ``impls.onnx.foreign.examine`` gives them.
+        arrays: likewise.
+        name: the network that was meant; None tries all names.
+
+    Raises:
+        UnknownModelError: no family has the name.
+        ForeignError: the operators are not this network's, or no network's.
+    """
+    differences: dict[str, str] = {}
+    for candidate in (name,) if name else NAMES:
+        model = _with_classes(models.get(candidate), operators, arrays)
+        if not any(each["kind"] == "BatchNormalization" for each in operators):
+            model = _folded(model)
+        try:
+            return model, _matched(model, operators, arrays)
+        except ForeignError as error:
+            differences[candidate] = str(error)
+    nearest = min(differences, key=lambda each: _distance(models.get(each), arrays))
+    start = f"its weights are not {name}'s" if name else f"its weights are no known network's; the nearest is {nearest}"
+    raise ForeignError(f"{start}: {differences[nearest]}")
+
+
+def _with_classes(model: ModelSpec, operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> ModelSpec:
+    """The model with as many classes as the last product has outputs."""
+    *_, last = [number for number, each in enumerate(operators) if each["kind"] in KINDS[Linear]] or [-1]
+    *body, classifier = model.body
+    if last < 0 or not isinstance(classifier, Linear):
+        return model
+    classes = arrays[f"{last}.weight"].shape[0]
+    return dataclasses.replace(model, classes=classes, body=(*body, dataclasses.replace(classifier, out_features=classes)))
+
+
+def _folded(model: ModelSpec) -> ModelSpec:
+    shapes = spec.tensor_shapes(model)
+    return fold_batch_norm(model, {name: np.broadcast_to(np.float32(1), shape) for name, shape in shapes.items()})[0]
+
+
+def _matched(model: ModelSpec, operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> Weights:
+    """Every layer's tensors, from the operator of its kind and shape that reads what it reads.
+
+    Where the graph is wired otherwise, which may be its fault, the next of its kind and shape is taken.
+    """
+    before = _before(model)
+    numbers: dict[str, int] = {IMAGES: -1}
+    weights: Weights = {}
+    left = dict(enumerate(operators))
+    for layer in (layer for layer in spec.layers(model.body) if layer.tensors()):
+        fitting = [n for n, each in left.items() if each["kind"] in KINDS[type(layer)] and _fits(layer, n, arrays)]
+        if not fitting:
+            raise ForeignError(f"nothing in it is {layer.name} with {_said(layer.tensors())}")
+        sources = sorted(numbers[name] for name in before[layer.name])
+        number = next((n for n in fitting if left[n]["inputs"] == sources), fitting[0])
+        numbers[layer.name] = number
+        del left[number]
+        weights |= {f"{layer.name}.{leaf}": _float32(arrays[f"{number}.{leaf}"]) for leaf in layer.tensors()}
+        if isinstance(layer, Conv2d) and not layer.bias and f"{number}.bias" in arrays:
+            weights[f"{layer.name}.bias"] = _float32(arrays[f"{number}.bias"])
+    if left:
+        number, surplus = next(iter(left.items()))
+        shapes = {leaf: tensor.shape for name, tensor in arrays.items() if (leaf := name.removeprefix(f"{number}.")) != name}
+        raise ForeignError(f"it holds a {surplus['kind']} with {_said(shapes)}, which {model.name} does not have")
+    return _biases_into_means(model, weights)
+
+
+IMAGES = "images"
+
+
+def _before(model: ModelSpec) -> dict[str, frozenset[str]]:
+    """The nearest layers with tensors before each layer."""
+    found: dict[str, frozenset[str]] = {}
+
+    def apply(layer: Layer, *inputs: frozenset[str]) -> frozenset[str]:
+        found[layer.name] = frozenset().union(*inputs)
+        return frozenset({layer.name}) if layer.tensors() else found[layer.name]
+
+    spec.walk(model.body, apply, frozenset({IMAGES}))
+    return found
+
+
+def _fits(layer: Layer, number: int, arrays: Mapping[str, Array]) -> bool:
+    return all(f"{number}.{leaf}" in arrays and arrays[f"{number}.{leaf}"].shape == shape for leaf, shape in layer.tensors().items())
+
+
+def _float32(array: Array) -> npt.NDArray[np.float32]:
+    if array.dtype != np.float32 or not np.isfinite(array).all():
+        raise ForeignError(f"it holds a tensor of type {array.dtype} or with NaN, where finite float32 was expected")
+    return np.ascontiguousarray(array)
+
+
+def _biases_into_means(model: ModelSpec, weights: Weights) -> Weights:
+    """Biases that convolutions have before batch norm (Keras's ResNets) are the same as smaller running means."""
+    shapes = spec.tensor_shapes(model)
+    surplus = {name: weights.pop(name) for name in list(weights) if name not in shapes}
+    for conv, norm in _followed(model.body):
+        if (bias := surplus.pop(f"{conv}.bias", None)) is not None:
+            mean = weights[f"{norm}.running_mean"].astype(np.float64) - bias
+            weights[f"{norm}.running_mean"] = mean.astype(np.float32)
+    if surplus:
+        raise ForeignError(f"it holds {next(iter(surplus))}, which {model.name} does not have, and no batch norm after it")
+    return {name: weights[name] for name in shapes}
+
+
+def _followed(nodes: Sequence[Node]) -> list[tuple[str, str]]:
+    """Every convolution with the batch norm right behind it."""
+    pairs: list[tuple[str, str]] = []
+    for node, following in pairwise((*nodes, None)):
+        if isinstance(node, Block):
+            pairs += [pair for branch in node.branches for pair in _followed(branch)]
+        elif isinstance(node, Conv2d) and isinstance(following, BatchNorm2d):
+            pairs.append((node.name, following.name))
+    return pairs
+
+
+def _said(shapes: Mapping[str, Shape]) -> str:
+    return " and ".join(f"{leaf} {tuple(shape)}" for leaf, shape in shapes.items())
+
+
+def _distance(model: ModelSpec, arrays: Mapping[str, Array]) -> int:
+    """How many weights of convolutions one has and the other not."""
+    mine = sorted(shape for shape in spec.tensor_shapes(model).values() if len(shape) == 4)
+    theirs = sorted(array.shape for array in arrays.values() if array.ndim == 4)
+    return sum(abs(mine.count(shape) - theirs.count(shape)) for shape in {*mine, *theirs})

@@ -1,0 +1,360 @@
+"""The certificate of training: derivatives and steps of one arm against the oracle's, each from the arm's own state.
+
+E2  meaning    in float64 loss, taps, cotangents, gradients, running statistics and steps agree with the oracle to 1e-10, and after
+               eight steps the parameters do to 1e-6
+E3  local      every layer rounds as the precision allows, forward and backward, on the implementation's own values
+E5  steps      what a step of the timed mode changes lies within 1.5 times the noise that rounding theory predicts
+
+Gradients are compared given the implementation's own masks: one activation that rounding puts on the other side of zero would change
+them by far more than rounding does. Every mask that differs from the oracle's must be explained by rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from impls.implementation import Derivatives, Sgd
+from impls.oracle import rounding
+from impls.oracle import training as oracle
+from impls.oracle.backward import tied
+from impls.oracle.backward_envelope import Envelope, envelope
+from impls.oracle.backward_forced import settled
+from impls.oracle.backward_masks import EXPLAINED, mask_differences
+from impls.oracle.backward_rounding import descend_sigma
+from impls.oracle.forward import Array
+from impls.oracle.local import TapRounding
+from impls.oracle.local_training import local_training
+from impls.oracle.rounding import arithmetic
+from impls.oracle.training import State
+from impls.spec import Add, BatchNorm2d, MaxPool2d, ModelSpec, layers, parameter_names
+from results.record import Cell
+from suites.equivalence.examination import PROBE_BATCH, probe_size
+from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally, meaning
+from suites.equivalence.trainer import Arrays, Batch, LiveTrainer
+from suites.equivalence.workers import Workers
+from suites.harness import inputs
+from suites.harness.context import Context, Subject
+
+SGD = Sgd(momentum=0.9, nesterov=True, weight_decay=5e-4, label_smoothing=0.1)
+HEAVY_BALL = Sgd(momentum=0.8, nesterov=False, weight_decay=0.02, label_smoothing=0.0)
+RATES = (0.1, 0.01)
+"""Of the two steps of each optimizer: a velocity that holds the learning rate shows when it changes."""
+
+TRAJECTORY_STEPS = 8
+TRAJECTORY_RATE = 0.01
+TRAJECTORY_BOUND = 1e-6
+"""Of the distance between the parameters after all steps, over the distance they went. In CIFAR ResNet-20 a change of 1e-12 grows to 2e-8
+in 8 steps at ten times this rate, and every fault that touches a parameter moves them by 1e-3 or more."""
+
+GROWN = 0.1
+"""A free run is followed while the noise that rounding puts into it has not grown to this share of the distance it went."""
+
+FLIPPED = 0.02
+"""What a ReLU that rounding put on the other side of zero may make of a free run, as a share of the distance. In most steps of a large net
+there is one: in ResNet-18 it had moved the parameters by 4.5e-4 of their way after three steps, and a distance grows by 1.27 a step at this
+learning rate, to 2e-3 after eight; this is ten times that. What is finer is for the single steps to see."""
+
+NOISE_BOUND = 5.0
+"""Largest error of one tensor, in deviations. As its elements err together it may err like one normal number, which passes 5 with a
+probability of 6e-7; the tensors' mean square is held to ``rounding.RHO_MAX``."""
+
+NOISY_RUNS = 4
+SEED = 11
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingExamination:
+    """What an arm's training is examined with."""
+
+    context: Context
+    workers: Workers
+    cell: Cell
+    subject: Subject
+
+    def run(self) -> dict[str, Tier]:
+        """All tiers; one that fails ends the examination."""
+        tiers = {"E2": self._meaning()}
+        if tiers["E2"].passed:
+            tiers["E3"], found = self._local()
+            if tiers["E3"].passed:
+                tiers["E5"] = self._steps(found)
+        return tiers
+
+    def _trainer(self, precision: str, state: State, sgd: Sgd) -> LiveTrainer:
+        worker, _ = self.workers.get(self.cell, precision)
+        shape = batches(self.subject)[0].images.shape
+        return LiveTrainer(worker, self.context.scratch, self.subject.model, state, sgd, self.cell.mode, shape)
+
+    def _meaning(self) -> Tier:
+        model, start, given = self.subject.model, begin(self.subject), batches(self.subject)
+        answers = []
+        for state in (start, zero_gamma(model, start)):
+            found = self._trainer("fp64", state, SGD).differentiate(given[0])
+            answers.append(derivatives(model, state, given[0], found))
+        for sgd in (SGD, HEAVY_BALL):
+            trainer, before = self._trainer("fp64", start, sgd), start
+            for rate, batch in zip(RATES, given, strict=False):
+                found = trainer.differentiate(batch)
+                losses = trainer.steps([batch], [rate])
+                after = trainer.state()
+                expected, right = oracle.step(model, before, batch.images, batch.labels, sgd, rate, masks=found.taps)
+                answers.append(meaning({"loss": np.array([right.loss])}, {"loss": np.array(losses)}))
+                answers.append(meaning(changes(before, expected), changes(before, after)))
+                before = after
+        return all_of([*answers, self._trajectory(start)])
+
+    def _trajectory(self, start: State) -> Tier:
+        given, fresh = batches(self.subject), at_rest(start)
+        trainer = self._trainer("fp64", fresh, SGD)
+        trainer.steps(given, [TRAJECTORY_RATE] * len(given))
+        *_, expected = sound_run(self.subject)
+        far = distance(fresh, expected, trainer.state())
+        elements = sum(buffer.size for buffer in fresh.momentum.values())
+        passed = far <= TRAJECTORY_BOUND
+        reason = f"after {len(given)} steps the parameters are {far:.3g} of their way apart (bound {TRAJECTORY_BOUND:g})"
+        return Tier(passed, elements, MEANING_BOUND, "", 0.0, None if passed else reason)
+
+    def _local(self) -> tuple[Tier, Derivatives]:
+        start, batch, precision = begin(self.subject), batches(self.subject)[0], self.cell.precision
+        found = self._trainer(precision, start, SGD).differentiate(batch)
+        smoothing = SGD.label_smoothing
+
+        def judge() -> tuple[TapRounding, ...]:
+            return local_training(self.subject.model, start.weights, batch.images, batch.labels, smoothing, found, precision)
+
+        return judged_locally(judge), found
+
+    def _steps(self, found: Derivatives) -> Tier:
+        model, start, batch, precision = self.subject.model, begin(self.subject), batches(self.subject)[0], self.cell.precision
+        rules = arithmetic(precision)
+        predicted = envelope(
+            model, start.weights, batch.images, batch.labels, SGD.label_smoothing, rules, masks=found.taps, runs=NOISY_RUNS
+        )
+        masks = explained(model, batch, predicted, found.taps)
+        answers = [masks]
+        for sgd in (SGD, dataclasses.replace(HEAVY_BALL, label_smoothing=SGD.label_smoothing)):
+            trainer = self._trainer(precision, start, sgd)
+            (loss,) = trainer.steps([batch], RATES[:1])
+            answers.append(within_noise(start, sgd, RATES[0], predicted, loss, trainer.state(), precision))
+        run = self._free_run(start)
+        return dataclasses.replace(all_of([*answers, run]), note=f"{masks.note}; {run.note}")
+
+    def _free_run(self, start: State) -> Tier:
+        """As long as rounding has not taken over, the run stays within twice the distance that noisy runs of the oracle went astray.
+
+        Or within ``FLIPPED``: noisy runs are few, and a flip is rare and large.
+        """
+        given, fresh = batches(self.subject), at_rest(start)
+        trainer = self._trainer(self.cell.precision, fresh, SGD)
+        followed = 0
+        for batch, (right, grown) in zip(given, astray(self.subject, self.cell.precision), strict=False):
+            trainer.steps([batch], [TRAJECTORY_RATE])
+            far = distance(fresh, right, trainer.state())
+            followed += 1
+            if not far <= max(2 * grown, FLIPPED):
+                reason = f"after {followed} free steps the parameters are {far:.3g} of their way apart, rounding explains {grown:.3g}"
+                return Tier(False, followed, 2.0, "", None, reason)
+        elements = followed * sum(buffer.size for buffer in fresh.momentum.values())
+        if followed == 0:
+            return Tier(True, 1, 0.0, "", 0.0, None, "rounding takes over a free run within its first step")
+        return Tier(True, elements, 0.0, "", 0.0, None, f"a free run was followed for {followed} of {len(given)} steps")
+
+
+def begin(subject: Subject) -> State:
+    """The subject's weights, and momentum buffers that are not zero; float32, as every trainer can hold them."""
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    momentum = {
+        name: (0.1 * generator.standard_normal(subject.weights[name].shape)).astype(np.float32) for name in parameter_names(subject.model)
+    }
+    return State(subject.weights, momentum)
+
+
+def at_rest(state: State) -> State:
+    """The state with momentum buffers of zero."""
+    return State(state.weights, {name: np.zeros_like(buffer) for name, buffer in state.momentum.items()})
+
+
+def zero_gamma(model: ModelSpec, state: State) -> State:
+    """The state with the last batch norm before every sum at gamma 0 and beta 0, so that exact zeros reach the ReLUs behind.
+
+    There the derivative of ReLU at 0 shows, in up to half of the gradient.
+    """
+    norms = {layer.name for layer in layers(model.body) if isinstance(layer, BatchNorm2d)}
+    last = {node.inputs[0] for node in oracle.wiring(model) if isinstance(node.layer, Add)} & norms
+    zeroed = {f"{name}.{leaf}" for name in last for leaf in ("weight", "bias")}
+    return State({name: np.zeros_like(tensor) if name in zeroed else tensor for name, tensor in state.weights.items()}, state.momentum)
+
+
+def batches(subject: Subject) -> tuple[Batch, ...]:
+    """As many batches as a trajectory has steps: photographs, shifted cyclically, and labels from a seed.
+
+    No digits: where half of an image is one value, a sum of a thousand equal terms errs in one direction, not at random.
+    """
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    images = inputs.photographs(*probe_size(subject.model)).pool[:PROBE_BATCH]
+    labels = generator.integers(0, subject.model.classes, (TRAJECTORY_STEPS, len(images)))
+    return tuple(Batch(np.roll(images, step, axis=3), labels[step]) for step in range(TRAJECTORY_STEPS))
+
+
+def derivatives(model: ModelSpec, state: State, batch: Batch, found: Derivatives) -> Tier:
+    """E2 of one loss: every derivative against the oracle's, given the masks of ``found``, and those explained by its rounding."""
+    right = oracle.differentiate(model, state.weights, batch.images, batch.labels, SGD.label_smoothing, masks=found.taps)
+    expected = {
+        "loss": np.array([right.loss]),
+        **right.taps,
+        **_with_d(right.gradients),
+        **_with_d(_untied(model, batch, right.taps, right.cotangents)),
+    }
+    given = {
+        "loss": np.array([found.loss]),
+        **found.taps,
+        **_with_d(found.gradients),
+        **_with_d(_untied(model, batch, right.taps, found.cotangents)),
+    }
+    answer = meaning(expected, given)
+    if not answer.passed:
+        return answer
+    edges = {name: np.array([MEANING_BOUND / EXPLAINED * np.sqrt(np.mean(tap**2))]) for name, tap in right.taps.items()}
+    unexplained = [each for each in mask_differences(model, batch.images, right.taps, found.taps, edges) if each.unexplained.size]
+    if unexplained:
+        return dataclasses.replace(
+            answer, passed=False, reason=f"{unexplained[0].layer}: decides otherwise than float64's rounding explains"
+        )
+    return answer
+
+
+def _with_d(arrays: Arrays) -> dict[str, Array]:
+    return {f"d {name}": array for name, array in arrays.items()}
+
+
+def _untied(model: ModelSpec, batch: Batch, taps: Arrays, cotangents: Arrays) -> dict[str, Array]:
+    """Cotangents in which elements that share the maximum of a pool's window stand as their sum, which no choice changes."""
+    ties = {}
+    for node in oracle.wiring(model):
+        if isinstance(node.layer, MaxPool2d) and node.inputs[0] is not None:
+            ties[node.inputs[0]] = tied(node.layer, np.asarray(taps[node.inputs[0]], np.float64))
+    return {name: settled(np.asarray(array, np.float64), ties.get(name)) for name, array in cotangents.items()}
+
+
+def changes(before: State, after: State) -> dict[str, Array]:
+    """What a step changed: parameters, running statistics and momentum buffers."""
+
+    def of(kind: str, old: Arrays, new: Arrays) -> dict[str, Array]:
+        return {f"{kind} {name}": np.asarray(new[name], np.float64) - np.asarray(old[name], np.float64) for name in old}
+
+    return {**of("change of", before.weights, after.weights), **of("change of the momentum of", before.momentum, after.momentum)}
+
+
+def free_step(model: ModelSpec, state: State, batch: Batch, noise: Callable[[str, tuple[int, ...]], Array] | None = None) -> State:
+    """The oracle's state after a step of a free run; ``noise`` is added to every gradient."""
+    after, _ = oracle.step(model, state, batch.images, batch.labels, SGD, TRAJECTORY_RATE)
+    if noise is None:
+        return after
+    drawn = {name: noise(name, buffer.shape) for name, buffer in after.momentum.items()}
+    # Nesterov's step goes along the gradient once, and again in the velocity.
+    share = TRAJECTORY_RATE * (1 + SGD.momentum)
+    moved = {name: after.weights[name] - share * error for name, error in drawn.items()}
+    return State({**after.weights, **moved}, {name: after.momentum[name] + error for name, error in drawn.items()})
+
+
+@functools.lru_cache(maxsize=2)
+def sound_run(subject: Subject) -> tuple[State, ...]:
+    """The oracle's state after every step of the free run, the same for all arms."""
+    states = [at_rest(begin(subject))]
+    for batch in batches(subject):
+        states.append(free_step(subject.model, states[-1], batch))
+    return tuple(states[1:])
+
+
+@functools.lru_cache(maxsize=2)
+def astray(subject: Subject, precision: str) -> tuple[tuple[State, float], ...]:
+    """The states of the sound run as far as rounding has not taken over, and how far noisy runs were from each; the same for all arms.
+
+    Noisy runs have at every step the noise of the gradients that is predicted for the first.
+    """
+    start, given, model = begin(subject), batches(subject), subject.model
+    predicted = envelope(
+        model, start.weights, given[0].images, given[0].labels, SGD.label_smoothing, arithmetic(precision), runs=NOISY_RUNS
+    )
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    runs = [at_rest(start)] * NOISY_RUNS
+    followed = []
+    for batch, right in zip(given, sound_run(subject), strict=True):
+        runs = [
+            free_step(model, each, batch, lambda name, shape: predicted.gradients[name] * generator.standard_normal(shape)) for each in runs
+        ]
+        grown = max(distance(at_rest(start), right, each) for each in runs)
+        if grown >= GROWN:
+            break
+        followed.append((right, grown))
+    return tuple(followed)
+
+
+def distance(start: State, right: State, found: State) -> float:
+    """Of all parameters, how far the two are from each other over how far the first went; infinite where a value is not finite."""
+    apart = sum(float(np.sum((np.asarray(found.weights[name], np.float64) - right.weights[name]) ** 2)) for name in right.momentum)
+    gone = sum(float(np.sum((right.weights[name] - start.weights[name]) ** 2)) for name in right.momentum)
+    ratio = math.sqrt(apart / gone) if gone else math.inf
+    return ratio if math.isfinite(ratio) else math.inf
+
+
+def explained(model: ModelSpec, batch: Batch, predicted: Envelope, taps: Mapping[str, Array]) -> Tier:
+    """E5's masks: where a ReLU or pool decides otherwise than the oracle's, rounding can have carried it across the edge."""
+    compared = mask_differences(model, batch.images, predicted.exact.taps, taps, predicted.taps)
+    elements, differing = sum(each.elements for each in compared), sum(len(each.indices) for each in compared)
+    worst = max(compared, key=lambda each: each.worst)
+    unexplained = [each for each in compared if each.unexplained.size]
+    reason = None
+    if unexplained:
+        each = unexplained[0]
+        reason = (
+            f"{each.layer}: {len(each.unexplained)} of {each.elements} elements decide otherwise, up to {each.worst:.3g} deviations off"
+        )
+    note = f"{differing} of {elements:,} masks differ from the oracle's, all explained"
+    return Tier(
+        not unexplained, elements, EXPLAINED, worst.layer if differing else "", worst.worst / EXPLAINED, reason, None if reason else note
+    )
+
+
+def within_noise(start: State, sgd: Sgd, rate: float, predicted: Envelope, loss: float, found: State, precision: str) -> Tier:
+    """E5 of one step: loss, running statistics, parameters and momentum buffers in deviations of the noise predicted for them."""
+    rules, z = arithmetic(precision), {"loss": abs(loss - predicted.exact.loss) / predicted.loss}
+    for name, right in predicted.after.items():
+        z[name] = _rms(found.weights[name] - right) / predicted.statistics[name]
+    for name, gradient in predicted.exact.gradients.items():
+        parameter, velocity = start.weights[name].astype(np.float64), start.momentum[name].astype(np.float64)
+        noise = np.asarray(predicted.gradients[name])
+        descended = oracle.descend(sgd, rate, parameter, gradient, velocity)
+        deviations = descend_sigma(sgd, rate, parameter, gradient, velocity, noise, rules)
+        given = (found.weights[name], found.momentum[name])
+        for label, value, expected, deviation in zip(("", "momentum of "), given, descended, deviations, strict=True):
+            z[f"{label}{name}"] = _rms(value - expected) / _rms(deviation)
+    errors = {name: math.inf if math.isnan(each) else each for name, each in z.items()}
+    worst, together = max(errors, key=lambda name: errors[name]), math.sqrt(sum(each**2 for each in errors.values()) / len(errors))
+    elements = 1 + sum(tensor.size for tensor in (*start.weights.values(), *start.momentum.values()))
+    reason = None
+    if errors[worst] > NOISE_BOUND:
+        reason = f"{worst}: after a step it errs by {errors[worst]:.3g} times what rounding explains (bound {NOISE_BOUND:g})"
+    elif together > rounding.RHO_MAX:
+        reason = f"a step errs by {together:.3g} times what rounding explains (bound {rounding.RHO_MAX:g})"
+    error = max(errors[worst] / NOISE_BOUND, together / rounding.RHO_MAX)
+    return Tier(reason is None, elements, 1.0, worst, error if math.isfinite(error) else None, reason)
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(np.asarray(values, np.float64) ** 2)))
+
+
+def settings() -> dict[str, object]:
+    """What was trained with, for the certificate."""
+    return {
+        "optimizers": [dataclasses.asdict(sgd) for sgd in (SGD, HEAVY_BALL)],
+        "learning_rates": list(RATES),
+        "free_run": {"steps": TRAJECTORY_STEPS, "learning_rate": TRAJECTORY_RATE},
+    }
