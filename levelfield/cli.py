@@ -225,11 +225,26 @@ def bench(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, 
 @request_options
 @run_options
 @click.option("--training", is_flag=True, help="Of derivatives and training steps instead of inference.")
+@click.option("--clean-seeds", type=click.IntRange(1), help="Examine so many clean seeds of a small network, and count false alarms.")
 @click.option("--mutants", is_flag=True, help="Examine known faults instead, and write the matrix to docs/faults.md.")
-def certify(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, training: bool, mutants: bool, **options: Any) -> None:
+def certify(
+    env: tuple[str, ...],
+    store: Path | None,
+    fresh: bool,
+    as_json: bool,
+    training: bool,
+    clean_seeds: int | None,
+    mutants: bool,
+    **options: Any,
+) -> None:
     """Prove the equivalence, and measure nothing."""
     if mutants:
-        _mutants(env, options.pop("threads"), as_json, any((store, fresh, training, options.pop("device") != "cpu", *options.values())))
+        _mutants(
+            env,
+            options.pop("threads"),
+            as_json,
+            any((store, fresh, training, clean_seeds, options.pop("device") != "cpu", *options.values())),
+        )
     with plain_errors():
         from levelfield import screen
         from reports import certificate
@@ -239,6 +254,14 @@ def certify(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool
         _require_device(request.device)
         with screen.live(quiet=as_json, baseline=None) as live:
             arguments = _options(runner, env, store, fresh, live.say, live.show)
+            if clean_seeds is not None:
+                folder, records = runner.clean_seeds(request, clean_seeds, arguments)
+                found = screen.clean_document(records)
+                if as_json:
+                    _print_json(found)
+                else:
+                    click.echo(screen.clean(found, folder))
+                raise SystemExit(YES if found["alarms"] == 0 and not found["failed"] else NO)
             folder, certificates, skips = runner.certify(request, "training" if training else "inference", arguments)
         pages = certificate.write(folder, runner.REPORTS / folder.name / "certificates")
         if as_json:

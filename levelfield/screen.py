@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from results.record import Cell, Record
 from results.store import Store
 from suites import accuracy
 from suites.equivalence.certificate import SUITES
+from suites.equivalence.clean import upper_bound
 from suites.harness.plan import Plan, Skip
 
 
@@ -194,6 +196,36 @@ def certificates(found: Mapping[Cell, Record], skips: Sequence[Skip], pages: Pat
     console.print(shown)
     if pages is not None:
         console.print(Text(f"Certificates: {pages}"), soft_wrap=True)
+
+
+def clean_document(found: Mapping[Cell, Record]) -> dict[str, Any]:
+    """``{"seeds", "alarms", "at_most", "compared", "failed", "arms": [...]}``; ``at_most`` bounds the rate of false alarms (95 %)."""
+    arms: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    compared: Counter[str] = Counter()
+    for cell, record in found.items():
+        arm = f"{cell.implementation}/{cell.mode} {cell.precision}"
+        if record.status != "ok":
+            failed.append({"arm": arm, "reason": record.reason})
+            continue
+        data: Mapping[str, Any] = record.data or {}
+        compared.update(data["compared"])
+        arms.append({"arm": arm, "seeds": data["seeds"], "alarms": data["alarms"]})
+    seeds, alarms = sum(arm["seeds"] for arm in arms), sum(len(arm["alarms"]) for arm in arms)
+    bound = upper_bound(seeds, alarms) if seeds else None
+    return {"seeds": seeds, "alarms": alarms, "at_most": bound, "compared": dict(compared), "failed": failed, "arms": arms}
+
+
+def clean(found: Mapping[str, Any], folder: Path) -> str:
+    """The count of false alarms for people."""
+    lines = [f"{arm['arm']}: {arm['seeds']} seeds, {len(arm['alarms'])} alarms" for arm in found["arms"]]
+    lines += [f"  {alarm}" for arm in found["arms"] for alarm in arm["alarms"]]
+    lines += [f"{each['arm']}: failed: {each['reason']}" for each in found["failed"]]
+    if found["at_most"] is not None:
+        lines.append(
+            f"{found['alarms']} alarms in {found['seeds']} clean seeds: with 95 % confidence at most {found['at_most']:.2%} are refused"
+        )
+    return "\n".join([*lines, f"Records: {folder}"])
 
 
 def _mark(tier: Mapping[str, Any] | None) -> str:

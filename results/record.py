@@ -18,7 +18,7 @@ from results.schema import RecordError, canonical, decode, encode, parse
 
 SCHEMA_VERSION = 1
 
-Suite = Literal["inference", "startup", "memory", "accuracy", "equivalence", "training_equivalence", "probe"]
+Suite = Literal["inference", "startup", "memory", "accuracy", "equivalence", "training_equivalence", "clean_seeds", "probe"]
 Status = Literal["ok", "skipped", "failed", "timed_out", "out_of_memory", "not_certified"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -197,7 +197,7 @@ class Record:
         if (self.reason is None) != (self.status == "ok") or self.reason == "":
             raise RecordError(f"reason: status {self.status} with the reason {self.reason!r}; every status but ok has one, ok has none")
         coordinates = (self.cell.batch_size, self.cell.scope, self.cell.scenario, self.cell.threads)
-        if self.suite in ("equivalence", "training_equivalence") and any(part is not None for part in coordinates):
+        if self.suite in ("equivalence", "training_equivalence", "clean_seeds") and any(part is not None for part in coordinates):
             raise RecordError("cell: a certificate's batch_size, scope, scenario and threads are null")
         if self.suite == "inference" and any(part is None for part in coordinates):
             raise RecordError("cell: an inference cell has a batch_size, scope, scenario and threads")

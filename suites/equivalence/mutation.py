@@ -2,8 +2,8 @@
 
 The implementation is PyTorch, eager, which gets the faulty network and weights; faults of arithmetic and TF32, which no CPU has, run
 in ``suites.equivalence.simulation``. The oracle never hears of a fault: it answers for the sound network. E0 to E4 are the
-certificate's; R5 is the epsilon probe: the same function with every running variance 0, so that epsilon is all there is under
-the root, judged in float64 as E2 and in the other precisions as E3.
+certificate's; R5 is the epsilon probe: the same function with running variances below epsilon, so that epsilon decides every
+scale, judged in float64 as E2 and in the other precisions as E3.
 """
 
 from __future__ import annotations
@@ -207,13 +207,18 @@ def prepare(net: Net, threads: int) -> Subject:
 
 
 def epsilon_probe(case: Case) -> Case:
-    """The same function with every running variance 0 and gamma smaller by as much, so that epsilon is all there is under the root."""
+    """The same function with running variances below epsilon and gamma smaller by as much, so that epsilon decides every scale.
+
+    They are spread evenly from 0 to epsilon: were all 0, all channels of a layer would share one rounding of the root, where E3 takes
+    roundings of different channels as different draws.
+    """
     tensors: dict[str, Array] = {}
     for layer in layers(case.model.body):
         if isinstance(layer, BatchNorm2d):
             variance = case.weights[f"{layer.name}.running_var"].astype(np.float64)
-            tensors[f"{layer.name}.running_var"] = np.zeros_like(variance)
-            tensors[f"{layer.name}.weight"] = case.weights[f"{layer.name}.weight"] * np.sqrt(layer.eps / (variance + layer.eps))
+            small = (layer.eps * np.arange(layer.channels) / layer.channels).astype(np.float32).astype(np.float64)
+            tensors[f"{layer.name}.running_var"] = small
+            tensors[f"{layer.name}.weight"] = case.weights[f"{layer.name}.weight"] * np.sqrt((small + layer.eps) / (variance + layer.eps))
     made: Weights = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     return dataclasses.replace(case, weights=case.weights | made)
 

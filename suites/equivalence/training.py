@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,11 +92,17 @@ class TrainingExamination:
         return LiveTrainer(worker, self.context.scratch, self.subject.model, state, sgd, self.cell.mode, shape)
 
     def _meaning(self) -> Tier:
-        model, start, given = self.subject.model, begin(self.subject), batches(self.subject)
         answers = []
+        for answer in self._meanings():
+            answers.append(answer)
+            if not answer.passed:
+                break
+        return all_of(answers)
+
+    def _meanings(self) -> Iterator[Tier]:
+        model, start, given = self.subject.model, begin(self.subject), batches(self.subject)
         for state in (start, zero_gamma(model, start)):
-            found = self._trainer("fp64", state, SGD).differentiate(given[0])
-            answers.append(derivatives(model, state, given[0], found))
+            yield derivatives(model, state, given[0], self._trainer("fp64", state, SGD).differentiate(given[0]))
         for sgd in (SGD, HEAVY_BALL):
             trainer, before = self._trainer("fp64", start, sgd), start
             for rate, batch in zip(RATES, given, strict=False):
@@ -104,10 +110,10 @@ class TrainingExamination:
                 losses = trainer.steps([batch], [rate])
                 after = trainer.state()
                 expected, right = oracle.step(model, before, batch.images, batch.labels, sgd, rate, masks=found.taps)
-                answers.append(meaning({"loss": np.array([right.loss])}, {"loss": np.array(losses)}))
-                answers.append(meaning(changes(before, expected), changes(before, after)))
+                yield meaning({"loss": np.array([right.loss])}, {"loss": np.array(losses)})
+                yield meaning(changes(before, expected), changes(before, after))
                 before = after
-        return all_of([*answers, self._trajectory(start)])
+        yield self._trajectory(start)
 
     def _trajectory(self, start: State) -> Tier:
         given, fresh = batches(self.subject), at_rest(start)
@@ -205,18 +211,15 @@ def batches(subject: Subject) -> tuple[Batch, ...]:
 def derivatives(model: ModelSpec, state: State, batch: Batch, found: Derivatives) -> Tier:
     """E2 of one loss: every derivative against the oracle's, given the masks of ``found``, and those explained by its rounding."""
     right = oracle.differentiate(model, state.weights, batch.images, batch.labels, SGD.label_smoothing, masks=found.taps)
-    expected = {
-        "loss": np.array([right.loss]),
-        **right.taps,
-        **_with_d(right.gradients),
-        **_with_d(_untied(model, batch, right.taps, right.cotangents)),
-    }
-    given = {
-        "loss": np.array([found.loss]),
-        **found.taps,
-        **_with_d(found.gradients),
-        **_with_d(_untied(model, batch, right.taps, found.cotangents)),
-    }
+    expected, given = (
+        {
+            **each.taps,
+            "loss": np.array([each.loss]),
+            **_with_d(_untied(model, batch, right.taps, each.cotangents)),
+            **_with_d(each.gradients),
+        }
+        for each in (right, found)
+    )
     answer = meaning(expected, given)
     if not answer.passed:
         return answer

@@ -25,6 +25,7 @@ from results.certificate import Purpose
 from results.record import Cell, Record
 from results.store import Run, Store
 from suites import accuracy, inference, startup
+from suites.equivalence import clean
 from suites.equivalence.certificate import SUITES, certificates_for
 from suites.harness import environments, plan, probe
 from suites.harness.context import Context, subject
@@ -192,6 +193,23 @@ def certify(request: plan.Request, purpose: Purpose, options: Options) -> tuple[
         certificates = certificates_of(context, arms, request.batch_sizes or plan.DEFAULT_BATCH_SIZES, purpose)
         (context.folder / FINISHED).touch()
     return context.folder, certificates, skips
+
+
+def clean_seeds(request: plan.Request, seeds: int, options: Options) -> tuple[Path, dict[Cell, Record]]:
+    """How many of ``seeds`` clean seeds of a small network are refused, in every arm that shows its taps; the run's folder comes first.
+
+    Raises:
+        UsageError, EnvironmentBuildError, NothingToRunError, StoreError.
+    """
+    manifests = find(zoo=request.zoo)
+    request = dataclasses.replace(request, models=(clean.MODEL,))
+    arms = tuple(arm for arm in plan.arms(request, manifests, timed=True)[0] if manifests[arm.implementation].taps)
+    if not arms:
+        raise NothingToRunError("the request names no arm that shows its taps")
+    with opened(request, None, options, arms) as context:
+        records = clean.run(context, arms, seeds)
+        (context.folder / FINISHED).touch()
+    return context.folder, records
 
 
 def classify(request: plan.Request, weights: Path | None, options: Options) -> tuple[tuple[Record, ...], tuple[plan.Skip, ...]]:

@@ -73,7 +73,9 @@ def _rules(rows: Sequence[Row], trained: Sequence[TrainingRow], runs: Sequence[C
         yield (f"| {rule.title} | {through} of {len(judged)} | {losses} | {rejected} of {len(runs)} | {rule.purpose} | {rule.source} |")
     alive = sum(not row.killed for row in judged)
     missed = sum(not any(row.killed.values()) for row in wrong)
-    yield f"| this certificate | {alive} of {len(judged)} | {missed} of {len(wrong)} | see the sound rows below | proof | |"
+    sound_rows = [row for row in rows if row.clean]
+    alarms = f"{sum(row.killed for row in sound_rows)} of {len(sound_rows)} sound and equivalent rows below"
+    yield f"| this certificate | {alive} of {len(judged)} | {missed} of {len(wrong)} | {alarms} | proof | |"
     yield ""
 
 
@@ -106,7 +108,7 @@ def _matrix(rows: Sequence[Row]) -> Iterable[str]:
     yield ""
     yield (
         "Each cell names the tiers that fail in a run of this precision (docs/certificate.md; R5 is the epsilon probe: running variances "
-        "of 0), with the signal before them: how far the oracle's logits move, in deviations of the predicted noise. For faults of "
+        "below epsilon), with the signal before them: how far the logits move, in deviations of predicted noise. For faults of "
         "arithmetic it is how far the simulated logits are off. Empty: no tier fails. A dot: not run."
     )
     for net in dict.fromkeys(row.net for row in rows):

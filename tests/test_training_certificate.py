@@ -1,0 +1,217 @@
+"""The certificate of training: a float32 trainer in NumPy passes, and every wrong convention fails in its tier, by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from impls.implementation import Sgd
+from impls.oracle import training as oracle
+from impls.oracle.rounding import round_to
+from impls.oracle.training import EXACT, Derivatives, Operations, State
+from impls.spec import BatchNorm2d, Block, ModelSpec, Node
+from results.record import Cell
+from suites.equivalence import training
+from suites.equivalence.tiers import Tier
+from suites.equivalence.trainer import Batch
+from suites.equivalence.training import TrainingExamination
+from suites.harness.context import subject
+from tests import float32_training
+
+CELL = Cell("pytorch", "eager", "cifar_resnet8", "fp32", "cpu", None, None, None, None)
+SINGLE = float32_training.operations(float32_training.pairwise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """How a trainer departs from what it was asked for."""
+
+    sgd: Callable[[Sgd], Sgd] = lambda sgd: sgd
+    model: Callable[[ModelSpec], ModelSpec] = lambda model: model
+    rate: Callable[[float], float] = lambda rate: rate
+    single: Operations = SINGLE
+    step: Callable[[State], State] = lambda state: state
+
+
+class NumpyTrainer:
+    """A trainer that computes in float64 or float32, as the contract has it, but for its fault."""
+
+    def __init__(self, precision: str, model: ModelSpec, state: State, sgd: Sgd, fault: Fault) -> None:
+        self.operations = EXACT if precision == "fp64" else fault.single
+        self.dtype = np.float64 if precision == "fp64" else np.float32
+        self.model, self.sgd, self.fault, self.now = fault.model(model), fault.sgd(sgd), fault, state
+
+    def differentiate(self, batch: Batch) -> Derivatives:
+        found = oracle.differentiate(
+            self.model, self.now.weights, batch.images, batch.labels, self.sgd.label_smoothing, operations=self.operations
+        )
+        return dataclasses.replace(found, cotangents={name: array.astype(self.dtype) for name, array in found.cotangents.items()})
+
+    def steps(self, batches: list[Batch], rates: list[float]) -> list[float]:
+        losses = []
+        for batch, rate in zip(batches, rates, strict=True):
+            found = self.differentiate(batch)
+            weights = dict(oracle.statistics_after(self.model, self.now.weights, batch.images, found.taps))
+            momentum = {}
+            for name, gradient in found.gradients.items():
+                values = (np.asarray(array, np.float64) for array in (self.now.weights[name], gradient, self.now.momentum[name]))
+                weights[name], momentum[name] = oracle.descend(self.sgd, self.fault.rate(rate), *values)
+            held = {
+                kind: {name: array.astype(self.dtype) for name, array in each.items()} for kind, each in (("w", weights), ("m", momentum))
+            }
+            self.now = self.fault.step(State(held["w"], held["m"]))
+            losses.append(found.loss)
+        return losses
+
+    def state(self) -> State:
+        return self.now
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEVELFIELD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(training, "probe_size", lambda model: (16, 16))  # a quarter of the time
+        subject.cache_clear()
+        yield
+        subject.cache_clear()
+
+
+def examined(monkeypatch: pytest.MonkeyPatch, fault: Fault, only: str | None = None) -> dict[str, Tier]:
+    """The tiers of a trainer with a fault; ``only`` holds one tier alone, whatever the others say."""
+    about = subject(CELL.model)
+
+    def trainer(examination: TrainingExamination, precision: str, state: State, sgd: Sgd) -> NumpyTrainer:
+        return NumpyTrainer(precision, about.model, state, sgd, fault)
+
+    monkeypatch.setattr(TrainingExamination, "_trainer", trainer)
+    held: Any = TrainingExamination(None, None, CELL, about)  # type: ignore[arg-type]
+    if only == "E5":
+        return {"E5": held._steps(held._local()[1])}
+    return dict(held.run())
+
+
+def test_a_sound_trainer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All three tiers, each over every parameter, tap and mask, and the free run to its end."""
+    tiers = examined(monkeypatch, Fault())
+    assert {name: (tier.passed, tier.reason) for name, tier in tiers.items()} == dict.fromkeys(("E2", "E3", "E5"), (True, None))
+    assert all(tier.elements > 50_000 for tier in tiers.values())
+    assert tiers["E3"].taps[0].tap == "conv1"
+    assert "masks differ" in str(tiers["E5"].note)
+    assert "a free run was followed for 8 of 8 steps" in str(tiers["E5"].note)
+
+
+def normed(change: Callable[[BatchNorm2d], BatchNorm2d]) -> Callable[[ModelSpec], ModelSpec]:
+    """Change every batch norm of a model."""
+
+    def edit(node: Node) -> Node:
+        if isinstance(node, Block):
+            return dataclasses.replace(node, branches=tuple(tuple(edit(each) for each in branch) for branch in node.branches))
+        return change(node) if isinstance(node, BatchNorm2d) else node
+
+    return lambda model: dataclasses.replace(model, body=tuple(edit(node) for node in model.body))
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault(sgd=lambda sgd: dataclasses.replace(sgd, label_smoothing=0.0)), "loss"),
+        (Fault(sgd=lambda sgd: dataclasses.replace(sgd, nesterov=False)), "change of conv1.weight"),
+        (Fault(sgd=lambda sgd: dataclasses.replace(sgd, weight_decay=0.0)), "change of"),
+        (Fault(sgd=lambda sgd: dataclasses.replace(sgd, momentum=0.91)), "change of"),
+        (Fault(model=normed(lambda norm: dataclasses.replace(norm, momentum=0.9))), "change of bn1.running_mean"),
+        (Fault(model=normed(lambda norm: dataclasses.replace(norm, running_variance="biased"))), "change of bn1.running_var"),
+        (Fault(model=normed(lambda norm: dataclasses.replace(norm, eps=1.001e-5))), "bn1"),
+        (Fault(rate=lambda rate: 0.1), "change of"),
+        (Fault(step=lambda state: State(state.weights, {n: 0.99 * v for n, v in state.momentum.items()})), "change of the momentum of"),
+    ],
+    ids=["smoothing", "nesterov", "decay", "momentum", "swapped", "biased", "epsilon", "rate", "dampened"],
+)
+def test_a_wrong_convention_fails_in_float64(monkeypatch: pytest.MonkeyPatch, fault: Fault, says: str) -> None:
+    """E2 fails, names what is wrong, and nothing else is examined."""
+    tiers = examined(monkeypatch, fault)
+    assert list(tiers) == ["E2"]
+    assert not tiers["E2"].passed
+    assert says in str(tiers["E2"].reason)
+
+
+def test_hidden_tf32_fails_locally(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run declared fp32 whose matrix products round their operands to TF32: E3, at the first convolution."""
+    rounded = float32_training.operations(float32_training.pairwise, lambda x: round_to(x, "tf32"))
+    tiers = examined(monkeypatch, Fault(single=rounded))
+    assert (tiers["E2"].passed, tiers["E3"].passed) == (True, False)
+    assert str(tiers["E3"].reason).startswith("conv1: errs by more than rounding")
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault(step=lambda s: State(s.weights, {n: v + 1e-3 * (n == "fc.bias") for n, v in s.momentum.items()})), "momentum of fc.bias"),
+        (
+            Fault(step=lambda s: State({n: w * (1 + 1e-3 * n.endswith("running_var")) for n, w in s.weights.items()}, s.momentum)),
+            "running_var",
+        ),
+        (
+            Fault(step=lambda s: State({n: w * (1 + 1e-4 * (n == "conv1.weight")) for n, w in s.weights.items()}, s.momentum)),
+            "conv1.weight",
+        ),
+        (Fault(step=lambda s: State({n: w * np.float32("nan") for n, w in s.weights.items()}, s.momentum)), "after a step it errs by inf"),
+    ],
+    ids=["buffer", "statistics", "parameter", "NaN"],
+)
+def test_a_step_that_leaves_its_noise_fails(monkeypatch: pytest.MonkeyPatch, fault: Fault, says: str) -> None:
+    """E5 sees a thousandth in one tensor and names it, though the derivatives are right."""
+    tier = examined(monkeypatch, fault, only="E5")["E5"]
+    assert not tier.passed
+    assert says in str(tier.reason)
+
+
+def test_a_mask_that_rounding_cannot_explain_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ReLU that lets a clearly negative value pass."""
+    about, batch = subject(CELL.model), training.batches(subject(CELL.model))[0]
+    state = training.begin(about)
+    predicted = training.envelope(
+        about.model, state.weights, batch.images, batch.labels, 0.1, training.arithmetic("fp32"), runs=training.NOISY_RUNS
+    )
+    taps = dict(predicted.exact.taps)
+    sound = training.explained(about.model, batch, predicted, taps)
+    assert (sound.passed, sound.note) == (True, f"0 of {sound.elements:,} masks differ from the oracle's, all explained")
+    place = np.unravel_index(np.argmin(taps["bn1"]), taps["bn1"].shape)
+    relu = next(name for name in taps if name.endswith("relu") or name == "relu1")
+    taps[relu] = taps[relu].copy()
+    taps[relu][place] = 1.0
+    tier = training.explained(about.model, batch, predicted, taps)
+    assert not tier.passed
+    assert str(tier.reason).startswith(f"{relu}: 1 of ")
+
+
+def test_distance_is_relative_to_the_way() -> None:
+    """Twice as far as the sound run went is 1; what is not finite is infinitely far."""
+    start, right = State({"w": np.zeros(4)}, {"w": np.zeros(4)}), State({"w": np.ones(4)}, {"w": np.zeros(4)})
+    assert training.distance(start, right, State({"w": np.full(4, 2.0)}, {})) == 1.0
+    assert training.distance(start, right, right) == 0.0
+    assert training.distance(start, right, State({"w": np.full(4, np.nan)}, {})) == np.inf
+    assert training.distance(start, start, right) == np.inf
+
+
+def test_zero_gamma_is_at_the_end_of_every_branch() -> None:
+    """Only the last batch norm before each sum is zero, and all else is as it was."""
+    about = subject(CELL.model)
+    state = training.begin(about)
+    zeroed = training.zero_gamma(about.model, state)
+    changed = {name for name in state.weights if not np.array_equal(state.weights[name], zeroed.weights[name])}
+    assert changed == {f"layer{stage}.0.bn2.{leaf}" for stage in (1, 2, 3) for leaf in ("weight", "bias")}
+    assert not any(np.any(zeroed.weights[name]) for name in changed)
+
+
+def test_batches_do_not_repeat(tmp_path: Path) -> None:
+    """Each step sees other images, and all momentum buffers start away from zero."""
+    about = subject(CELL.model)
+    given = training.batches(about)
+    assert len({each.images.tobytes() for each in given}) == len(given) == training.TRAJECTORY_STEPS
+    assert all(np.all(buffer.std() > 0.01) for buffer in training.begin(about).momentum.values() if buffer.size > 8)
