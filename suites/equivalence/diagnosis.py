@@ -28,6 +28,7 @@ from suites.equivalence import outputs, signature
 from suites.equivalence.faults.fault import Case, Fault, Site
 from suites.equivalence.faults.inference import INFERENCE
 from suites.equivalence.trial import Evidence, Hypothesis, Trial, Verdict
+from suites.harness.reference import held
 
 LEAST_SHARE = 0.9
 """Part of the difference that an explanation takes away. An unrelated change of D numbers lies within 0.1 of the difference's length of
@@ -234,7 +235,7 @@ class _Search:
         first, evidence = clean.failing[0], self.evidence
         if len(clean.failing) > 1 or not clean.steps[first].direct or evidence.precision == "fp64":
             return None
-        model, weights = evidence.case.model, {**evidence.case.weights}
+        model, weights = evidence.case.model, held(evidence.case.weights, evidence.precision)
         sentence = local.misread(model, weights, evidence.images, evidence.found, evidence.precision, first)
         return Explanation(sentence, ("misread",), (first,), None) if sentence else None
 
@@ -256,9 +257,12 @@ class _Search:
                 sentence += f"; explains {_percent(share)} of the difference" + (", each of them" if len(explained) > 1 else "")
             return self._answer("different", sentence, first, first.tap, explained)
         sentence = "differs, and nothing in the catalogue explains it: "
-        sentence += f"of {len(clean.verdicts)} given taps the first to fail is {first.tap}: {first.fault}"
+        sentence += (
+            first.tap if len(clean.verdicts) == 1 else f"of {len(clean.verdicts)} given taps the first to fail is {first.tap}, which"
+        )
+        sentence += f" {(first.fault or '').partition(':')[0]}"
         if first.error is not None:
-            sentence += f", {_percent(first.error)} of its rms"
+            sentence += f", by {_percent(first.error)} of its rms"
         step = clean.steps.get(first.tap)
         reading = signature.read(self.evidence.found[first.tap], step.output) if step else None
         for part in (f"it {reading}" if reading else None, why):

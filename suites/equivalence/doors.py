@@ -34,6 +34,9 @@ IMAGES = "images"
 LARGEST_SIDE = 64
 """Pixels of the embedded images for ImageNet nets: even at every stride, and the whole catalogue is tried in a minute or two."""
 
+SIDES = (32, LARGEST_SIDE, 224)
+"""Sizes that an ONNX file may be fixed to."""
+
 MOST_IMAGES = 1024
 
 DEVICE = "cpu"
@@ -44,13 +47,16 @@ class DoorError(ValueError):
 
 
 def embedded(model: ModelSpec) -> Images:
-    """The project's own images for a model, (8, 3, H, W) float32: real ones, normalised, at most 64 x 64.
+    """The project's own images for a model, (8, 3, H, W) float32: crops of photographs, normalised, at most 64 x 64.
+
+    Photographs for CIFAR nets too, since the digits that these are timed on are grey, and would hide the order of the channels.
 
     Raises:
         NoInputError: the model takes another number of channels.
     """
-    height, width = (min(side, LARGEST_SIDE) for side in model.input_chw[1:])
-    return inputs.for_model(model).pool if (height, width) == model.input_chw[1:] else inputs.photographs(height, width).pool
+    if model.input_chw[0] != 3:
+        raise inputs.NoInputError(f"{model.name} takes {model.input_chw[0]} channels; the embedded images have 3")
+    return inputs.photographs(*(min(side, LARGEST_SIDE) for side in model.input_chw[1:])).pool
 
 
 def of_files(weights: Path, arrays: Path, name: str | None, precision: str, threads: int, say: Say) -> Diagnosis:
@@ -104,9 +110,8 @@ def of_onnx(
         ForeignError: its weights are no known network's.
         WeightFileError, UnknownModelError, EnvironmentBuildError.
     """
-    pools = [inputs.digits()[1].images[: inputs.POOL], *(inputs.photographs(side, side).pool for side in (LARGEST_SIDE, 224))]
-    sizes = {f"{pool.shape[2]}x{pool.shape[3]}": pool for pool in pools}
-    height, width = (embedded(models.get(name)) if name else pools[1]).shape[2:]
+    sizes = {f"{side}x{side}": inputs.photographs(side, side).pool for side in SIDES}
+    height, width = embedded(models.get(name)).shape[2:] if name else (LARGEST_SIDE, LARGEST_SIDE)
     with tempfile.TemporaryDirectory() as folder, _worker("onnx", "fp32", named, threads, Path(folder)) as worker:
         given, out = Path(folder) / "images.safetensors", Path(folder) / "out.safetensors"
         save(sizes, given)

@@ -71,9 +71,9 @@ def _scale(found: Array, expected: Array, difference: float) -> str | None:
     factor, offset = _line(expected.ravel(), found.ravel())
     if _rms(found - factor * expected - offset) <= LEFT * difference:
         return f"is {factor:.6g} times what it should be" + (f" plus {offset:.3g}" if abs(offset) > LEFT * difference else "")
-    one, other = (np.moveaxis(x, 1, 0).reshape(x.shape[1], -1) for x in (found, expected))
-    if one.shape[1] < 8:  # a line through few points fits whatever they are
+    if found.ndim != 4:  # a line through the few logits of one class fits whatever they are
         return None
+    one, other = (np.moveaxis(x, 1, 0).reshape(x.shape[1], -1) for x in (found, expected))
     lines = [_line(right, given) for right, given in zip(other, one, strict=True)]
     left = np.stack([given - a * right - b for right, given, (a, b) in zip(other, one, lines, strict=True)])
     if _rms(left) > LEFT * difference:
