@@ -108,6 +108,19 @@ def test_nothing_compared_fails(judge: Callable[[Taps, Taps], Tier]) -> None:
 
 
 @JUDGES
+def test_a_later_tap_that_is_not_finite_does_not_hide_the_first(judge: Callable[[Taps, Taps], Tier]) -> None:
+    """The first tap that is wrong is named, whatever it leads to."""
+
+    def spoil(found: Taps) -> None:
+        put("stem", 100.0)(found)
+        put("add", np.inf)(found)
+
+    tier = judge(taps(), spoiled(spoil))
+    assert str(tier.reason).startswith("stem: the first tap that differs")
+    assert tier.worst_tap == "add"
+
+
+@JUDGES
 def test_first_diverging_tap_is_named(judge: Callable[[Taps, Taps], Tier]) -> None:
     """The reason names the first tap in topological order that differs, the worst tap is the one furthest off."""
 

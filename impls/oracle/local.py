@@ -183,6 +183,14 @@ def _judge_on(
 
 def check_taps(shapes: Mapping[str, spec.Shape], taps: Mapping[str, npt.NDArray[Any]]) -> None:
     """Raise TapError for the first tap that is missing, one too many, misshapen, empty or not finite."""
+    check_shapes(shapes, taps)
+    for name in shapes:
+        if not np.isfinite(taps[name]).all():
+            raise TapError(name, "holds values that are not finite")
+
+
+def check_shapes(shapes: Mapping[str, spec.Shape], taps: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Raise TapError for the first tap that is missing, one too many, misshapen or empty."""
     for name in shapes:
         if name not in taps:
             raise TapError(name, "the tap is missing")
@@ -194,8 +202,6 @@ def check_taps(shapes: Mapping[str, spec.Shape], taps: Mapping[str, npt.NDArray[
             raise TapError(name, f"shape {taps[name].shape}, not {shape}")
         if taps[name].size == 0:
             raise TapError(name, "has no elements")
-        if not np.isfinite(taps[name]).all():
-            raise TapError(name, "holds values that are not finite")
 
 
 def judge(

@@ -214,10 +214,11 @@ def envelope(
 ) -> Envelope:
     """Carry the predicted rounding noise through the whole network, by Monte Carlo.
 
-    Each run adds sigma * N(0, 1) after every operation; sigma comes from the noiseless run. One image at a time, with its
-    sigmas in float32 (0.11 GB for ResNet-50 at 224x224), so memory does not grow with the batch; the noise of image i
-    depends on ``seed`` and i alone. Costs a few forward passes and about two more per run: drawing the noise takes as long as
-    the pass itself.
+    Each run adds sigma * N(0, 1) after every operation; sigma comes from the noiseless run. Where operands are rounded (TF32) they
+    are what is disturbed, as a rounded weight errs alike at every position and the global mean does not average it away. One image
+    at a time, with its sigmas in float32 (0.11 GB for ResNet-50 at 224x224), so memory does not grow with the batch; the noise of
+    image i depends on ``seed`` and i alone. Costs a few forward passes and about two more per run: drawing the noise takes as long
+    as the pass itself.
 
     Pass weights and images as the implementation holds them (:func:`round_to` for bf16 and fp16): the cast is no error.
 
@@ -226,6 +227,7 @@ def envelope(
     """
     check(model, weights, images)
     rules = arithmetic(precision)
+    sums = replace(rules, operand=0.0)
     logits, deviation = [], []
     for index in range(images.shape[0]):
         image = np.asarray(images[index : index + 1], dtype=np.float64)
@@ -235,7 +237,7 @@ def envelope(
             tensors = tensors_of(layer, weights)
             output = evaluate(layer, inputs, tensors)
             if not isinstance(layer, EXACT_LAYERS):
-                sigmas[layer.name] = sigma(layer, inputs, output, tensors, rules).astype(np.float32)
+                sigmas[layer.name] = sigma(layer, inputs, output, tensors, sums).astype(np.float32)
             return output
 
         logits.append(spec.walk(model.body, clean, image))
@@ -247,7 +249,11 @@ def envelope(
             sigmas: dict[str, npt.NDArray[np.float32]] = sigmas,
             generator: np.random.Generator = generator,
         ) -> Array:
-            output = evaluate(layer, inputs, tensors_of(layer, weights))
+            tensors = tensors_of(layer, weights)
+            if rules.operand and isinstance(layer, Conv2d | Linear):
+                inputs = tuple(_disturbed(x, rules.operand, generator) for x in inputs)
+                tensors["weight"] = _disturbed(tensors["weight"], rules.operand, generator)
+            output = evaluate(layer, inputs, tensors)
             if layer.name not in sigmas:
                 return output
             noise = generator.standard_normal(output.shape, dtype=np.float32)
@@ -257,6 +263,12 @@ def envelope(
         squares = sum((spec.walk(model.body, noisy, image) - logits[-1]) ** 2 for _ in range(runs))
         deviation.append(np.sqrt(squares / runs))
     return Envelope(np.concatenate(logits), np.concatenate(deviation))
+
+
+def _disturbed(operand: Array, unit: float, generator: np.random.Generator) -> Array:
+    """An operand with the error of rounding it, drawn for every element."""
+    noisy: Array = operand * (1 + KAPPA * unit * generator.standard_normal(operand.shape, dtype=np.float32))
+    return noisy
 
 
 def rho(output: npt.NDArray[Any], envelope: Envelope) -> float:

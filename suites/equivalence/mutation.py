@@ -54,12 +54,6 @@ SIGNAL = 5.0
 
 LATTICE_SEED = 1
 MEANING_IMAGES = 2
-NO_NOISE_RULE: Mapping[str, str] = {
-    "tf32": "its noise model takes the roundings of operands as independent, but a rounded weight errs alike at every position, which "
-    "the global mean does not average away: a sound simulated run has a rho of 2 to 3"
-}
-"""Precisions in which E4 is not asked, and why."""
-
 TINT = np.array([1.0, 0.75, 0.5], np.float32)[:, None, None]
 """The digits are grey, which would hide an exchange of channels."""
 
@@ -372,8 +366,7 @@ def examine(about: Subject, mutation: Mutation, implementation: Framework | Simu
     ask("E1", structure)
     ask("E3", lambda: rounding(some, probe=False))
     ask("R5", lambda: rounding(epsilon_probe(some), probe=True))
-    if precision not in NO_NOISE_RULE:
-        ask("E4", noise)
+    ask("E4", noise)
     return found, logits
 
 

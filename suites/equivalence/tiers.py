@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from impls.oracle import local, rounding
-from impls.oracle.local import TapError, TapRounding, check_taps
+from impls.oracle.local import TapError, TapRounding, check_shapes
 from impls.oracle.rounding import Envelope
 from impls.spec import ModelSpec
 
@@ -55,20 +55,21 @@ def _finite(number: float) -> float | None:
 def compare(expected: Arrays, found: Arrays, bound: float, error: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float]) -> Tier:
     """Compare taps in the order of ``expected``; ``error`` gives one number a tap, which must not exceed ``bound``."""
     try:
-        check_taps({name: right.shape for name, right in expected.items()}, found)
-        check_taps({name: right.shape for name, right in expected.items()}, expected)
+        check_shapes({name: right.shape for name, right in expected.items()}, found)
     except TapError as unfit:
         return _failed(str(unfit), bound, unfit.tap)
     elements, worst_tap, worst, reason = 0, "", -1.0, None
     for name, right in expected.items():
         given = found[name]
-        here = error(given, right)
+        is_finite = bool(np.isfinite(given).all() and np.isfinite(right).all())
+        here = error(given, right) if is_finite else math.inf
         here = math.inf if math.isnan(here) else here
         elements += right.size
         if here > worst:
             worst_tap, worst = name, here
-        if here > bound and reason is None:
-            reason = f"{name}: the first tap that differs, by {here:.3g} (bound {bound:.3g})"
+        if not here <= bound and reason is None:
+            how = f"the first tap that differs, by {here:.3g} (bound {bound:.3g})" if is_finite else "holds values that are not finite"
+            reason = f"{name}: {how}"
     if elements == 0:
         return _failed("nothing was compared", bound)
     return Tier(reason is None, elements, bound, worst_tap, _finite(worst), reason)

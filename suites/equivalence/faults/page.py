@@ -94,9 +94,6 @@ def _open(score: Score) -> Iterable[str]:
     ]
     yield from found or ("Nothing: every mutant was refused, seen where it can show, and located; no sound network was.",)
     yield ""
-    for precision, why in mutation.NO_NOISE_RULE.items():
-        yield f"E4 is not asked in {precision}: {why}."
-        yield ""
 
 
 def _taps(row: Row) -> str:
