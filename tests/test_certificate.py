@@ -14,8 +14,8 @@ import pytest
 from impls.implementation import find
 from impls.oracle import lattice
 from results import certificate as documents
-from results.record import Cell
-from results.store import Store
+from results.record import Cell, Record
+from results.store import Store, StoreError
 from suites.equivalence import certificate
 from suites.equivalence.examination import Examination
 from suites.equivalence.tiers import Tier
@@ -243,3 +243,47 @@ def test_a_lattice_that_cannot_be_is_not_certified(context: Context, monkeypatch
     monkeypatch.setattr(Examination, "run", none)
     record = certificate._certify_one(context, NO_WORKERS, CELL, (1,))
     assert (record.status, record.reason) == ("not_certified", "E1: no exact probe: averages 3x3 = 9 values")
+
+
+CELLS = tuple(
+    dataclasses.replace(CELL, implementation=name, mode=mode) for name, mode in (("onnx", "ort"), ("jax", "jit"), ("pytorch", "eager"))
+)
+
+
+@pytest.fixture
+def three(context: Context, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """A run in which three implementations are at hand, all examined by a stand-in."""
+    named = dict.fromkeys(("onnx", "jax", "pytorch"), Path(sys.executable))
+    Examiner(monkeypatch)
+    return dataclasses.replace(context, interpreters=Interpreters(find(), (), "cpu", named))
+
+
+def test_implementations_are_examined_side_by_side(three: Context) -> None:
+    """Every arm has its record, in the order asked for, whoever was ready first."""
+    found = certificate.certificates_for(three, CELLS, (1,))
+    assert list(found) == list(CELLS)
+    assert {record.status for record in found.values()} == {"ok"}
+    stored = three.store.read(three.run.run_id)[0]
+    assert {record.record_id for record in stored} == {record.record_id for record in found.values()}
+
+
+def test_an_error_of_one_ends_all(three: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is raised, and nothing is stored of what was ended because of it."""
+    ended: list[str] = []
+    monkeypatch.setattr(certificate.Workers, "end", lambda workers: ended.append("end"))
+
+    def full(store: Store, record: Record) -> Path:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(Store, "append", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        certificate.certificates_for(three, CELLS, (1,))
+    assert len(ended) >= len(CELLS)
+
+
+def test_ended_workers_start_no_other(context: Context) -> None:
+    """A thread that goes on after the others were ended finds nobody to ask."""
+    workers = certificate.Workers(context)
+    workers.end()
+    with pytest.raises(WorkerError, match="were ended"):
+        workers.get(CELL, "fp32")

@@ -39,3 +39,11 @@ def test_its_test_command_is_what_ci_runs() -> None:
     """CI calls the README's line, to the letter."""
     line = next(line for line in TEXT.splitlines() if line.endswith("nox -s tests"))
     assert line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_its_table_of_rules_is_the_generated_one() -> None:
+    """What each rule lets through stands so in docs/faults.md, which a command writes."""
+    rows = re.findall(r"^\| ([^|]+) \| (\d+ of \d+) \| (\d+ of \d+|-) \|$", TEXT, re.MULTILINE)
+    generated = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    assert len(rows) >= 6
+    assert [row for row in rows if f"| {row[0]} | {row[1]} | {row[2]} |" not in generated] == []

@@ -18,7 +18,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from impls.oracle import lattice
@@ -58,19 +60,39 @@ def certificates_for(
     """A certificate for every arm (a cell without batch size, scope, scenario and threads), stored as records and documents.
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
-    in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice.
+    in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
+    examined at a time, for most of it is starting and compiling on one core.
     """
-    workers = Workers(context)
+    by_implementation: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_implementation.setdefault(cell.implementation, []).append(cell)
     certificates: dict[Cell, Record] = {}
-    try:
-        for number, cell in enumerate(cells, start=1):
-            what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
-            context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({number} of {len(cells)})")
-            certificates[cell] = _certify_one(context, workers, cell, batch_sizes, purpose)
-            context.store.append(certificates[cell])
-    finally:
-        workers.end()
-    return certificates
+    staffs = {name: Workers(context) for name in by_implementation}
+    stopped = threading.Event()
+
+    def certify(name: str) -> None:
+        try:
+            for cell in by_implementation[name]:
+                what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
+                context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({len(certificates) + 1} of {len(cells)})")
+                record = _certify_one(context, staffs[name], cell, batch_sizes, purpose)
+                if stopped.is_set():  # what failed then failed because its worker was ended
+                    return
+                context.store.append(record)
+                certificates[cell] = record
+        finally:
+            staffs[name].end()
+
+    with ThreadPoolExecutor(2) as executor:
+        try:
+            for _ in executor.map(certify, staffs):
+                pass
+        except BaseException:  # an interrupt must not wait for what is under way
+            stopped.set()
+            for workers in staffs.values():
+                workers.end()
+            raise
+    return {cell: certificates[cell] for cell in cells}
 
 
 def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tuple[int, ...], purpose: Purpose = "inference") -> Record:

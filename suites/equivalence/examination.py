@@ -62,6 +62,11 @@ class Examination:
         return dict(sorted(tiers.items())), settings
 
     @property
+    def _scratch(self) -> Path:
+        """Another implementation may be examined beside this one."""
+        return self.context.scratch_of(self.cell.implementation)
+
+    @property
     def _manifest(self) -> Manifest:
         return self.context.manifests[self.cell.implementation]
 
@@ -72,7 +77,7 @@ class Examination:
         """Taps of one batch (none if it shows none), and its logits through the mode, as it is timed."""
         found = load_file(self._taps(precision, weights, images)[0]) if self._manifest.taps else {}
         worker, _ = self.workers.get(self.cell, precision)
-        ring, out = self.context.scratch / "ring.safetensors", self.context.scratch / "out.safetensors"
+        ring, out = self._scratch / "ring.safetensors", self._scratch / "out.safetensors"
         save({"images": images[None]}, ring)
         worker.call("prepare", BUILD_TIMEOUT_S, handle="mode", fold=self._manifest.folds, **self._build(weights, images))
         worker.call("put", BUILD_TIMEOUT_S, handle="mode", images=str(ring))
@@ -84,7 +89,7 @@ class Examination:
     def _taps(self, precision: str, weights: Path, images: npt.NDArray[np.float32]) -> tuple[Path, Mapping[str, Any]]:
         """The file of the taps of one batch, unfused and unfolded, and the settings that the network reported."""
         worker, _ = self.workers.get(self.cell, precision)
-        batch, out = self.context.scratch / "batch.safetensors", self.context.scratch / "taps.safetensors"
+        batch, out = self._scratch / "batch.safetensors", self._scratch / "taps.safetensors"
         save({"images": images}, batch)
         made = worker.call("prepare", BUILD_TIMEOUT_S, handle="taps", fold=False, **self._build(weights, images))
         worker.call("taps", BUILD_TIMEOUT_S, handle="taps", images=str(batch), out=str(out))
@@ -97,7 +102,7 @@ class Examination:
     def _lattice(self) -> Tier:
         cell = self.cell
         probe = _lattice_probe(self.subject.model, cell.precision, *self._size())
-        path = self.context.scratch / f"lattice-{cell.model}-{cell.precision}.safetensors"
+        path = self._scratch / f"lattice-{cell.model}-{cell.precision}.safetensors"
         if not path.is_file():
             file.save(
                 path, self.subject.model, probe.given.weights, source=f"lattice, seed {LATTICE_SEED}", preprocess={}, licence="CC0-1.0"
@@ -132,7 +137,7 @@ class Examination:
         settings: dict[str, object] = {}
         for size in self.batch_sizes:
             members = about.inputs.members(size)
-            ring, out = self.context.scratch / "ring.safetensors", self.context.scratch / "out.safetensors"
+            ring, out = self._scratch / "ring.safetensors", self._scratch / "out.safetensors"
             images = about.inputs.ring(size)
             save({"images": images}, ring)
             worker.call(

@@ -89,7 +89,7 @@ class TrainingExamination:
     def _trainer(self, precision: str, state: State, sgd: Sgd) -> LiveTrainer:
         worker, _ = self.workers.get(self.cell, precision)
         shape = batches(self.subject)[0].images.shape
-        return LiveTrainer(worker, self.context.scratch, self.subject.model, state, sgd, self.cell.mode, shape)
+        return LiveTrainer(worker, self.context.scratch_of(self.cell.implementation), self.subject.model, state, sgd, self.cell.mode, shape)
 
     def _meaning(self) -> Tier:
         answers = []

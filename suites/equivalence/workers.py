@@ -19,9 +19,16 @@ class Workers:
         self.context = context
         self.purpose = purpose
         self._live: dict[tuple[str, str], tuple[WorkerProcess, dict[str, Any]]] = {}
+        self._ended = False
 
     def get(self, cell: Cell, precision: str) -> tuple[WorkerProcess, dict[str, Any]]:
-        """The worker and what it said of itself at its start."""
+        """The worker and what it said of itself at its start.
+
+        Raises:
+            WorkerError: it cannot be started, or all were ended, maybe by another thread.
+        """
+        if self._ended:
+            raise WorkerError("died", "its workers were ended")
         key = (cell.implementation, precision)
         if key in self._live and not self._live[key][0].alive:
             del self._live[key]
@@ -39,6 +46,7 @@ class Workers:
         return self._live[key]
 
     def end(self) -> None:
-        """End them all."""
-        for worker, _ in self._live.values():
+        """End them all, for good."""
+        self._ended = True
+        for worker, _ in list(self._live.values()):
             worker.end()

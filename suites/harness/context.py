@@ -161,6 +161,12 @@ class Context:
         path.mkdir(exist_ok=True)
         return path
 
+    def scratch_of(self, implementation: str) -> Path:
+        """A folder of it that belongs to one implementation's workers."""
+        path = self.scratch / implementation
+        path.mkdir(exist_ok=True)
+        return path
+
     def python(self, implementation: str) -> Path:
         """The interpreter of an implementation's workers; waits for one that is being built.
 
