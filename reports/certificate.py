@@ -195,15 +195,12 @@ def _shape(histogram: Sequence[int]) -> str:
 
 @mpl.rc_context(figures.STYLE)
 def _tests(layers: Sequence[Layer]) -> figures.Picture | None:
-    """The three tests of every layer that rounds, in the order of the network; 1 is the bound."""
+    """The tests of every layer that rounds, in the order of the network; 1 is the bound."""
     if not layers:
         return None
     figure, axes = figures.drawing(3.2)
-    series = {
-        "rms": [layer.rms for layer in layers],
-        "gauge": [layer.gauge for layer in layers],
-        "slope": [layer.slope for layer in layers],
-    }
+    taken = {name: [getattr(layer, name) for layer in layers] for name in ("rms", "gauge", "slope")}
+    series = {name: values for name, values in taken.items() if any(value != 0 for value in values)}  # training has no slope
     for (name, values), color, marker in zip(series.items(), figures.CYCLE, figures.MARKERS, strict=False):
         finite = [float("nan") if value is None else value for value in values]
         axes.plot(range(len(layers)), finite, marker=marker, markersize=3, linestyle="", color=color, label=name)
@@ -214,4 +211,4 @@ def _tests(layers: Sequence[Layer]) -> figures.Picture | None:
     axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     worst = {name: max((value for value in values if value is not None), default=float("nan")) for name, values in series.items()}
     told = ", ".join(f"{name} at most {value:.3g}" for name, value in worst.items())
-    return figures.picture(figure, f"Three tests of {len(layers)} layers over their bounds: {told}.")
+    return figures.picture(figure, f"Tests of {len(layers)} layers over their bounds: {told}.")

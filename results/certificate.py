@@ -49,7 +49,8 @@ class Layer:
     """How one layer rounds, given the implementation's own inputs.
 
     ``rms_z`` is the rms error in units of the predicted deviation; ``rms``, ``gauge`` and ``slope`` are the tests, each over its bound, so
-    that more than 1 fails; null where infinite. ``histogram`` counts elements by z, between the document's ``edges``.
+    that more than 1 fails; null where infinite, and ``slope`` is 0 in training, where it is not taken. ``histogram`` counts elements by
+    z, between the document's ``edges``.
     """
 
     tap: str

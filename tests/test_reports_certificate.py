@@ -90,3 +90,10 @@ def test_an_excused_tier_is_shown_with_its_reason() -> None:
     words = text(render(certificate(tiers=without, excused={"E3": "it shows no taps"}, layers=()), "one.json"))
     assert "excused it shows no taps" in words
     assert "NOT CERTIFIED" not in words
+
+
+def test_a_test_that_was_not_taken_is_not_drawn() -> None:
+    """Training has no slope: its figure does not show one of zeros."""
+    without = tuple(dataclasses.replace(layer, slope=0.0) for layer in LAYERS)
+    assert "slope at most" in render(certificate(), "one.json")
+    assert "slope at most" not in render(certificate(layers=without), "one.json")
