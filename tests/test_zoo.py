@@ -184,7 +184,7 @@ def test_an_examination_follows_the_manifest(tmp_path: Path, folds: bool, taps: 
     """The network that is timed is built folded or not as the manifest says, and taps are asked for only where there are any."""
     worker = FakeWorker()
     facts = SimpleNamespace(folds=folds, taps=taps)
-    context: Any = SimpleNamespace(manifests={"toy": facts}, scratch=tmp_path)
+    context: Any = SimpleNamespace(manifests={"toy": facts}, scratch_of=lambda name: tmp_path)
     workers: Any = SimpleNamespace(get=lambda cell, precision: (worker, {}))
     cell: Any = SimpleNamespace(implementation="toy", mode="eager")
     about: Any = None

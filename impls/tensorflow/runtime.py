@@ -51,6 +51,7 @@ class Runtime(implementation.Runtime):
         tf.config.experimental.enable_tensor_float_32_execution(settings.precision == "tf32")
         if settings.deterministic:
             tf.config.experimental.enable_op_determinism()
+            tf.random.set_seed(0)  # wanted then for every program that XLA compiles, though nothing here is random
         self._precision, self._dtype = settings.precision, DTYPES[settings.precision]
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Array], mode: str, input_shape: Shape) -> Network:
