@@ -291,8 +291,18 @@ class Network(ABC):
         """The weights read back from the framework, canonical names and layout, float32 (fp64: float64)."""
 
     @abstractmethod
+    def compilations(self) -> int:
+        """How often anything has been traced or compiled for this network so far, by the framework's own count; it never falls.
+
+        Timed calls between which it grows measure the compiler. What never compiles says 0.
+        """
+
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What was really used, as the framework reports it: at least threads, precision, tf32, layout, deterministic."""
+        """What was really used, as the framework reports it: at least threads, precision, tf32, layout, deterministic, placed_on.
+
+        ``placed_on`` is the kind of device that holds the network, cpu or cuda.
+        """
 
 
 class Runtime(ABC):

@@ -23,7 +23,7 @@ import pandas as pd
 
 from impls.precision import PRECISIONS
 from reports import labels
-from results import statistics
+from results import statistics, timing
 from results.record import Cell, Record
 from results.store import Run, Store
 
@@ -453,21 +453,9 @@ def _covers(record: Record, cell: Cell) -> bool:
 
 
 def _times(records: Iterable[Record]) -> dict[int, float]:
-    """Seconds of one call by round, of the processes that are ok.
-
-    In offline it is wall time over calls, all windows together, since a throughput is images per wall time.
-    """
-    times = {}
-    for record in records:
-        if record.status == "ok" and record.samples is not None and record.process is not None:
-            samples = record.samples
-            if record.cell.scenario == "offline":
-                timed = [index for index, warmup in enumerate(samples.warmup) if not warmup]
-                wall = sum(samples.duration_ns[index] for index in timed) * 1e-9
-                times[record.process.index] = wall / sum(samples.calls[index] for index in timed)
-            else:
-                times[record.process.index] = statistics.process_time(samples.visit, samples.duration_ns, samples.calls, samples.warmup)
-    return times
+    """Seconds of one call by round, of the processes that are ok."""
+    timed = [record for record in records if record.status == "ok" and record.samples is not None]
+    return {record.process.index: timing.call_s(record) for record in timed if record.process is not None}
 
 
 def _share_rounds(times: Iterable[Mapping[int, float]]) -> bool:

@@ -19,7 +19,7 @@ from results.schema import RecordError, canonical, decode, encode, parse
 SCHEMA_VERSION = 1
 
 Suite = Literal["inference", "startup", "memory", "accuracy", "equivalence", "training_equivalence", "clean_seeds", "probe"]
-Status = Literal["ok", "skipped", "failed", "timed_out", "out_of_memory", "not_certified"]
+Status = Literal["ok", "skipped", "failed", "timed_out", "out_of_memory", "not_certified", "audit_failed"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 UNITS = ("_s", "_bytes", "_j", "_w", "_hz", "_celsius", "_per_s", "_per_image", "_count", "_fraction")

@@ -289,6 +289,7 @@ def test_settings(frameworks: Frameworks, arm: Arm) -> None:
     assert settings["tf32"] is False
     assert settings["layout"] in ("NCHW", "NHWC")
     assert isinstance(settings["deterministic"], bool)
+    assert settings["placed_on"] == "cpu"
     assert settings["threads"] == THREADS or (settings["threads"] is None and "ReferenceEvaluator" in settings["provider"])
 
 

@@ -35,8 +35,8 @@ ROWS = {
 LATE = {
     "killed_late": ("failed", "its worker was killed"),
     "hangs_late": ("timed_out", "its worker gave no answer within 5 s"),
-    "not_a_number_late": ("not_certified", "the outputs of this timed process: logits: hold values that are not finite"),
-    "cheats_late": ("not_certified", "the outputs of this timed process: logits: "),
+    "not_a_number_late": ("not_certified", "the outputs of timed calls: logits: hold values that are not finite"),
+    "cheats_late": ("not_certified", "the outputs of timed calls: logits: "),
 }
 """The modes that pass the certificate and fail while they are timed."""
 

@@ -50,6 +50,7 @@ class Network(implementation.Network):
     def wait(self, output): pass
     def get(self, output): return output
     def weights(self): return dict(self.held)
+    def compilations(self): return 0
     def settings(self): return {"batch_norms": sum(isinstance(layer, spec.BatchNorm2d) for layer in spec.layers(self.model.body))}
 
 class Runtime(implementation.Runtime):

@@ -198,6 +198,10 @@ class Network(implementation.Network):
         """The tensors read back from the device."""
         return {f"{name}.{leaf}": to_canonical(_wide(array)) for name, held in self._held() for leaf, array in held.items()}
 
+    def compilations(self) -> int:
+        """How often this process has compiled anything, conversions between types included."""
+        return _compiled_count
+
     def settings(self) -> dict[str, Any]:
         """What XLA was given and what its process shows."""
         leaf = jax.tree.leaves(self._params)[0]
@@ -205,7 +209,7 @@ class Network(implementation.Network):
         pool = sum(comm.read_text().strip() == "tf_XLAEigen" for comm in Path("/proc/self/task").glob("*/comm"))
         flags = os.environ.get("XLA_FLAGS", "")
         return {
-            "platform": platform,
+            "placed_on": {"gpu": "cuda"}.get(platform, platform),
             "device": leaf.device.device_kind,
             "precision": str(leaf.dtype),
             "x64": bool(jax.config.jax_enable_x64),
@@ -228,6 +232,17 @@ class Network(implementation.Network):
             for row, prefix in enumerate(part.prefixes):
                 for name, held in host.items():
                     yield prefix + name, {leaf: array[row] if len(part.prefixes) > 1 else array for leaf, array in held.items()}
+
+
+_compiled_count = 0
+
+
+def _count_compilation(event: str, duration_s: float, **_: object) -> None:
+    global _compiled_count  # noqa: PLW0603 - JAX tells listeners of the process, not of a network
+    _compiled_count += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
 def _wide(array: Any) -> Array:

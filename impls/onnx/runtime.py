@@ -154,6 +154,10 @@ class SessionNetwork(implementation.Network):
         """See the contract."""
         return _weights(self._proto(), self._model)
 
+    def compilations(self) -> int:
+        """See the contract: the session optimised its graph once and for all when it was made."""
+        return 0
+
     def settings(self) -> dict[str, Any]:
         """See the contract."""
         options = self._session.get_session_options()
@@ -169,6 +173,7 @@ class SessionNetwork(implementation.Network):
             "graph_optimization_level": options.graph_optimization_level.name,
             "execution_mode": options.execution_mode.name,
             "allow_spinning": options.get_session_config_entry("session.intra_op.allow_spinning") == "1",
+            "placed_on": {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}[provider],
             "provider": provider,
             "provider_options": provider_options,
         }
@@ -209,6 +214,10 @@ class ReferenceNetwork(implementation.Network):
         """See the contract."""
         return _weights(self._proto, self._model)
 
+    def compilations(self) -> int:
+        """See the contract."""
+        return 0
+
     def settings(self) -> dict[str, Any]:
         """See the contract."""
         return {
@@ -218,6 +227,7 @@ class ReferenceNetwork(implementation.Network):
             "layout": "NCHW",
             "epsilon": "float32",  # the attribute is a float, also in a float64 model
             "deterministic": True,
+            "placed_on": "cpu",
             "provider": "onnx.reference.ReferenceEvaluator",
         }
 

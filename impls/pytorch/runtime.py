@@ -126,6 +126,10 @@ class Network(implementation.Network):
         """See the contract."""
         return {name: layers.to_canonical(tensor) for name, tensor in self._model.state_dict().items()}
 
+    def compilations(self) -> int:
+        """See the contract. Dynamo counts the graphs of the whole process."""
+        return 0 if self._mode == "eager" else int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
     def settings(self) -> dict[str, Any]:
         """See the contract."""
         held = self._model.state_dict().values()
@@ -134,6 +138,7 @@ class Network(implementation.Network):
         compiled = self._mode == "compile"
         return {
             "mode": self._mode,
+            "placed_on": ", ".join(sorted({tensor.device.type for tensor in held})),
             "device": ", ".join(sorted({str(tensor.device) for tensor in held})),
             "precision": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in held})),
             "layout": "NHWC" if is_channels_last else "NCHW",

@@ -106,7 +106,8 @@ class Network(implementation.Network):
 
         batch, channels, height, width = input_shape
         signature = [tf.TensorSpec((batch, height, width, channels), dtype)]
-        self._forward = tf.function(forward, input_signature=signature, jit_compile=mode == "xla", autograph=False).get_concrete_function()
+        self._traced = tf.function(forward, input_signature=signature, jit_compile=mode == "xla", autograph=False)
+        self._forward = self._traced.get_concrete_function()
 
     def put(self, images: Array) -> tf.Tensor:
         """Host images to a device batch."""
@@ -147,11 +148,16 @@ class Network(implementation.Network):
         """The tensors read back from the graph's constants, or from the variables."""
         return {name: to_canonical(_wide(array)) for name, array in self._held().items()}
 
+    def compilations(self) -> int:
+        """How often the function was traced; with one signature XLA compiles a trace once."""
+        return int(self._traced.experimental_get_tracing_count())
+
     def settings(self) -> dict[str, Any]:
         """What TensorFlow says of the function and of itself."""
         gpus = tf.config.get_visible_devices("GPU")
         dtypes = sorted({array.dtype.name for array in self._held().values()})
         return {
+            "placed_on": "cuda" if gpus else "cpu",
             "device": tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "CPU",
             "precision": ", ".join(dtypes),
             "tf32": self._on_gpu and dtypes == ["float32"] and tf.config.experimental.tensor_float_32_execution_enabled(),

@@ -11,13 +11,19 @@ calls that are all enqueued before the first is waited for: a throughput. One is
 from __future__ import annotations
 
 import gc
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from impls.implementation import Network
+
+KEPT_PER_BATCH = 2
+"""Outputs of timed calls that are kept of each batch of the ring, chosen at random: 16 of a ring of 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,38 +48,139 @@ def _no_collection() -> Iterator[None]:
         gc.unfreeze()
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a timed call gave: its logits on the host, (N, classes), and the batch of the ring that it was given."""
+
+    batch: int
+    logits: Any
+
+
 class TimedPath:
     """A network with its ring of inputs, callable in one scope.
 
     ``hosts`` are the host batches in the network's own memory order; with distinct batches a cache of results cannot help.
+    ``slowdown`` lengthens every sample by this fraction, spinning inside the clock: a regression planted to see a gate work.
     """
 
-    def __init__(self, network: Network, hosts: list[Any]) -> None:
+    def __init__(self, network: Network, hosts: list[Any], slowdown: float = 0.0) -> None:
         self.network = network
         self.hosts = hosts
         self.batches = [network.put(host) for host in hosts]
+        self.slowdown = slowdown
         self._next = 0
+        self._seen = [0] * len(hosts)
+        self._kept: dict[tuple[int, int], Any] = {}
+        self._random = random.Random()
 
-    def visit(self, *, scope: str, samples: int, calls: int) -> list[Sample]:
-        """Take ``samples`` readings of ``calls`` calls each; the ring goes on where the last visit left it."""
-        network = self.network
-        if scope == "device":
-            source, submit, finish = self.batches, network.run, network.wait
-        else:
-            source, submit, finish = self.hosts, self._put_and_run, network.get
+    def visit(self, *, scope: str, samples: int, calls: int, keep: bool = False) -> list[Sample]:
+        """Take ``samples`` readings of ``calls`` calls each; the ring goes on where the last visit left it.
+
+        With ``keep`` the outputs of some calls are kept for ``kept``.
+        """
+        source, submit, finish = self._path(scope)
         with _no_collection():
-            return [self._sample(source, submit, finish, calls) for _ in range(samples)]
+            return [self._sample(scope, source, submit, finish, calls, keep=keep) for _ in range(samples)]
+
+    def kept(self) -> list[Kept]:
+        """Outputs of the calls that were timed with ``keep``, at most ``KEPT_PER_BATCH`` of each batch, each call as likely as another."""
+        return [Kept(batch, self._kept[batch, place]) for batch, place in sorted(self._kept)]
+
+    def windows(self, *, scope: str, counts: Sequence[int]) -> list[int]:
+        """For each count, the ns until so many calls were enqueued, waited for and the last output read on the host."""
+        source, submit, finish = self._path(scope)
+        durations = []
+        with _no_collection():
+            for count in counts:
+                items = self._items(source, count)
+                start = time.perf_counter_ns()
+                outputs = [submit(item) for item in items]
+                answers = [finish(output) for output in outputs]
+                np.array(answers[-1] if scope == "transfer" else self.network.get(outputs[-1]))
+                durations.append(time.perf_counter_ns() - start)
+        return durations
+
+    def reads(self, *, scope: str, calls: int) -> list[tuple[int, int, int]]:
+        """Of single calls: ns of the call, ns of reading its output on the host once it has been waited for, and of reading it again."""
+        source, submit, finish = self._path(scope)
+        taken = []
+        with _no_collection():
+            for _ in range(calls):
+                (item,) = self._items(source, 1)
+                times = [time.perf_counter_ns()]
+                output = submit(item)
+                answer = finish(output)
+                times.append(time.perf_counter_ns())
+                for _ in range(2):
+                    np.array(answer if scope == "transfer" else self.network.get(output))
+                    times.append(time.perf_counter_ns())
+                taken.append((times[1] - times[0], times[2] - times[1], times[3] - times[2]))
+        return taken
+
+    def unlike(self, *, scope: str, calls: int) -> tuple[list[int], list[int]]:
+        """Ns of calls on one batch repeated, and of calls on batches that were never seen before; they take turns."""
+        network = self.network
+        source, submit, finish = self._path(scope)
+        repeated: list[int] = []
+        fresh: list[int] = []
+        with _no_collection():
+            for call in range(calls):
+                host = np.roll(self.hosts[0], 1 + call // 2, axis=2 + call % 2)
+                unseen = network.put(host) if scope == "device" else host
+                network.get(network.run(source[0] if scope == "device" else network.put(source[0])))  # the put is done by then
+                for item, taken in random.sample([(source[0], repeated), (unseen, fresh)], 2):
+                    start = time.perf_counter_ns()
+                    finish(submit(item))
+                    taken.append(time.perf_counter_ns() - start)
+        return repeated, fresh
+
+    def _path(self, scope: str) -> tuple[list[Any], Callable[[Any], Any], Callable[[Any], Any]]:
+        """What calls are given, how one is enqueued, and how it is waited for."""
+        if scope == "device":
+            return self.batches, self.network.run, self.network.wait
+        return self.hosts, self._put_and_run, self.network.get
 
     def _put_and_run(self, batch: Any) -> Any:
         return self.network.run(self.network.put(batch))
 
-    def _sample(self, source: list[Any], submit: Callable[[Any], Any], finish: Callable[[Any], Any], calls: int) -> Sample:
-        items = [source[(self._next + offset) % len(source)] for offset in range(calls)]
-        self._next = (self._next + calls) % len(source)
+    def _items(self, source: list[Any], calls: int) -> list[Any]:
+        first, self._next = self._next, (self._next + calls) % len(source)
+        return [source[(first + offset) % len(source)] for offset in range(calls)]
+
+    def _sample(
+        self,
+        scope: str,
+        source: list[Any],
+        submit: Callable[[Any], Any],
+        finish: Callable[[Any], Any],
+        calls: int,
+        *,
+        keep: bool,
+    ) -> Sample:
+        first = self._next
+        items = self._items(source, calls)
         start = time.perf_counter_ns()
-        for output in [submit(item) for item in items]:
-            finish(output)
-        return Sample(start, time.perf_counter_ns() - start, calls)
+        outputs = [submit(item) for item in items]
+        answers = [finish(output) for output in outputs]
+        duration = time.perf_counter_ns() - start
+        if self.slowdown:
+            longer = int(duration * (1 + self.slowdown))
+            while duration < longer:
+                duration = time.perf_counter_ns() - start
+        if keep:
+            offset = self._random.randrange(calls)
+            batch = (first + offset) % len(source)
+            if (place := self._place(batch)) is not None:
+                self._kept[batch, place] = np.array(answers[offset] if scope == "transfer" else self.network.get(outputs[offset]))
+        return Sample(start, duration, calls)
+
+    def _place(self, batch: int) -> int | None:
+        """Where the next output of this batch is kept, if it is: reservoir sampling (Vitter's algorithm R)."""
+        self._seen[batch] += 1
+        if self._seen[batch] <= KEPT_PER_BATCH:
+            return self._seen[batch] - 1
+        place = self._random.randrange(self._seen[batch])
+        return place if place < KEPT_PER_BATCH else None
 
 
 def overhead_ns(clock: Callable[[], int] = time.perf_counter_ns, repeats: int = 1000) -> tuple[int, int]:

@@ -96,7 +96,7 @@ class Worker:
         self.networks[handle] = network
         return {"load_s": time.perf_counter() - began, "settings": {**network.settings(), "folded": fold}}
 
-    def put(self, handle: str, images: str) -> dict[str, Any]:
+    def put(self, handle: str, images: str, slowdown: float = 0.0) -> dict[str, Any]:
         """Take a ring of batches, (ring, N, C, H, W), arrange each in the network's memory order, and run the first."""
         import numpy as np
         from safetensors.numpy import load_file
@@ -114,17 +114,46 @@ class Worker:
         began = time.perf_counter()
         network.get(network.run(network.put(hosts[0])))
         first_call_s = time.perf_counter() - began
-        self.paths[handle] = clock.TimedPath(network, hosts)
+        self.paths[handle] = clock.TimedPath(network, hosts, slowdown)
         return {"first_call_s": first_call_s, "settings": network.settings()}
 
-    def visit(self, handle: str, scope: str, samples: int, calls: int) -> dict[str, Any]:
-        """Timed calls; columns of equal length."""
-        taken = self.paths[handle].visit(scope=scope, samples=samples, calls=calls)
+    def visit(self, handle: str, scope: str, samples: int, calls: int, rewarm: int = 0, keep: bool = False) -> dict[str, Any]:
+        """``rewarm`` single calls and then ``samples`` of ``calls`` each, as columns of equal length; what they cost the process.
+
+        ``compilations`` is the network's count at the end, ``cpu_s`` the processor time of all threads, ``threads`` their number.
+        """
+        path = self.paths[handle]
+        began = time.process_time()
+        taken = path.visit(scope=scope, samples=rewarm, calls=1) if rewarm else []
+        taken += path.visit(scope=scope, samples=samples, calls=calls, keep=keep)
         return {
             "start_ns": [sample.start_ns for sample in taken],
             "duration_ns": [sample.duration_ns for sample in taken],
             "calls": [sample.calls for sample in taken],
+            "compilations": path.network.compilations(),
+            "cpu_s": time.process_time() - began,
+            "threads": len(os.listdir("/proc/self/task")),
         }
+
+    def kept(self, handle: str, out: str) -> dict[str, Any]:
+        """The outputs kept of timed calls: logits (kept, N, classes) go to ``out``, and the batch of the ring of each is told."""
+        import numpy as np
+
+        kept = self.paths[handle].kept()
+        return {"batches": [each.batch for each in kept], **self._write(out, {"logits": np.stack([each.logits for each in kept])})}
+
+    def windows(self, handle: str, scope: str, counts: list[int]) -> dict[str, Any]:
+        """See ``clock.TimedPath.windows``."""
+        return {"duration_ns": self.paths[handle].windows(scope=scope, counts=counts)}
+
+    def reads(self, handle: str, scope: str, calls: int) -> dict[str, Any]:
+        """See ``clock.TimedPath.reads``."""
+        return {"ns": self.paths[handle].reads(scope=scope, calls=calls)}
+
+    def unlike(self, handle: str, scope: str, calls: int) -> dict[str, Any]:
+        """See ``clock.TimedPath.unlike``."""
+        repeated, fresh = self.paths[handle].unlike(scope=scope, calls=calls)
+        return {"repeated_ns": repeated, "fresh_ns": fresh}
 
     def outputs(self, handle: str, out: str, batches: int | None = None) -> dict[str, Any]:
         """Logits of the first ``batches`` of the ring (of all), (batches, N, classes), through the timed path."""
@@ -246,12 +275,15 @@ def error_of(error: BaseException) -> dict[str, str]:
     return {"kind": "memory" if memory else "failed", "message": f"{type(error).__name__}: {message}"[:1000]}
 
 
+OPERATIONS = (
+    *("start", "prepare", "put", "visit", "kept", "windows", "reads", "unlike", "outputs", "weights", "memory", "release"),
+    *("taps", "examine", "prepare_training", "train", "trained", "differentiate"),
+)
+
+
 def serve(worker: Worker, requests: Any, replies: Any) -> None:
     """Answer requests until the pipe closes."""
-    names = ("start", "prepare", "put", "visit", "outputs", "taps", "examine", "weights", "memory", "release")
-    operations: dict[str, Callable[..., dict[str, Any]]] = {
-        name: getattr(worker, name) for name in (*names, "prepare_training", "train", "trained", "differentiate")
-    }
+    operations: dict[str, Callable[..., dict[str, Any]]] = {name: getattr(worker, name) for name in OPERATIONS}
     for line in requests:
         request = json.loads(line)
         try:

@@ -74,7 +74,8 @@ class Network(runtime.Network):
             return logits if dtype == tf.float64 else tf.cast(logits, tf.float32)
 
         signature = [tf.TensorSpec((batch, height, width, channels), dtype)]
-        self._forward = tf.function(forward, input_signature=signature, jit_compile=mode == "xla").get_concrete_function()
+        self._traced = tf.function(forward, input_signature=signature, jit_compile=mode == "xla")
+        self._forward = self._traced.get_concrete_function()
 
     def _held(self) -> dict[str, Array]:
         """Each tensor on the host as Keras holds it; a bias that the weight file does not have only if it is not zero."""

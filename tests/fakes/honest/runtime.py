@@ -57,6 +57,10 @@ class Network(implementation.Network):
         """See the contract."""
         return {name: layers.to_canonical(tensor) for name, tensor in self.tensors.items()}
 
+    def compilations(self):
+        """See the contract."""
+        return 0
+
     def settings(self):
         """See the contract."""
         return {
@@ -65,6 +69,7 @@ class Network(implementation.Network):
             "tf32": False,
             "layout": "NHWC",
             "deterministic": True,
+            "placed_on": "cpu",
         }
 
 

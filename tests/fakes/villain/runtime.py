@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ class Network(runtime.Network):
 
     def __init__(self, honest, mode, folded):
         super().__init__(honest.model, honest.tensors)
-        self.mode, self.folded, self.runs = mode, folded, 0
+        self.mode, self.folded, self.runs, self.cache = mode, folded, 0, {}
 
     def layer(self, layer, *inputs):
         """Wrong functions: they show in the taps and in the logits."""
@@ -55,6 +56,12 @@ class Network(runtime.Network):
                 print('{"id": 1, "ok": {}}', flush=True)
             case "garbage":
                 os.write(int(sys.argv[sys.argv.index("--replies") + 1]), b"\xff\x00 not the protocol\n")
+            case "unfenced":
+                return functools.partial(super().run, batch)
+            case "caches":
+                if batch.tobytes() not in self.cache:
+                    self.cache[batch.tobytes()] = super().run(batch)
+                return self.cache[batch.tobytes()]
         output = super().run(batch)
         match self.mode:
             case "not_a_number":
@@ -68,6 +75,23 @@ class Network(runtime.Network):
             case "only_timed_mode_wrong" if self.folded:
                 return output * 1.001
         return output
+
+    def get(self, output):
+        """The one that is unfenced works only when it is asked for its output."""
+        return super().get(output() if callable(output) else output)
+
+    def compilations(self):
+        """See the contract."""
+        return self.runs if self.mode == "recompiles" else 0
+
+    def settings(self):
+        """See the contract."""
+        told = super().settings()
+        if self.mode == "more_threads":
+            told["threads"] += 1
+        if self.mode == "elsewhere":
+            told["placed_on"] = "cuda"
+        return told
 
     def taps(self, images):
         """Faults of the list of taps."""
@@ -96,5 +120,7 @@ class Runtime(runtime.Runtime):
                 bits = np.ascontiguousarray(weights[last]).view(np.uint32).copy()
                 bits[0, 0] &= 0xFFFF0000  # the upper half of a float32 is a bfloat16
                 weights = {**weights, last: bits.view(np.float32)}
+            case "narrow" if model.name == "probe-precision":  # where no certificate looks
+                weights = {name: (array.view(np.uint32) & 0xFFFFE000).view(np.float32) for name, array in weights.items()}
         folded = not any(isinstance(node, BatchNorm2d) for node in model.body)
         return Network(super().prepare(model, weights, mode, input_shape), mode, folded)

@@ -1,0 +1,102 @@
+"""What stands beside the samples of a timed process: its blocks, the machine's noise in each visit, and the audits of its timed path.
+
+It is the ``data`` of records that hold samples (suites inference, aa, regression). Blocks that the machine disturbed are left
+out of every figure as a whole, in every process of the round, by rules that were written down before; a process whose audits
+failed has no figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from results import statistics
+from results.record import Record
+from results.schema import decode, encode
+
+NOISY_FRACTION = 0.2
+"""With more of its blocks left out a cell has no figure: INVALID-NOISY."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """One check of a timed path: what was found, what is allowed, and, where it failed, by how much in a sentence."""
+
+    name: str
+    passed: bool
+    found: float | None
+    allowed: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A block that is left out, by which rule, and what was seen."""
+
+    block: int
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """``blocks`` says of each visit, from the first after the warm-up (which is visit 0), of which block it was a part."""
+
+    blocks: tuple[int, ...]
+    noise: tuple[Mapping[str, object], ...]
+    excluded: tuple[Excluded, ...]
+    audits: tuple[Audit, ...]
+
+    def as_data(self) -> dict[str, object]:
+        """The fields of a record's ``data``."""
+        return dict(encode(self))
+
+    @property
+    def failed_audits(self) -> tuple[Audit, ...]:
+        """The audits that were not passed."""
+        return tuple(audit for audit in self.audits if not audit.passed)
+
+
+def of(record: Record) -> Timing | None:
+    """What stands beside a record's samples; None where there is nothing (records of before there were blocks).
+
+    Raises:
+        RecordError: its ``data`` is not what this module wrote.
+    """
+    if record.data is None or "blocks" not in record.data:
+        return None
+    fields = {name: record.data.get(name) for name in Timing.__slots__}
+    return decode(Timing, fields, f"record {record.record_id}: data")
+
+
+def left_out(record: Record) -> npt.NDArray[np.bool_]:
+    """Which of a record's samples no figure may use: warm-up, and those of excluded blocks."""
+    assert record.samples is not None
+    out = np.array(record.samples.warmup, dtype=bool)
+    beside = of(record)
+    if beside is not None:
+        excluded = {each.block for each in beside.excluded}
+        visits = [number for number, block in enumerate(beside.blocks, start=1) if block in excluded]
+        out |= np.isin(record.samples.visit, visits)
+    return out
+
+
+def call_s(record: Record) -> float:
+    """Seconds of one call in one process, of a record with samples.
+
+    In single_stream it is ``statistics.process_time``; in offline wall time over calls, all windows together, since a throughput
+    is images per wall time.
+
+    Raises:
+        StatisticsError: no sample is left.
+    """
+    samples, out = record.samples, left_out(record)
+    assert samples is not None
+    if record.cell.scenario != "offline":
+        return statistics.process_time(samples.visit, samples.duration_ns, samples.calls, list(out))
+    if out.all():
+        raise statistics.StatisticsError("every sample is left out")
+    return float(np.sum(np.asarray(samples.duration_ns)[~out]) * 1e-9 / np.sum(np.asarray(samples.calls)[~out]))

@@ -1,0 +1,220 @@
+"""Audits of the timed path: that the clock was around the work, all of it, of the right kind, in the right place.
+
+Each is a question to the worker that was timed and a pure judgement of the answer; a process that fails one has no figure, and the
+row says which and by how much. What a machine's noise could explain is not a failure: the judgements of times use intervals.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics as descriptive
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from impls.oracle.rounding import round_to
+from impls.precision import PRECISIONS
+from impls.spec import Conv2d, GlobalAvgPool2d, Linear, ModelSpec, Padding
+from impls.weights import file
+from results import statistics
+from results.record import Cell
+from results.timing import Audit
+from suites.equivalence.tiers import check_ring
+from suites.harness.arrays import save
+from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context
+from suites.harness.process import WorkerProcess
+from suites.harness.reference import reference
+
+READS = 5
+READ_FLOOR_S = 20e-6
+READ_FRACTION = 0.05
+"""An output that has been waited for may take so much longer to be read for the first time than again; more is unfinished work."""
+
+WINDOW_S = 0.02
+WINDOW_REPEATS = 5
+LONG_CALL_S = 0.1
+LONG_REPEATS = 4
+"""Repeats of what is asked of calls of ``LONG_CALL_S`` and more, so that an audit does not take longer than the measurement."""
+
+LINEARITY_FRACTION = 0.05
+"""A call may be timed at most so much shorter than each further call of a window."""
+
+CACHING_FRACTION = 0.1
+"""One input repeated may be at most so much faster than inputs that differ (MLPerf inference, TEST04)."""
+
+MOST_UNLIKE = 100
+"""Pairs of calls at most, each on an input made for it."""
+
+CONFIDENCE = 0.999
+"""Of the intervals by which times are judged: a run makes dozens of such audits, and a false one costs a figure."""
+
+TIMER_FRACTION = 1e-3
+"""The clock's own overhead may be at most so much of a sample."""
+
+
+def outputs(worker: WorkerProcess, handle: str, context: Context, cell: Cell) -> Audit:
+    """The logits of timed calls, chosen at random while they were timed, against the oracle: E4 (MLPerf inference, TEST01)."""
+    about = context.subject(cell.model)
+    assert cell.batch_size is not None
+    out = context.scratch / f"kept-{worker.pid}.safetensors"
+    kept = worker.call("kept", CALL_TIMEOUT_S, handle=handle, out=str(out))["batches"]
+    members = about.inputs.members(cell.batch_size)[kept]
+    model, weights = about.given(context.manifests[cell.implementation])
+    predicted = reference(model, weights, about.inputs.pool, cell.precision, context.threads)
+    tier = check_ring(load_file(out)["logits"], members, predicted, cell.precision)
+    reason = None if tier.passed else f"the outputs of timed calls: {tier.reason}"
+    return Audit("outputs", tier.passed, tier.worst_error, tier.bound, reason)
+
+
+def declared(cell: Cell, settings: Mapping[str, Any]) -> list[Audit]:
+    """Threads and device as the framework reports them."""
+    threads, place = settings.get("threads"), settings.get("placed_on")
+    wrong_threads = None if threads == cell.threads else f"{threads} threads, by the framework's own word; {cell.threads} were declared"
+    wrong_place = None if place == cell.device else f"it ran on {place}, by the framework's own word; {cell.device} was declared"
+    found = float(threads) if isinstance(threads, int) else None
+    return [
+        Audit("threads", wrong_threads is None, found, cell.threads, wrong_threads),
+        Audit("placement", wrong_place is None, None, None, wrong_place),
+    ]
+
+
+def recompilation(compilations: int) -> Audit:
+    """Nothing was compiled between the first and the last timed call."""
+    reason = f"{compilations} compilations between timed calls: some of them timed the compiler" if compilations else None
+    return Audit("recompilation", not compilations, compilations, 0, reason)
+
+
+def timer(timer: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) -> Audit:
+    """The clock's overhead is nothing beside a sample."""
+    timed = [ns for ns, warmup in zip(columns["duration_ns"], columns["warmup"], strict=True) if not warmup]
+    share = timer["overhead_ns"] / descriptive.median(timed)
+    reason = f"reading the clock takes {share:.2%} of a sample" if share > TIMER_FRACTION else None
+    return Audit("timer", reason is None, share, TIMER_FRACTION, reason)
+
+
+def unfinished_work(worker: WorkerProcess, handle: str, scope: str) -> Audit:
+    """Once a call has been waited for, its output is there: reading it first takes no longer than reading it again."""
+    return judge_reads(worker.call("reads", CALL_TIMEOUT_S, handle=handle, scope=scope, calls=READS)["ns"])
+
+
+def judge_reads(taken: Sequence[Sequence[int]]) -> Audit:
+    """``taken`` holds ns of calls, of their first reads and of their second reads."""
+    call_s, first_s, second_s = (descriptive.median(column) / 1e9 for column in zip(*taken, strict=True))
+    excess, allowed = first_s - second_s, max(READ_FLOOR_S, READ_FRACTION * call_s)
+    reason = None
+    if excess > allowed:
+        reason = f"the clock stops too early: an output is there {excess * 1e6:.0f} us after a call of {call_s * 1e6:.0f} us was waited for"
+    return Audit("unfinished_work", reason is None, excess, allowed, reason)
+
+
+def linearity(worker: WorkerProcess, handle: str, scope: str, calls: int, call_s: float, generator: random.Random) -> Audit:
+    """Each further call of a window, the last output read inside the clock, takes no longer than a call that is timed as published.
+
+    ``calls`` is how many calls a sample covers; both are taken next to each other, for the machine may be slower now than before.
+    """
+    unit = max(1, math.ceil(WINDOW_S / call_s))
+    ratios = []
+    for _ in range(_repeats(call_s)):
+        counts = [unit, 2 * unit, 3 * unit]
+        generator.shuffle(counts)
+        visit = worker.call("visit", CALL_TIMEOUT_S, handle=handle, scope=scope, samples=max(1, 2 * unit // calls), calls=calls)
+        windows = worker.call("windows", CALL_TIMEOUT_S, handle=handle, scope=scope, counts=counts)["duration_ns"]
+        by_count = dict(zip(counts, windows, strict=True))
+        further = (by_count[3 * unit] - by_count[unit]) / (2 * unit)
+        ratios.append(sum(visit["duration_ns"]) / sum(visit["calls"]) / further)
+    return judge_linearity(ratios)
+
+
+def judge_linearity(ratios: Sequence[float]) -> Audit:
+    """``ratios`` are the time of a call as published over that of a further call of a window; at least two.
+
+    One that noise made negative says nothing.
+    """
+    sound = [ratio for ratio in ratios if ratio > 0]
+    if len(sound) < 2:
+        return Audit("linearity", True, None, LINEARITY_FRACTION, None)
+    ratio = statistics.estimate(sound, CONFIDENCE)
+    assert ratio.high is not None
+    reason = None
+    if ratio.high < 1 - LINEARITY_FRACTION:
+        reason = f"a call is timed at {ratio.value:.0%} of what each further call of a window takes: the clock misses work"
+    return Audit("linearity", reason is None, 1 - ratio.value, LINEARITY_FRACTION, reason)
+
+
+def caching(worker: WorkerProcess, handle: str, scope: str, call_s: float) -> Audit:
+    """A repeated input is not much faster than inputs that were never seen: results are not taken from a cache."""
+    calls = _repeats(call_s) * max(1, math.ceil(WINDOW_S / call_s))
+    taken = worker.call("unlike", CALL_TIMEOUT_S, handle=handle, scope=scope, calls=min(calls, MOST_UNLIKE))
+    return judge_caching([again / new for again, new in zip(taken["repeated_ns"], taken["fresh_ns"], strict=True)])
+
+
+def judge_caching(ratios: Sequence[float]) -> Audit:
+    """``ratios`` are the times of a repeated input over those of new ones; at least two."""
+    ratio = statistics.estimate(ratios, CONFIDENCE)
+    assert ratio.high is not None
+    reason = None
+    if ratio.high < 1 - CACHING_FRACTION:
+        reason = f"a repeated input takes {ratio.value:.0%} of the time of new ones: results come from a cache"
+    return Audit("caching", reason is None, 1 - ratio.value, CACHING_FRACTION, reason)
+
+
+def _repeats(call_s: float) -> int:
+    return LONG_REPEATS if call_s >= LONG_CALL_S else WINDOW_REPEATS
+
+
+SIGNIFICANDS = np.array([1 + 2**-20, 1 + 2**-12, 1 + 2**-9, 1 + 2**-6], np.float32)
+"""What of these comes through a product with 1 tells the precisions apart: the first is kept by fp32 alone, the second rounds in TF32
+and fp16 too, the third in bf16 too, the last nowhere."""
+
+FACTOR = 1 + 2**-40
+"""The pixel that the products are with; only fp64 tells it from 1."""
+
+PROBE = ModelSpec(
+    "probe-precision",
+    (4, 2, 2),
+    4,
+    (Conv2d("conv", 4, 4, 1, 1, Padding.same_on_all_sides(0), bias=True), GlobalAvgPool2d("avgpool"), Linear("fc", 4, 4)),
+    "a probe of the arithmetic",
+)
+
+
+def precision(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
+    """What a convolution and a product of this process and mode really compute in, whatever its flags say."""
+    folder = context.scratch_of(f"{cell.implementation}-{worker.pid}")
+    path, ring, out = (folder / f"precision-{name}.safetensors" for name in ("weights", "ring", "out"))
+    zero = np.zeros(4, np.float32)
+    weights = {
+        "conv.weight": np.ascontiguousarray(np.diag(SIGNIFICANDS)[:, :, None, None]),
+        "conv.bias": zero,
+        "fc.weight": np.eye(4, dtype=np.float32),
+        "fc.bias": zero,
+    }
+    file.save(path, PROBE, weights, source="probe", preprocess={}, licence="CC0-1.0")
+    save({"images": np.full((1, 1, *PROBE.input_chw), FACTOR)}, ring)
+    shape = [1, *PROBE.input_chw]
+    worker.call("prepare", BUILD_TIMEOUT_S, handle="precision", weights=str(path), mode=cell.mode, input_shape=shape, fold=False)
+    worker.call("put", BUILD_TIMEOUT_S, handle="precision", images=str(ring))
+    worker.call("outputs", CALL_TIMEOUT_S, handle="precision", out=str(out))
+    worker.call("release", CALL_TIMEOUT_S, handle="precision")
+    return judge_precision(load_file(out)["logits"].reshape(-1), cell.precision)
+
+
+def expected(precision: str) -> npt.NDArray[np.float64]:
+    """The probe's logits in a precision, (4,)."""
+    kept = np.asarray(round_to(SIGNIFICANDS, precision), np.float64)
+    return kept * FACTOR if precision == "fp64" else kept
+
+
+def judge_precision(logits: npt.NDArray[Any], declared: str) -> Audit:
+    """Whether the probe's logits are those of the declared precision; else whose they are."""
+    if np.array_equal(logits, expected(declared)):
+        return Audit("precision", True, 0.0, 0.0, None)
+    others = [name for name in PRECISIONS if name != declared and np.array_equal(logits, expected(name))]
+    values = ", ".join(f"{each:.9g}" for each in logits)
+    what = f"it computes as {' or '.join(others)} does" if others else f"its products with 1 come out as {values}"
+    error = float(np.max(np.abs(logits - expected(declared))))
+    return Audit("precision", False, error if math.isfinite(error) else None, 0.0, f"{declared} was declared, but {what}")

@@ -1,0 +1,306 @@
+"""Processes that take turns on one machine, so that its drift hits all alike.
+
+A round starts one fresh process for each arm; all stay alive and take turns in blocks. Two entrants take them in the order ABBA or
+BAAB, as a coin falls, which cancels a linear drift; more come in a random order, each once a block. A process that is not on turn
+is stopped, so its spinning threads leave the cores alone. The unit of inference is the process: the processes of one round are a
+pair, and calls within one share its luck.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from results import statistics
+from results.record import Cell
+from results.timing import Audit, Excluded, Timing
+from suites.harness import audits, inputs
+from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
+from suites.harness.plan import Effort
+from suites.harness.process import WorkerError, WorkerProcess
+
+K = TypeVar("K")
+
+WARMUP_CALLS = 3
+"""Fewest calls of a warm-up, after the one that built the network; calls of 0.1 s and more are flat from the second on."""
+
+REWARM_S = 0.1
+"""After a turn change calls are dropped for this long: caches and threads are warm again after one long call."""
+
+OFFLINE_WINDOW_S = 0.1
+"""Shortest window of an offline sample; it holds at least two calls."""
+
+COLUMNS = ("visit", "start_ns", "duration_ns", "calls", "warmup")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entrant:
+    """A cell that takes part, of the checkout that ``context`` launches; ``side`` tells two entrants of one cell apart.
+
+    ``slowdown`` lengthens its timed calls by this fraction, to see whether the difference is found.
+    """
+
+    cell: Cell
+    context: Context
+    side: str = ""
+    slowdown: float = 0.0
+
+    @property
+    def arm(self) -> tuple[str, str, str, str]:
+        """What shares a process."""
+        return self.side, self.cell.implementation, self.cell.mode, self.cell.precision
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taken:
+    """What a process gave of one cell."""
+
+    settings: Mapping[str, Any]
+    packages: Mapping[str, str]
+    timer: Mapping[str, Any]
+    samples: Mapping[str, Sequence[Any]]
+    timing: Timing
+
+
+Store = Callable[[Entrant, Seeds, Taken | WorkerError], None]
+"""Is told of every entrant of a round once: what was taken, or what went wrong."""
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """An entrant in its process: its handle there, the readings so far, and how many calls make a sample."""
+
+    entrant: Entrant
+    worker: WorkerProcess
+    hello: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    calls: int = 1
+    samples: int = 1
+    rewarm_calls: int = 0
+    blocks: list[int] = field(default_factory=list)
+    compilations: int | None = None
+    recompiled: int = 0
+
+    @property
+    def handle(self) -> str:
+        """What the worker calls the network."""
+        return self.entrant.cell.key
+
+    def warm_up(self, calls: int) -> float:
+        """Calls before the first block; returns the seconds of one."""
+        return self._visit(0, calls, 1, rewarm=0, keep=False)
+
+    def visit(self, block: int) -> None:
+        """Its turn in a block."""
+        self.blocks.append(block)
+        self._visit(len(self.blocks), self.samples, self.calls, rewarm=self.rewarm_calls, keep=True)
+
+    def _visit(self, number: int, samples: int, calls: int, *, rewarm: int, keep: bool) -> float:
+        cell = self.entrant.cell
+        arguments = {"scope": cell.scope, "samples": samples, "calls": calls, "rewarm": rewarm, "keep": keep}
+        taken = self.worker.call("visit", CALL_TIMEOUT_S, handle=self.handle, **arguments)
+        for name in ("start_ns", "duration_ns", "calls"):
+            self.columns[name] += taken[name]
+        self.columns["visit"] += [number] * (rewarm + samples)
+        self.columns["warmup"] += [True] * rewarm + [not keep] * samples
+        if self.blocks:
+            assert self.compilations is not None
+            self.recompiled += taken["compilations"] - self.compilations
+        self.compilations = taken["compilations"]
+        return float(sum(taken["duration_ns"][rewarm:])) / 1e9 / (samples * calls)
+
+
+def order(count: int, generator: random.Random) -> list[int]:
+    """Who visits when in one block: ABBA or BAAB for two, a random order for another number."""
+    if count == 2:
+        first = generator.randrange(2)
+        return [first, 1 - first, 1 - first, first]
+    numbers = list(range(count))
+    generator.shuffle(numbers)
+    return numbers
+
+
+class Round:
+    """One fresh process per arm, all groups measured in it; entrants of one group are compared with each other.
+
+    ``audited`` says whether the audits that take calls of their own are made, which is enough in one round of a run.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Entrant]], effort: Effort, index: int, store: Store, *, audited: bool) -> None:
+        self.groups = groups
+        self.effort = effort
+        self.store = store
+        self.audited = audited
+        self.order_seed = secrets.randbits(31)
+        self.random = random.Random(self.order_seed)
+        arms = dict.fromkeys(entrant.arm for group in groups for entrant in group)
+        self.seeds = {arm: Seeds(index, self.order_seed) for arm in arms}
+        self._probed: dict[tuple[str, str, str, str], Audit] = {}
+
+    def run(self, measured: Callable[[], None], purpose: str) -> None:
+        """Start, prepare, measure group by group in random order, end; ``measured`` is called after each group."""
+        with contextlib.ExitStack() as stack:
+            turns = self._prepare(stack, purpose)
+            shuffled = list(self.groups)
+            self.random.shuffle(shuffled)
+            for group in shuffled:
+                self._measure([turns[entrant] for entrant in group if entrant in turns])
+                measured()
+
+    def _prepare(self, stack: contextlib.ExitStack, purpose: str) -> dict[Entrant, Turn]:
+        """Processes with all their networks built; an entrant that cannot be built is told of as failed."""
+        by_arm: dict[tuple[str, str, str, str], list[Entrant]] = {}
+        for group in self.groups:
+            for entrant in group:
+                by_arm.setdefault(entrant.arm, []).append(entrant)
+        arms = list(by_arm)
+        self.random.shuffle(arms)
+        workers: dict[tuple[str, str, str, str], WorkerProcess] = {}
+        for arm in arms:
+            first = by_arm[arm][0]
+            try:
+                launched = first.context.launch(
+                    first.cell, first.cell.precision, self.seeds[arm], purpose=f"{purpose}{first.side and '-'}{first.side}"
+                )
+                workers[arm] = stack.enter_context(launched)
+            except WorkerError as error:
+                self._fail(by_arm[arm], error)
+        hellos = self._together({arm: (worker, by_arm[arm]) for arm, worker in workers.items()}, lambda _: ("start", {}), START_TIMEOUT_S)
+        if self.audited:
+            for arm in [arm for arm in hellos if by_arm[arm][0].context.manifests[arm[1]].models is None]:
+                self._probe(arm, workers[arm], by_arm[arm], hellos)
+        turns: dict[Entrant, Turn] = {}
+        for position in range(max(map(len, by_arm.values()))):
+            here = {by_arm[arm][position]: arm for arm in hellos if position < len(by_arm[arm])}
+            loaded = self._together({each: (workers[arm], [each]) for each, arm in here.items()}, _prepare_request, BUILD_TIMEOUT_S)
+            put = self._together({each: (workers[here[each]], [each]) for each in loaded}, _put_request, BUILD_TIMEOUT_S)
+            for entrant, reply in put.items():
+                settings = {**loaded[entrant]["settings"], **reply["settings"]}
+                turns[entrant] = Turn(entrant, workers[here[entrant]], hellos[here[entrant]], settings)
+        for worker in workers.values():
+            worker.pause()
+        return turns
+
+    def _probe(
+        self, arm: tuple[str, str, str, str], worker: WorkerProcess, entrants: list[Entrant], hellos: dict[Any, dict[str, Any]]
+    ) -> None:
+        """What precision this process really computes in, before its networks are built."""
+        try:
+            self._probed[arm] = audits.precision(worker, entrants[0].context, entrants[0].cell)
+        except WorkerError as error:
+            del hellos[arm]
+            self._fail(entrants, error)
+
+    def _together(
+        self, asked: Mapping[K, tuple[WorkerProcess, list[Entrant]]], request: Callable[[K], tuple[str, dict[str, Any]]], timeout_s: float
+    ) -> dict[K, dict[str, Any]]:
+        """The replies of workers that work at the same time; of one that fails the entrants are told of so."""
+        sent: list[K] = []
+        replies: dict[K, dict[str, Any]] = {}
+        for key, (worker, entrants) in asked.items():
+            operation, arguments = request(key)
+            try:
+                worker.send(operation, **arguments)
+                sent.append(key)
+            except WorkerError as error:
+                self._fail(entrants, error)
+        for key in sent:
+            worker, entrants = asked[key]
+            try:
+                replies[key] = worker.receive(timeout_s)
+            except WorkerError as error:
+                self._fail(entrants, error)
+        return replies
+
+    def _measure(self, turns: list[Turn]) -> None:
+        """One group: warm-up, blocks of visits, audits, and what was taken is told of."""
+        for turn in list(turns):
+            with self._on_turn(turn, turns):
+                self._warm_up(turn)
+        _same_sizes(turns)
+        for block in range(self.effort.blocks):
+            present = list(turns)
+            for number in order(len(present), self.random):
+                if (turn := present[number]) in turns:
+                    with self._on_turn(turn, turns):
+                        turn.visit(block)
+        for turn in list(turns):
+            with self._on_turn(turn, turns):
+                self._tell(turn, excluded=())
+
+    @contextlib.contextmanager
+    def _on_turn(self, turn: Turn, turns: list[Turn]) -> Iterator[None]:
+        """Let one process run; if it fails, its entrant is told of so and takes no further turns."""
+        turn.worker.resume()
+        try:
+            yield
+        except WorkerError as error:
+            turns.remove(turn)
+            self._fail([turn.entrant], error)
+        finally:
+            turn.worker.pause()
+
+    def _warm_up(self, turn: Turn) -> None:
+        """A few calls and ``warmup_s``; from its last calls follow the sizes of samples and visits."""
+        call_s = turn.warm_up(WARMUP_CALLS)
+        if (left := self.effort.warmup_s - WARMUP_CALLS * call_s) > 0:
+            call_s = turn.warm_up(min(1000, math.ceil(left / call_s)))
+        turn.rewarm_calls = min(self.effort.rewarm_calls, math.ceil(REWARM_S / call_s))
+        if turn.entrant.cell.scenario == "offline":
+            turn.calls = max(2, math.ceil(OFFLINE_WINDOW_S / call_s))
+        turn.samples = min(1000, max(self.effort.samples, math.ceil(self.effort.visit_s / (call_s * turn.calls))))
+
+    def _tell(self, turn: Turn, excluded: tuple[Excluded, ...]) -> None:
+        """Audit what was timed, then hand it over."""
+        timing = Timing(tuple(turn.blocks), (), excluded, tuple(self._audits(turn)))
+        taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing)
+        self.store(turn.entrant, self.seeds[turn.entrant.arm], taken)
+
+    def _audits(self, turn: Turn) -> Iterator[Audit]:
+        cell, context, worker = turn.entrant.cell, turn.entrant.context, turn.worker
+        assert cell.scope is not None
+        yield from audits.declared(cell, turn.settings)
+        yield audits.recompilation(turn.recompiled)
+        yield audits.outputs(worker, turn.handle, context, cell)
+        if self.audited:
+            if turn.entrant.arm in self._probed:
+                yield self._probed[turn.entrant.arm]
+            call_s = statistics.process_time(*(turn.columns[name] for name in ("visit", "duration_ns", "calls", "warmup")))
+            yield audits.unfinished_work(worker, turn.handle, cell.scope)
+            yield audits.linearity(worker, turn.handle, cell.scope, turn.calls, call_s, self.random)
+            yield audits.caching(worker, turn.handle, cell.scope, call_s)
+        yield audits.timer(turn.hello["timer"], turn.columns)  # last: what was left undone is fast, too, and better named
+
+    def _fail(self, entrants: Sequence[Entrant], error: WorkerError) -> None:
+        for entrant in entrants:
+            self.store(entrant, self.seeds[entrant.arm], error)
+
+
+def _same_sizes(turns: Sequence[Turn]) -> None:
+    """Entrants of one cell take samples of the same size: in a longer window more calls overlap."""
+    for turn in turns:
+        alike = [other for other in turns if other.entrant.cell == turn.entrant.cell]
+        turn.calls = max(other.calls for other in alike)
+        turn.samples = max(other.samples for other in alike)
+        turn.rewarm_calls = max(other.rewarm_calls for other in alike)
+
+
+def _prepare_request(entrant: Entrant) -> tuple[str, dict[str, Any]]:
+    cell, context = entrant.cell, entrant.context
+    about = context.subject(cell.model)
+    shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
+    folds = context.manifests[cell.implementation].folds
+    return "prepare", {"handle": cell.key, "weights": str(about.path), "mode": cell.mode, "input_shape": shape, "fold": folds}
+
+
+def _put_request(entrant: Entrant) -> tuple[str, dict[str, Any]]:
+    cell, context = entrant.cell, entrant.context
+    assert cell.batch_size is not None
+    ring = inputs.ring_file(context.subject(cell.model).inputs, cell.batch_size, context.scratch)
+    return "put", {"handle": cell.key, "images": str(ring), "slowdown": entrant.slowdown}

@@ -1,0 +1,122 @@
+"""Every audit of the timed path catches its villain, passes what is honest, and is not fooled by noise."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from impls.precision import PRECISIONS
+from results.timing import of
+from suites.harness import audits
+from tests.checkouts import BRIEF, Checkout, bench, records
+
+CAUGHT = {
+    "unfenced": ("unfinished_work", "the clock stops too early: an output is there "),
+    "caches": ("caching", "of the time of new ones: results come from a cache"),
+    "recompiles": ("recompilation", "compilations between timed calls"),
+    "more_threads": ("threads", "by the framework's own word"),
+    "elsewhere": ("placement", "it ran on cuda, by the framework's own word; cpu was declared"),
+    "narrow": ("precision", "fp32 was declared, but it computes as tf32 or fp16 does"),
+}
+"""The villain's mode, the audit that fails first, and what the row says."""
+
+
+@pytest.fixture(scope="module")
+def timed(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], Any]:
+    """Exit code, document and store of a bench of the honest one and of every villain, inputs and outputs on the device."""
+    store = tmp_path_factory.mktemp("audits")
+    modes = ",".join(("eager", *CAUGHT))
+    arguments = (*bench("villain", "honest", modes=modes, store=store), "--scopes", "device", "--processes", "1")
+    return *checkout.document(*arguments, before=BRIEF), store
+
+
+@pytest.mark.parametrize("mode", CAUGHT)
+def test_an_audit_catches_its_villain(timed: tuple[int, dict[str, Any], Any], mode: str) -> None:
+    """The certificate passed; the row says which audit failed and by how much, and holds no figure."""
+    (villain,) = (row for row in timed[1]["rows"] if row["mode"] == mode)
+    assert villain["certified"]
+    assert villain["status"] == "audit_failed"
+    assert CAUGHT[mode][1] in villain["reason"]
+    assert villain["latency_s"]["value"] is None
+    (record,) = (each for each in records(timed[2]) if each.suite == "inference" and each.cell.mode == mode)
+    beside = of(record)
+    assert beside is not None
+    assert beside.failed_audits[0].name == CAUGHT[mode][0]
+
+
+def test_the_honest_one_passes_every_audit(timed: tuple[int, dict[str, Any], Any]) -> None:
+    (record,) = (each for each in records(timed[2]) if each.suite == "inference" and each.cell.implementation == "honest")
+    beside = of(record)
+    assert beside is not None
+    assert [audit.name for audit in beside.audits if audit.passed] == [
+        *("threads", "placement", "recompilation", "outputs", "precision"),
+        *("unfinished_work", "linearity", "caching", "timer"),
+    ]
+
+
+def test_the_timed_calls_are_in_the_record_with_their_blocks(timed: tuple[int, dict[str, Any], Any]) -> None:
+    """Every visit after the warm-up is of a block, and only re-warming calls in it are warm-up."""
+    (record,) = (each for each in records(timed[2]) if each.suite == "inference" and each.cell.implementation == "honest")
+    beside = of(record)
+    assert beside is not None
+    assert record.samples is not None
+    assert set(record.samples.visit) == set(range(len(beside.blocks) + 1))
+    timed_visits = {visit for visit, warmup in zip(record.samples.visit, record.samples.warmup, strict=True) if not warmup}
+    assert timed_visits == set(range(1, len(beside.blocks) + 1))
+
+
+def test_a_clock_that_is_not_fine_enough_fails() -> None:
+    columns = {"duration_ns": [10**9, 10_000, 11_000, 12_000], "warmup": [True, False, False, False]}
+    assert audits.timer({"overhead_ns": 11}, columns).passed
+    assert not audits.timer({"overhead_ns": 12}, columns).passed
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_the_probe_tells_the_precisions_apart(name: str) -> None:
+    """What each precision gives is its own; only tf32 and fp16, whose significands are equal, give the same."""
+    for other in PRECISIONS:
+        alike = name == other or {name, other} == {"tf32", "fp16"}
+        assert audits.judge_precision(audits.expected(other), name).passed == alike
+
+
+def test_a_probe_that_is_no_number_fails() -> None:
+    audit = audits.judge_precision(np.full(4, np.nan), "fp32")
+    assert not audit.passed
+    assert audit.reason == "fp32 was declared, but its products with 1 come out as nan, nan, nan, nan"
+
+
+@given(st.integers(0, 10**6))
+def test_work_that_is_left_for_the_reader_is_found(seed: int) -> None:
+    """A first read that takes 10 % of a call longer than the second fails, whatever single reads were disturbed."""
+    generator = random.Random(seed)
+
+    def taken(left: float) -> list[tuple[int, int, int]]:
+        reads = [(1_000_000, int(2_000 + left * 1_000_000), 2_000) for _ in range(5)]
+        disturbed = generator.randrange(5)
+        reads[disturbed] = (1_000_000, reads[disturbed][1] + 5_000_000, 2_000)
+        return reads
+
+    assert audits.judge_reads(taken(0.0)).passed
+    assert not audits.judge_reads(taken(0.1)).passed
+
+
+def simulated(generator: np.random.Generator, truth: float, noise: float, repeats: int) -> list[float]:
+    return list(truth * np.exp(noise * generator.standard_normal(repeats)))
+
+
+@pytest.mark.parametrize("judge", [audits.judge_linearity, audits.judge_caching])
+def test_noise_is_no_failure_and_half_the_work_is(judge: Any) -> None:
+    """With 10 % noise in five repeats: no alarm in 2,000 sound paths, and one that misses half the work fails nine times in ten."""
+    generator = np.random.Generator(np.random.PCG64(1))
+    repeats = audits.WINDOW_REPEATS
+    assert sum(not judge(simulated(generator, 1.0, 0.1, repeats)).passed for _ in range(2000)) == 0
+    assert sum(not judge(simulated(generator, 0.5, 0.1, repeats)).passed for _ in range(200)) >= 180
+
+
+def test_windows_that_noise_turned_round_say_nothing() -> None:
+    assert audits.judge_linearity([-1.0, -2.0, 0.5]).passed
