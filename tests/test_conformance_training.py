@@ -10,22 +10,20 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from impls import models
-from impls.implementation import TRAINING_PRECISIONS, Sgd
+from impls.implementation import TRAINING_PRECISIONS, Derivatives, Sgd
 from impls.oracle import training as oracle
 from impls.spec import BatchNorm2d, GlobalAvgPool2d, Linear, ModelSpec, Relu, as_json, from_json, parameter_names
 from impls.weights import synthesis
 from suites.equivalence.tiers import Tier, meaning
-from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S
-from suites.harness.process import WorkerError, WorkerProcess
+from suites.equivalence.trainer import Batch, LiveTrainer
+from suites.harness.process import WorkerError
 from tests.frameworks import ARMS, DEVICE, MANIFESTS, Arm, Frameworks, live_frameworks  # noqa: F401 - the fixture
 
 Array = npt.NDArray[Any]
@@ -80,6 +78,10 @@ class Case:
     images: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
 
+    def batch(self, index: int) -> Batch:
+        """What is trained on at a rate of ``RATES``."""
+        return Batch(self.images[index], self.labels[index])
+
 
 @functools.cache
 def case(name: str, batch: int, size: int) -> Case:
@@ -96,47 +98,10 @@ SMALL = ("cifar_resnet8", 4, 32)
 IMAGENET = ("thin resnet18", 2, 64)
 
 
-class Training:
-    """A trainer that lives in a worker."""
-
-    def __init__(self, frameworks: Frameworks, arm: Arm, given: Case, sgd: Sgd) -> None:
-        self.worker: WorkerProcess = frameworks.worker(arm.implementation, arm.precision)
-        self.folder: Path = frameworks.folder
-        file = frameworks.weight_file(given.model, {name: tensor.astype(np.float32) for name, tensor in given.state.weights.items()})
-        state = self.folder / "state.safetensors"
-        held = {"weights": given.state.weights, "momentum": given.state.momentum}
-        save_file({f"{kind}:{name}": array for kind, arrays in held.items() for name, array in arrays.items()}, state)
-        arguments = {"sgd": dataclasses.asdict(sgd), "mode": arm.mode, "input_shape": list(given.images.shape[1:])}
-        self.worker.call("prepare_training", BUILD_TIMEOUT_S, weights=str(file), state=str(state), **arguments)
-
-    def state(self) -> oracle.State:
-        """Where training stands."""
-        out = self.folder / "trained.safetensors"
-        self.worker.call("trained", CALL_TIMEOUT_S, out=str(out))
-        return oracle.State(**by_kind(out))
-
-    def step(self, images: Array, labels: Array, rate: float) -> float:
-        """The loss before a step."""
-        given = self.folder / "batches.safetensors"
-        save_file({"images": images[None], "labels": labels[None]}, given)
-        (loss,) = self.worker.call("train", BUILD_TIMEOUT_S, batches=str(given), learning_rates=[rate])["losses"]
-        return float(loss)
-
-    def differentiate(self, images: Array, labels: Array) -> oracle.Derivatives:
-        """The loss of a batch and its derivatives."""
-        given, out = self.folder / "batch.safetensors", self.folder / "derivatives.safetensors"
-        save_file({"images": images, "labels": labels}, given)
-        answer = self.worker.call("differentiate", BUILD_TIMEOUT_S, batch=str(given), out=str(out))
-        return oracle.Derivatives(answer["loss"], **by_kind(out))
-
-
-def by_kind(path: Path) -> dict[str, Arrays]:
-    """The arrays of a file of "KIND:NAME"."""
-    kinds: dict[str, Arrays] = {}
-    for key, array in load_file(path).items():
-        kind, _, name = key.partition(":")
-        kinds.setdefault(kind, {})[name] = array
-    return kinds
+def training(frameworks: Frameworks, arm: Arm, given: Case, sgd: Sgd) -> LiveTrainer:
+    """A trainer of the case in the arm's worker."""
+    worker = frameworks.worker(arm.implementation, arm.precision)
+    return LiveTrainer(worker, frameworks.folder, given.model, given.state, sgd, arm.mode, given.images.shape[1:])
 
 
 def passed(tier: Tier) -> None:
@@ -166,11 +131,11 @@ def judged(given: Case, found: oracle.State, loss: float, index: int, sgd: Sgd) 
 
 def assert_steps(frameworks: Frameworks, arm: Arm, given: Case, sgd: Sgd) -> None:
     """Every step of ``RATES``, each judged from where the one before it left the implementation."""
-    training = Training(frameworks, arm, given, sgd)
+    trainer = training(frameworks, arm, given, sgd)
     for index, rate in enumerate(RATES):
-        before = dataclasses.replace(given, state=training.state())
-        loss = training.step(given.images[index], given.labels[index], rate)
-        for tier in judged(before, training.state(), loss, index, sgd).values():
+        before = dataclasses.replace(given, state=trainer.state())
+        (loss,) = trainer.steps([given.batch(index)], [rate])
+        for tier in judged(before, trainer.state(), loss, index, sgd).values():
             passed(tier)
 
 
@@ -193,7 +158,7 @@ def test_biased_running_variance(frameworks: Frameworks, arm: Arm) -> None:
     biased = dataclasses.replace(given, model=with_field(given.model, "running_variance", "biased"))
     if arm.implementation == "pytorch":
         with pytest.raises(WorkerError, match=r"^bn1: nn\.BatchNorm2d keeps the unbiased running variance only$") as caught:
-            Training(frameworks, arm, biased, NESTEROV)
+            training(frameworks, arm, biased, NESTEROV)
         assert caught.value.kind == "cannot"
     else:
         assert_steps(frameworks, arm, biased, NESTEROV)
@@ -209,12 +174,12 @@ def same(first: oracle.State, second: oracle.State) -> bool:
     )
 
 
-def derivatives_of(frameworks: Frameworks, arm: Arm, given: Case) -> oracle.Derivatives:
+def derivatives_of(frameworks: Frameworks, arm: Arm, given: Case) -> Derivatives:
     """The derivatives at the first batch, judged, of a trainer that is afterwards as it was."""
-    training = Training(frameworks, arm, given, NESTEROV)
-    assert same(training.state(), given.state)
-    found = training.differentiate(given.images[0], given.labels[0])
-    assert same(training.state(), given.state)
+    trainer = training(frameworks, arm, given, NESTEROV)
+    assert same(trainer.state(), given.state)
+    found = trainer.differentiate(given.batch(0))
+    assert same(trainer.state(), given.state)
     right = oracle.differentiate(given.model, given.state.weights, given.images[0], given.labels[0], NESTEROV.label_smoothing)
     passed(meaning(as_array(right.loss), as_array(found.loss)))
     passed(meaning(right.taps, found.taps))
@@ -295,9 +260,9 @@ def test_faults_are_seen(frameworks: Frameworks, fault: str) -> None:
     """Each fault fails the comparison in the kinds in which it must show, and in no other."""
     given, faulty = case(*SMALL), FAULTS[fault]
     changed = dataclasses.replace(given, model=faulty.model(given.model), state=faulty.state(given.state))
-    training = Training(frameworks, Arm("tensorflow", "graph", "fp64"), changed, faulty.sgd)
-    loss = training.step(given.images[1], given.labels[1], faulty.rate)
-    tiers = judged(given, faulty.after(given.state, training.state()), loss, 1, NESTEROV)
+    trainer = training(frameworks, Arm("tensorflow", "graph", "fp64"), changed, faulty.sgd)
+    (loss,) = trainer.steps([given.batch(1)], [faulty.rate])
+    tiers = judged(given, faulty.after(given.state, trainer.state()), loss, 1, NESTEROV)
     assert {kind for kind, tier in tiers.items() if not tier.passed} == set(faulty.shows)
 
 
@@ -328,14 +293,14 @@ def test_a_mean_far_from_zero_in_float32(frameworks: Frameworks, arm: Arm) -> No
     """R6: the batch's variance is not lost in the square of its mean, as it is where the one is taken from the other."""
     given = r6()
     images, labels = given.images[0], given.labels[0]
-    training = Training(frameworks, arm, given, NESTEROV)
+    trainer = training(frameworks, arm, given, NESTEROV)
     right = oracle.differentiate(given.model, given.state.weights, images, labels, NESTEROV.label_smoothing)
-    found = training.differentiate(images, labels)
+    found = trainer.differentiate(given.batch(0))
     assert {array.dtype for array in (*found.taps.values(), *found.cotangents.values(), *found.gradients.values())} == {np.dtype("float32")}
     of_deviation = R6_BOUND * MEAN / DEVIATION
     assert largest(found.taps["n"], right.taps["n"]) < of_deviation
-    training.step(images, labels, 0.1)
-    running, after = oracle.statistics_after(given.model, given.state.weights, images, right.taps), training.state().weights
+    trainer.steps([given.batch(0)], [0.1])
+    running, after = oracle.statistics_after(given.model, given.state.weights, images, right.taps), trainer.state().weights
     assert {array.dtype for array in after.values()} == {np.dtype("float32")}
     assert largest(after["n.running_mean"] / running["n.running_mean"], np.ones(3)) < R6_BOUND
     assert largest(after["n.running_var"] / running["n.running_var"], np.ones(3)) < of_deviation
@@ -347,14 +312,14 @@ def test_a_mean_far_from_zero_in_float32(frameworks: Frameworks, arm: Arm) -> No
 def test_divergence_is_reported(frameworks: Frameworks, arm: Arm) -> None:
     """A step of infinite length leaves a loss that is no number, and the loss is reported as that."""
     given = case(*SMALL)
-    training = Training(frameworks, arm, given, NESTEROV)
-    assert np.isfinite(training.step(given.images[0], given.labels[0], np.inf))
-    assert np.isnan(training.step(given.images[1], given.labels[1], 0.1))
+    trainer = training(frameworks, arm, given, NESTEROV)
+    assert np.isfinite(trainer.steps([given.batch(0)], [np.inf]))
+    assert np.isnan(trainer.steps([given.batch(1)], [0.1]))
 
 
 def refused(frameworks: Frameworks, arm: Arm, given: Case, sgd: Sgd, message: str) -> None:
     with pytest.raises(WorkerError, match=message) as caught:
-        Training(frameworks, arm, given, sgd)
+        training(frameworks, arm, given, sgd)
     assert caught.value.kind == "cannot"
     assert frameworks.worker(arm.implementation, arm.precision).alive
 
