@@ -15,15 +15,13 @@ from impls.oracle import training as oracle
 from impls.oracle.rounding import round_to
 from impls.oracle.training import EXACT, Derivatives, Operations, State
 from impls.spec import BatchNorm2d, Block, ModelSpec, Node
-from results.record import Cell
 from suites.equivalence import training
-from suites.equivalence.tiers import Tier
 from suites.equivalence.trainer import Batch
 from suites.equivalence.training import TrainingExamination
 from suites.harness.context import subject
 from tests import float32_training
 
-CELL = Cell("pytorch", "eager", "cifar_resnet8", "fp32", "cpu", None, None, None, None)
+MODEL = "cifar_resnet8"
 SINGLE = float32_training.operations(float32_training.pairwise)
 
 
@@ -82,23 +80,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         subject.cache_clear()
 
 
-def examined(monkeypatch: pytest.MonkeyPatch, fault: Fault, only: str | None = None) -> dict[str, Tier]:
-    """The tiers of a trainer with a fault; ``only`` holds one tier alone, whatever the others say."""
-    about = subject(CELL.model)
-
-    def trainer(examination: TrainingExamination, precision: str, state: State, sgd: Sgd) -> NumpyTrainer:
-        return NumpyTrainer(precision, about.model, state, sgd, fault)
-
-    monkeypatch.setattr(TrainingExamination, "_trainer", trainer)
-    held: Any = TrainingExamination(None, None, CELL, about)  # type: ignore[arg-type]
-    if only == "E5":
-        return {"E5": held._steps(held._local()[1])}
-    return dict(held.run())
+def examination(fault: Fault) -> TrainingExamination:
+    """Of a trainer with a fault."""
+    about = subject(MODEL)
+    return TrainingExamination(about, "fp32", lambda precision, state, sgd: NumpyTrainer(precision, about.model, state, sgd, fault))
 
 
-def test_a_sound_trainer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sound_trainer_passes() -> None:
     """All three tiers, each over every parameter, tap and mask, and the free run to its end."""
-    tiers = examined(monkeypatch, Fault())
+    tiers = examination(Fault()).run()
     assert {name: (tier.passed, tier.reason) for name, tier in tiers.items()} == dict.fromkeys(("E2", "E3", "E5"), (True, None))
     assert all(tier.elements > 50_000 for tier in tiers.values())
     assert tiers["E3"].taps[0].tap == "conv1"
@@ -132,18 +122,18 @@ def normed(change: Callable[[BatchNorm2d], BatchNorm2d]) -> Callable[[ModelSpec]
     ],
     ids=["smoothing", "nesterov", "decay", "momentum", "swapped", "biased", "epsilon", "rate", "dampened"],
 )
-def test_a_wrong_convention_fails_in_float64(monkeypatch: pytest.MonkeyPatch, fault: Fault, says: str) -> None:
+def test_a_wrong_convention_fails_in_float64(fault: Fault, says: str) -> None:
     """E2 fails, names what is wrong, and nothing else is examined."""
-    tiers = examined(monkeypatch, fault)
+    tiers = examination(fault).run()
     assert list(tiers) == ["E2"]
     assert not tiers["E2"].passed
     assert says in str(tiers["E2"].reason)
 
 
-def test_hidden_tf32_fails_locally(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_tf32_fails_locally() -> None:
     """A run declared fp32 whose matrix products round their operands to TF32: E3, at the first convolution."""
     rounded = float32_training.operations(float32_training.pairwise, lambda x: round_to(x, "tf32"))
-    tiers = examined(monkeypatch, Fault(single=rounded))
+    tiers = examination(Fault(single=rounded)).run()
     assert (tiers["E2"].passed, tiers["E3"].passed) == (True, False)
     assert str(tiers["E3"].reason).startswith("conv1: errs by more than rounding")
 
@@ -164,16 +154,18 @@ def test_hidden_tf32_fails_locally(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["buffer", "statistics", "parameter", "NaN"],
 )
-def test_a_step_that_leaves_its_noise_fails(monkeypatch: pytest.MonkeyPatch, fault: Fault, says: str) -> None:
+def test_a_step_that_leaves_its_noise_fails(fault: Fault, says: str) -> None:
     """E5 sees a thousandth in one tensor and names it, though the derivatives are right."""
-    tier = examined(monkeypatch, fault, only="E5")["E5"]
+    held = examination(fault)
+    _, found = held.local()
+    tier = held.steps(found)
     assert not tier.passed
     assert says in str(tier.reason)
 
 
-def test_a_mask_that_rounding_cannot_explain_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_that_rounding_cannot_explain_fails() -> None:
     """A ReLU that lets a clearly negative value pass."""
-    about, batch = subject(CELL.model), training.batches(subject(CELL.model))[0]
+    about, batch = subject(MODEL), training.batches(subject(MODEL))[0]
     state = training.begin(about)
     predicted = training.envelope(
         about.model, state.weights, batch.images, batch.labels, 0.1, training.arithmetic("fp32"), runs=training.NOISY_RUNS
@@ -201,7 +193,7 @@ def test_distance_is_relative_to_the_way() -> None:
 
 def test_zero_gamma_is_at_the_end_of_every_branch() -> None:
     """Only the last batch norm before each sum is zero, and all else is as it was."""
-    about = subject(CELL.model)
+    about = subject(MODEL)
     state = training.begin(about)
     zeroed = training.zero_gamma(about.model, state)
     changed = {name for name in state.weights if not np.array_equal(state.weights[name], zeroed.weights[name])}
@@ -211,7 +203,7 @@ def test_zero_gamma_is_at_the_end_of_every_branch() -> None:
 
 def test_batches_do_not_repeat(tmp_path: Path) -> None:
     """Each step sees other images, and all momentum buffers start away from zero."""
-    about = subject(CELL.model)
+    about = subject(MODEL)
     given = training.batches(about)
     assert len({each.images.tobytes() for each in given}) == len(given) == training.TRAJECTORY_STEPS
     assert all(np.all(buffer.std() > 0.01) for buffer in training.begin(about).momentum.values() if buffer.size > 8)

@@ -23,8 +23,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from impls.implementation import Sgd
 from impls.oracle import lattice
 from impls.oracle.local import EDGES
+from impls.oracle.training import State
 from results import certificate as documents
 from results.certificate import Certificate, Purpose
 from results.record import Cell, Record, Suite, utc_now
@@ -32,6 +34,8 @@ from results.schema import RecordError
 from suites.equivalence import training
 from suites.equivalence.examination import PROBE_BATCH, Examination
 from suites.equivalence.tiers import Tier
+from suites.equivalence.trainer import LiveTrainer
+from suites.equivalence.training import TrainingExamination
 from suites.equivalence.workers import Workers
 from suites.harness.context import Context, Subject
 from suites.harness.environments import cache_root
@@ -158,7 +162,7 @@ def _examine(
         compared = "every tap and the logits" if taps else "the logits"
         excused = {} if taps else {"E3": "it shows no intermediate outputs"}
     else:
-        tiers = training.TrainingExamination(context, workers, cell, about).run()
+        tiers = _training(context, workers, cell, about).run()
         settings = training.settings()
         batch_sizes = (PROBE_BATCH,)
         compared = "taps, cotangents, gradients, masks, running statistics, parameters and momentum buffers"
@@ -190,6 +194,16 @@ def _examine(
             "code": code_sha256(*CODE),
         },
     )
+
+
+def _training(context: Context, workers: Workers, cell: Cell, about: Subject) -> TrainingExamination:
+    shape = training.batches(about)[0].images.shape
+
+    def trainer(precision: str, state: State, sgd: Sgd) -> LiveTrainer:
+        worker, _ = workers.get(cell, precision)
+        return LiveTrainer(worker, context.scratch_of(cell.implementation), about.model, state, sgd, cell.mode, shape)
+
+    return TrainingExamination(about, cell.precision, trainer)
 
 
 def _key(

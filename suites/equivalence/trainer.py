@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from impls.implementation import Derivatives, Sgd
+from impls.oracle import local_training
 from impls.oracle.training import State
 from impls.spec import ModelSpec, Shape
 from impls.weights import file
@@ -29,6 +30,19 @@ class Batch:
 
     images: npt.NDArray[Any]
     labels: npt.NDArray[np.int64]
+
+
+class Trainer(Protocol):
+    """One network in training, whoever trains it."""
+
+    def differentiate(self, batch: Batch) -> local_training.Derivatives:
+        """The loss of a batch and its derivatives."""
+
+    def steps(self, batches: Sequence[Batch], learning_rates: Sequence[float]) -> list[float]:
+        """A step on each of the batches; the loss before each."""
+
+    def state(self) -> State:
+        """Where training stands."""
 
 
 class LiveTrainer:

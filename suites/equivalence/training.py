@@ -3,7 +3,8 @@
 E2  meaning    in float64 loss, taps, cotangents, gradients, running statistics and steps agree with the oracle to 1e-10, and after
                eight steps the parameters do to 1e-6
 E3  local      every layer rounds as the precision allows, forward and backward, on the implementation's own values
-E5  steps      what a step of the timed mode changes lies within 2.5 times the noise that rounding theory predicts
+E5  steps      what a step of the timed mode changes lies within 2.5 times the noise that rounding theory predicts, also where the
+               learning rate has changed
 
 Gradients are compared given the implementation's own masks: one activation that rounding puts on the other side of zero would change
 them by far more than rounding does. Every mask that differs from the oracle's must be explained by rounding.
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from impls.implementation import Derivatives, Sgd
+from impls.implementation import Sgd
 from impls.oracle import rounding
 from impls.oracle import training as oracle
 from impls.oracle.backward import tied
@@ -29,22 +30,24 @@ from impls.oracle.backward_masks import EXPLAINED, mask_differences
 from impls.oracle.backward_rounding import descend_sigma
 from impls.oracle.forward import Array
 from impls.oracle.local import TapRounding
-from impls.oracle.local_training import local_training
+from impls.oracle.local_training import Derivatives, local_training
 from impls.oracle.rounding import arithmetic
 from impls.oracle.training import State
 from impls.spec import Add, BatchNorm2d, MaxPool2d, ModelSpec, layers, parameter_names
-from results.record import Cell
 from suites.equivalence.examination import PROBE_BATCH, probe_size
 from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally, meaning
-from suites.equivalence.trainer import Arrays, Batch, LiveTrainer
-from suites.equivalence.workers import Workers
+from suites.equivalence.trainer import Arrays, Batch, Trainer
 from suites.harness import inputs
-from suites.harness.context import Context, Subject
+from suites.harness.context import Subject
 
 SGD = Sgd(momentum=0.9, nesterov=True, weight_decay=5e-4, label_smoothing=0.1)
 HEAVY_BALL = Sgd(momentum=0.8, nesterov=False, weight_decay=0.02, label_smoothing=0.0)
 RATES = (0.1, 0.01)
 """Of the two steps of each optimizer: a velocity that holds the learning rate shows when it changes."""
+
+NOISE_RATES = (1e-30, 0.1)
+"""Of the two steps of E5, on one batch. The first is so short that no parameter moves: the second has its gradients, and so its noise, and
+the learning rate changes between them."""
 
 TRAJECTORY_STEPS = 8
 TRAJECTORY_RATE = 0.01
@@ -70,26 +73,23 @@ SEED = 11
 
 @dataclass(frozen=True, slots=True)
 class TrainingExamination:
-    """What an arm's training is examined with."""
+    """What training is examined with: its model and weights, the precision that is certified, and who trains.
 
-    context: Context
-    workers: Workers
-    cell: Cell
+    ``trainer`` takes a precision, a state to begin from and the numbers of ``Sgd``.
+    """
+
     subject: Subject
+    precision: str
+    trainer: Callable[[str, State, Sgd], Trainer]
 
     def run(self) -> dict[str, Tier]:
         """All tiers; one that fails ends the examination."""
         tiers = {"E2": self._meaning()}
         if tiers["E2"].passed:
-            tiers["E3"], found = self._local()
+            tiers["E3"], found = self.local()
             if tiers["E3"].passed:
-                tiers["E5"] = self._steps(found)
+                tiers["E5"] = self.steps(found)
         return tiers
-
-    def _trainer(self, precision: str, state: State, sgd: Sgd) -> LiveTrainer:
-        worker, _ = self.workers.get(self.cell, precision)
-        shape = batches(self.subject)[0].images.shape
-        return LiveTrainer(worker, self.context.scratch_of(self.cell.implementation), self.subject.model, state, sgd, self.cell.mode, shape)
 
     def _meaning(self) -> Tier:
         answers = []
@@ -102,9 +102,9 @@ class TrainingExamination:
     def _meanings(self) -> Iterator[Tier]:
         model, start, given = self.subject.model, begin(self.subject), batches(self.subject)
         for state in (start, zero_gamma(model, start)):
-            yield derivatives(model, state, given[0], self._trainer("fp64", state, SGD).differentiate(given[0]))
+            yield derivatives(model, state, given[0], self.trainer("fp64", state, SGD).differentiate(given[0]))
         for sgd in (SGD, HEAVY_BALL):
-            trainer, before = self._trainer("fp64", start, sgd), start
+            trainer, before = self.trainer("fp64", start, sgd), start
             for rate, batch in zip(RATES, given, strict=False):
                 found = trainer.differentiate(batch)
                 losses = trainer.steps([batch], [rate])
@@ -117,7 +117,7 @@ class TrainingExamination:
 
     def _trajectory(self, start: State) -> Tier:
         given, fresh = batches(self.subject), at_rest(start)
-        trainer = self._trainer("fp64", fresh, SGD)
+        trainer = self.trainer("fp64", fresh, SGD)
         trainer.steps(given, [TRAJECTORY_RATE] * len(given))
         *_, expected = sound_run(self.subject)
         far = distance(fresh, expected, trainer.state())
@@ -126,18 +126,15 @@ class TrainingExamination:
         reason = f"after {len(given)} steps the parameters are {far:.3g} of their way apart (bound {TRAJECTORY_BOUND:g})"
         return Tier(passed, elements, MEANING_BOUND, "", 0.0, None if passed else reason)
 
-    def _local(self) -> tuple[Tier, Derivatives]:
-        start, batch, precision = begin(self.subject), batches(self.subject)[0], self.cell.precision
-        found = self._trainer(precision, start, SGD).differentiate(batch)
-        smoothing = SGD.label_smoothing
+    def local(self) -> tuple[Tier, Derivatives]:
+        """E3, and the derivatives that it is of."""
+        start, batch = begin(self.subject), batches(self.subject)[0]
+        found = self.trainer(self.precision, start, SGD).differentiate(batch)
+        return local(self.subject.model, start, batch, found, self.precision), found
 
-        def judge() -> tuple[TapRounding, ...]:
-            return local_training(self.subject.model, start.weights, batch.images, batch.labels, smoothing, found, precision)
-
-        return judged_locally(judge), found
-
-    def _steps(self, found: Derivatives) -> Tier:
-        model, start, batch, precision = self.subject.model, begin(self.subject), batches(self.subject)[0], self.cell.precision
+    def steps(self, found: Derivatives) -> Tier:
+        """E5, given the decisions of these derivatives."""
+        model, start, batch, precision = self.subject.model, begin(self.subject), batches(self.subject)[0], self.precision
         rules = arithmetic(precision)
         predicted = envelope(
             model, start.weights, batch.images, batch.labels, SGD.label_smoothing, rules, masks=found.taps, runs=NOISY_RUNS
@@ -145,9 +142,8 @@ class TrainingExamination:
         masks = explained(model, batch, predicted, found.taps)
         answers = [masks]
         for sgd in (SGD, dataclasses.replace(HEAVY_BALL, label_smoothing=SGD.label_smoothing)):
-            trainer = self._trainer(precision, start, sgd)
-            (loss,) = trainer.steps([batch], RATES[:1])
-            answers.append(within_noise(start, sgd, RATES[0], predicted, loss, trainer.state(), precision))
+            trainer = self.trainer(precision, start, sgd)
+            answers += [within_noise(errors) for errors in step_errors(trainer, start, batch, sgd, predicted, precision)]
         run = self._free_run(start)
         return dataclasses.replace(all_of([*answers, run]), note=f"{masks.note}; {run.note}")
 
@@ -157,9 +153,9 @@ class TrainingExamination:
         Or within ``FLIPPED``: noisy runs are few, and a flip is rare and large.
         """
         given, fresh = batches(self.subject), at_rest(start)
-        trainer = self._trainer(self.cell.precision, fresh, SGD)
+        trainer = self.trainer(self.precision, fresh, SGD)
         followed = 0
-        for batch, (right, grown) in zip(given, astray(self.subject, self.cell.precision), strict=False):
+        for batch, (right, grown) in zip(given, astray(self.subject, self.precision), strict=False):
             trainer.steps([batch], [TRAJECTORY_RATE])
             far = distance(fresh, right, trainer.state())
             followed += 1
@@ -206,6 +202,15 @@ def batches(subject: Subject) -> tuple[Batch, ...]:
     images = inputs.photographs(*probe_size(subject.model)).pool[:PROBE_BATCH]
     labels = generator.integers(0, subject.model.classes, (TRAJECTORY_STEPS, len(images)))
     return tuple(Batch(np.roll(images, step, axis=3), labels[step]) for step in range(TRAJECTORY_STEPS))
+
+
+def local(model: ModelSpec, state: State, batch: Batch, found: Derivatives, precision: str) -> Tier:
+    """E3 of one loss: every layer on the implementation's own values."""
+
+    def judge() -> tuple[TapRounding, ...]:
+        return local_training(model, state.weights, batch.images, batch.labels, SGD.label_smoothing, found, precision)
+
+    return judged_locally(judge)
 
 
 def derivatives(model: ModelSpec, state: State, batch: Batch, found: Derivatives) -> Tier:
@@ -325,29 +330,57 @@ def explained(model: ModelSpec, batch: Batch, predicted: Envelope, taps: Mapping
     )
 
 
-def within_noise(start: State, sgd: Sgd, rate: float, predicted: Envelope, loss: float, found: State, precision: str) -> Tier:
-    """E5 of one step: loss, running statistics, parameters and momentum buffers in deviations of the noise predicted for them."""
-    rules, z = arithmetic(precision), {"loss": abs(loss - predicted.exact.loss) / predicted.loss}
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """How far what a step changed is off, by what it is, in deviations of the noise predicted for it; infinite where it is not finite."""
+
+    deviations: Mapping[str, float]
+    elements: int
+
+
+def step_errors(trainer: Trainer, start: State, batch: Batch, sgd: Sgd, predicted: Envelope, precision: str) -> tuple[Errors, Errors]:
+    """Of the two steps of ``NOISE_RATES`` from ``start``; loss and running statistics, which are the first's, stand with the second's."""
+    short, long = NOISE_RATES
+    (loss,) = trainer.steps([batch], [short])
+    between = trainer.state()
+    trainer.steps([batch], [long])
+    observed = {"loss": abs(loss - predicted.exact.loss) / predicted.loss}
     for name, right in predicted.after.items():
-        z[name] = _rms(found.weights[name] - right) / predicted.statistics[name]
+        observed[name] = _rms(between.weights[name] - right) / predicted.statistics[name]
+    first = _descent_errors(start, between, sgd, short, predicted, precision)
+    second = observed | _descent_errors(between, trainer.state(), sgd, long, predicted, precision)
+    elements = sum(buffer.size for buffer in start.momentum.values())
+    return _errors(first, 2 * elements), _errors(second, 1 + elements + sum(tensor.size for tensor in start.weights.values()))
+
+
+def _descent_errors(before: State, after: State, sgd: Sgd, rate: float, predicted: Envelope, precision: str) -> dict[str, float]:
+    errors = {}
     for name, gradient in predicted.exact.gradients.items():
-        parameter, velocity = start.weights[name].astype(np.float64), start.momentum[name].astype(np.float64)
+        parameter, velocity = before.weights[name].astype(np.float64), before.momentum[name].astype(np.float64)
         noise = np.asarray(predicted.gradients[name])
         descended = oracle.descend(sgd, rate, parameter, gradient, velocity)
-        deviations = descend_sigma(sgd, rate, parameter, gradient, velocity, noise, rules)
-        given = (found.weights[name], found.momentum[name])
+        deviations = descend_sigma(sgd, rate, parameter, gradient, velocity, noise, arithmetic(precision))
+        given = (after.weights[name], after.momentum[name])
         for label, value, expected, deviation in zip(("", "momentum of "), given, descended, deviations, strict=True):
-            z[f"{label}{name}"] = _rms(value - expected) / _rms(deviation)
-    errors = {name: math.inf if math.isnan(each) else each for name, each in z.items()}
-    worst, together = max(errors, key=lambda name: errors[name]), math.sqrt(sum(each**2 for each in errors.values()) / len(errors))
-    elements = 1 + sum(tensor.size for tensor in (*start.weights.values(), *start.momentum.values()))
+            errors[f"{label}{name}"] = _rms(value - expected) / _rms(deviation)
+    return errors
+
+
+def _errors(deviations: Mapping[str, float], elements: int) -> Errors:
+    return Errors({name: math.inf if math.isnan(each) else each for name, each in deviations.items()}, elements)
+
+
+def within_noise(errors: Errors) -> Tier:
+    """E5 of one step: the largest error, and the rms of all."""
+    worst, largest = max(errors.deviations.items(), key=lambda each: each[1])
+    together = math.sqrt(sum(each**2 for each in errors.deviations.values()) / len(errors.deviations))
     reason = None
-    if errors[worst] > NOISE_BOUND:
-        reason = f"{worst}: after a step it errs by {errors[worst]:.3g} times what rounding explains (bound {NOISE_BOUND:g})"
+    if largest > NOISE_BOUND:
+        reason = f"{worst}: after a step it errs by {largest:.3g} times what rounding explains (bound {NOISE_BOUND:g})"
     elif together > rounding.RHO_MAX:
         reason = f"a step errs by {together:.3g} times what rounding explains (bound {rounding.RHO_MAX:g})"
-    error = max(errors[worst] / NOISE_BOUND, together / rounding.RHO_MAX)
-    return Tier(reason is None, elements, 1.0, worst, error if math.isfinite(error) else None, reason)
+    error = max(largest / NOISE_BOUND, together / rounding.RHO_MAX)
+    return Tier(reason is None, errors.elements, 1.0, worst, error if math.isfinite(error) else None, reason)
 
 
 def _rms(values: Array) -> float:
@@ -359,5 +392,6 @@ def settings() -> dict[str, object]:
     return {
         "optimizers": [dataclasses.asdict(sgd) for sgd in (SGD, HEAVY_BALL)],
         "learning_rates": list(RATES),
+        "learning_rates_within_noise": list(NOISE_RATES),
         "free_run": {"steps": TRAJECTORY_STEPS, "learning_rate": TRAJECTORY_RATE},
     }
