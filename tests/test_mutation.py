@@ -18,7 +18,7 @@ from suites.equivalence.faults.fault import Citation
 from suites.equivalence.faults.inference import INFERENCE
 from suites.equivalence.faults.training import TRAINING
 from suites.equivalence.mutation import SOUND, CorrectRun, Net, Row, Verdict
-from suites.equivalence.practice import train
+from suites.equivalence.practice import PracticeTrainer
 from suites.equivalence.rules import RULES
 from tests.frameworks import THREADS, interpreter
 
@@ -114,43 +114,71 @@ def test_practice_without_a_fault_is_the_oracles_training() -> None:
     about = training_mutation.course()
     batch = about.batches[0]
     expected, found = training.step(about.practice.model, about.state, batch.images, batch.labels, about.practice.sgd, 0.1)
-    state, losses = train(about.practice, about.state, (batch,), training_mutation.RATES)
-    assert losses == [found.loss]
-    for name, tensor in expected.weights.items():
-        assert np.array_equal(tensor, state.weights[name]), name
-    for name, tensor in expected.momentum.items():
-        assert np.array_equal(tensor, state.momentum[name]), name
+    trainer = PracticeTrainer(about.practice, about.state)
+    assert trainer.steps([batch], [0.1]) == [found.loss]
+    assert_equal(trainer.state(), expected)
 
 
-TRAINED = {
-    "running-variance-biased": {"statistics"},
-    "statistics-twice": {"statistics"},
-    "relu-half-at-zero": {"zero gamma"},
-    "rate-in-velocity": {"rate change", "trajectory"},
-    "decay-decoupled": {"step", "rate change", "trajectory"},
-    "log-softmax-twice": set(),
+def test_practice_in_fp32_holds_float32() -> None:
+    """Whatever a step shows or keeps is a float32, and not what float64 makes of it."""
+    about = training_mutation.course()
+    wide, narrow = (PracticeTrainer(about.practice, about.state, precision) for precision in ("fp64", "fp32"))
+    found = narrow.differentiate(about.batches[0])
+    losses = narrow.steps(about.batches[:1], [0.1])
+    wide.steps(about.batches[:1], [0.1])
+    state = narrow.state()
+    shown = {**found.taps, **found.cotangents, **found.gradients, **state.weights, **state.momentum, "loss": np.array(losses)}
+    assert all(np.array_equal(array, array.astype(np.float32)) for array in shown.values())
+    with pytest.raises(AssertionError):
+        assert_equal(state, wide.state())
+
+
+def assert_equal(found: training.State, expected: training.State) -> None:
+    for given, right in ((found.weights, expected.weights), (found.momentum, expected.momentum)):
+        for name, tensor in right.items():
+            assert np.array_equal(tensor, given[name]), name
+
+
+SEEN = {
+    SOUND: (set(), ()),
+    "running-variance-biased": ({"statistics"}, ("E5",)),
+    "statistics-twice": ({"statistics"}, ("E5",)),
+    "train-eps-1.001e-5": ({"loss", "gradients", "statistics", "step", "zero gamma"}, ("epsilon",)),
+    "variance-fast": ({"loss", "gradients", "statistics", "step", "zero gamma"}, ("magnitude",)),
+    "relu-half-at-zero": ({"zero gamma"}, ("zero gamma",)),
+    "rate-in-velocity": ({"rate change", "trajectory"}, ("E5",)),
+    "rate-late": ({"rate change", "trajectory"}, ("E5",)),
+    "decay-decoupled": ({"step", "rate change", "trajectory"}, ("E5",)),
+    "statistics-constant": ({"gradients", "step", "rate change", "trajectory", "zero gamma"}, ("E3", "E5", "zero gamma", "epsilon")),
+    "log-softmax-twice": (set(), ()),
 }
-"""Faults of training, and all the tiers that can see each."""
+"""Faults of training, and all the tiers that can see each in float64 and in fp32."""
 
 
 def test_a_sample_of_training() -> None:
     """Each fault is refused by the tiers that claim to see it, and by no other; sound training is not."""
-    about = training_mutation.course()
-    sound = training_mutation.by_practice(about.practice, about)
-    faults = {fault.id: fault for fault in TRAINING}
-    for name, tiers in TRAINED.items():
-        practice = faults[name].change(about.practice)
-        _, killed = training_mutation.judge(sound, training_mutation.by_practice(practice, about), about)
-        assert {tier for tier, refused in killed.items() if refused} == tiers, name
-        assert (faults[name].equivalent is not None) is (not tiers)
+    faults = [fault for fault in TRAINING if fault.id in SEEN]
+    rows = training_mutation.run(interpreter("pytorch"), THREADS, lambda line: None, faults)
+    found = {row.fault: ({tier for tier, killed in row.killed.items() if killed}, row.refused) for row in rows}
+    assert found == SEEN
+    assert {row.run_by for row in rows} == {"pytorch", "NumPy"}
+    assert [row.fault for row in rows if row.unseen or row.seen is row.clean] == []
 
 
-def test_a_fast_variance_shows_at_a_large_mean() -> None:
-    """E[x^2] - E[x]^2 loses everything where the mean is 10,000 deviations; sound training errs by nothing."""
-    about = training_mutation.course()
-    fast = next(fault for fault in TRAINING if fault.id == "variance-fast").change(about.practice)
-    assert training_mutation.magnitude(about.practice) == 0.0
-    assert training_mutation.magnitude(fast) > training_mutation.MAGNITUDE_BOUND
+def test_a_fault_below_the_noise_of_fp32_has_its_reason() -> None:
+    """A reason is given for those faults alone whose signal is below ``SIGNAL``."""
+    small = {fault.id for fault in TRAINING if fault.equivalent is None and training_mutation.signal(fault.change) < mutation.SIGNAL}
+    assert small == {fault.id for fault in TRAINING if fault.hidden is not None}
+
+
+def test_a_row_of_training_keeps_nothing_back() -> None:
+    """What no tier of fp32 refuses is unseen if its signal is large or no reason is given; nothing clean is."""
+    quiet = training_mutation.TrainingRow("f", "s", "NumPy", None, None, "too small", killed={"loss": True}, signal=4.9)
+    assert (quiet.unseen, quiet.seen) == (False, True)
+    assert dataclasses.replace(quiet, hidden=None).unseen
+    assert dataclasses.replace(quiet, signal=5.0).unseen
+    assert not dataclasses.replace(quiet, signal=5.0, refused=("E5",)).unseen
+    assert not dataclasses.replace(quiet, hidden=None, fault=SOUND).unseen
 
 
 def test_every_fault_of_training_changes_the_practice() -> None:
@@ -171,16 +199,28 @@ def test_the_page_shows_what_is_open() -> None:
         row(citation=Citation("a/b#1", "t"), signals={"fp32": 7.0}, verdicts={"fp32": {"E1": Verdict(False)}}, passes=passes),
         row(fault="g", equivalent="it is", signals={"fp32": 0.0}, verdicts={"fp32": {"E1": Verdict(False)}}, passes=passes),
     ]
-    sound = training_mutation.TrainingRow(SOUND, "the sound trainer", "pytorch", None, None, {"loss": 0.0}, {"loss": False}, (1.0,))
-    wrong = dataclasses.replace(sound, fault="h", sentence="too much", signals={"loss": 0.5}, killed={"loss": True}, losses=(1.04,))
-    text = page.page(rows, [sound, wrong], [CorrectRun("n", "jax", True, {**passes, "top-1": False})])
+    tiers = training_mutation.TIERS
+    sound = training_mutation.TrainingRow(
+        SOUND, "the sound trainer", "pytorch", None, None, None, dict.fromkeys(tiers, 0.0), dict.fromkeys(tiers, False), (1.0,)
+    )
+    wrong = dataclasses.replace(sound, fault="h", sentence="too much", signals=dict.fromkeys(tiers, 0.5), signal=7.0, losses=(1.04,))
+    seen = dataclasses.replace(wrong, fault="i", sentence="more", hidden="it is small", signal=0.25, refused=("E5", "epsilon"))
+    killed = dataclasses.replace(wrong, fault="j", sentence="most", killed=dict.fromkeys(tiers, True), losses=(2.0,))
+    alarm = dataclasses.replace(sound, refused=("E3",))
+    text = page.page(rows, [alarm, wrong, seen, killed], [CorrectRun("n", "jax", True, {**passes, "top-1": False})])
     assert "- alive: s (n)" in text
     assert "- unseen in fp32: s (n), at 7 deviations" in text
     assert "[a/b#1](https://github.com/a/b/issues/1)" in text
     assert "*Equivalent: it is.*" in text
-    assert "| loss within 5 % | 1 of 1 | 1 of 1 | 0 of 1 |" in text
+    assert "| loss within 5 % | 1 of 1 | 2 of 3 | 0 of 1 |" in text
     assert "| the same top-1 class for every image | 1 of 1 | - | 1 of 1 |" in text
     assert "**0.5**" in text
+    assert "- alive in training: too much" in text
+    assert "- unseen in training in fp32: too much, at 7 deviations" in text
+    assert "- unseen in training in fp32: most, at 7 deviations" in text
+    assert "- alarm in training: the sound trainer" in text
+    assert "| more *Below a step's rounding in fp32: it is small.* |  | pytorch | 0.25: E5, epsilon |" in text
+    assert "more, at" not in text
 
 
 @pytest.mark.parametrize("arguments", [["--models", "resnet18"], ["--fresh"], ["--device", "cuda"], ["--threads", "0"]])

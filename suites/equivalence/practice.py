@@ -1,67 +1,92 @@
-"""Training by a declared practice, in NumPy float64: the oracle's steps with one convention exchanged.
+"""Training by a declared practice, in NumPy: the oracle's steps with one convention exchanged.
 
 With no convention exchanged it is the oracle's own training, bit for bit, which a test holds it to.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from impls.implementation import Sgd
+from impls.oracle import training
+from impls.oracle.backward import Pullback
 from impls.oracle.forward import Array, tensors_of
-from impls.oracle.training import Arrays, Derivatives, State, taken, wiring
-from impls.spec import BatchNorm2d, parameter_names
-from suites.equivalence.faults.training import Labels, Practice, Update
-
-Images = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Images (N, C, H, W) with labels (N,)."""
-
-    images: Images
-    labels: Labels
+from impls.oracle.training import Derivatives, Operations, State, taken, wiring
+from impls.spec import BatchNorm2d, Layer
+from suites.equivalence.faults.training import Labels, Practice, Tensors, Update
+from suites.equivalence.trainer import Batch
 
 
-def differentiate(practice: Practice, weights: Arrays, batch: Batch) -> Derivatives:
-    """Loss, taps, cotangents and gradients as ``impls.oracle.training.differentiate``."""
-    nodes = wiring(practice.model)
-    taps: dict[str, Array] = {}
-    for node in nodes:
-        taps[node.layer.name] = practice.evaluate(node.layer, taken(node, taps, batch.images), tensors_of(node.layer, weights))
-    last = nodes[-1].layer.name
-    loss, cotangent = practice.loss(taps[last], batch.labels, practice.sgd.label_smoothing)
-    cotangents, gradients = {last: cotangent}, {}
-    for node in reversed(nodes):
-        name, inputs = node.layer.name, taken(node, taps, batch.images)
-        pulled = practice.pull(node.layer, inputs, taps[name], cotangents[name], tensors_of(node.layer, weights))
-        gradients.update({f"{name}.{leaf}": gradient for leaf, gradient in pulled.parameters.items()})
-        for source, arriving in zip(node.inputs, pulled.inputs, strict=True):
-            if source is not None:
-                cotangents[source] = cotangents[source] + arriving if source in cotangents else arriving
-    return Derivatives(loss, taps, cotangents, {name: gradients[name] for name in parameter_names(practice.model)})
+class PracticeTrainer:
+    """One network in training by a practice, in fp64 or fp32; asked as ``LiveTrainer`` is."""
 
+    def __init__(self, practice: Practice, state: State, precision: str = "fp64") -> None:
+        self._practice = _in_single(practice) if precision == "fp32" else practice
+        self._dtype = np.dtype("float32" if precision == "fp32" else "float64")
+        self._state = state
+        self._rate_before: float | None = None
 
-def train(practice: Practice, state: State, batches: Sequence[Batch], rates: Sequence[float], first: int = 0) -> tuple[State, list[float]]:
-    """The state after a step on each batch, and the losses; ``rates`` is the whole schedule, ``first`` the number of the first step."""
-    losses = []
-    for k, batch in enumerate(batches, start=first):
-        found = differentiate(practice, state.weights, batch)
-        losses.append(found.loss)
-        weights, momentum = dict(state.weights), {}
+    def differentiate(self, batch: Batch) -> Derivatives:
+        """The loss of a batch and its derivatives."""
+        practice = self._practice
+        operations = Operations(practice.evaluate, practice.loss, practice.pull)
+        smoothing = practice.sgd.label_smoothing
+        found = training.differentiate(practice.model, self._state.weights, batch.images, batch.labels, smoothing, operations=operations)
+        # Where branches meet, a cotangent is a sum that no operation rounds.
+        return dataclasses.replace(found, cotangents={name: each.astype(self._dtype) for name, each in found.cotangents.items()})
+
+    def steps(self, batches: Sequence[Batch], learning_rates: Sequence[float]) -> list[float]:
+        """A step on each of the batches; the loss before each."""
+        return [self._step(batch, rate) for batch, rate in zip(batches, learning_rates, strict=True)]
+
+    def state(self) -> State:
+        """Where training stands."""
+        return self._state
+
+    def _step(self, batch: Batch, rate: float) -> float:
+        practice, before = self._practice, self._state
+        found = self.differentiate(batch)
+        weights, momentum = dict(before.weights), {}
         for node in wiring(practice.model):
             if isinstance(node.layer, BatchNorm2d):
                 (x,) = taken(node, found.taps, batch.images)
-                new = practice.statistics(node.layer, x, tensors_of(node.layer, state.weights))
+                new = practice.statistics(node.layer, x, tensors_of(node.layer, before.weights))
                 weights |= {f"{node.layer.name}.{leaf}": np.asarray(tensor) for leaf, tensor in new.items()}
+        rate_before = rate if self._rate_before is None else self._rate_before
         for name, gradient in found.gradients.items():
-            rate, before = practice.rate(rates, k), practice.rate(rates, max(k - 1, 0))
-            update = Update(name, rate, before, state.weights[name], gradient, state.momentum[name])
+            parameter, velocity = (np.asarray(held[name], np.float64) for held in (before.weights, before.momentum))
+            update = Update(name, rate, rate_before, parameter, gradient, velocity)
             weights[name], momentum[name] = practice.descend(practice.sgd, update)
-        state = State(weights, momentum)
-    return state, losses
+        self._state, self._rate_before = State(weights, momentum), rate
+        return found.loss
+
+
+def _in_single(practice: Practice) -> Practice:
+    """The practice in fp32: every result is computed in float64 and rounded once to float32, as by accumulators that are wide enough."""
+
+    def evaluate(layer: Layer, inputs: tuple[Array, ...], tensors: Tensors) -> Array:
+        return _single(practice.evaluate(layer, inputs, tensors))
+
+    def loss(logits: Array, labels: Labels, smoothing: float) -> tuple[float, Array]:
+        value, cotangent = practice.loss(logits, labels, smoothing)
+        return float(np.float32(value)), _single(cotangent)
+
+    def pull(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Tensors) -> Pullback:
+        pulled = practice.pull(layer, inputs, output, cotangent, tensors)
+        return Pullback(tuple(map(_single, pulled.inputs)), {leaf: _single(value) for leaf, value in pulled.parameters.items()})
+
+    def statistics(layer: BatchNorm2d, x: Array, tensors: Tensors) -> dict[str, Array]:
+        return {leaf: _single(value) for leaf, value in practice.statistics(layer, x, tensors).items()}
+
+    def descend(sgd: Sgd, update: Update) -> tuple[Array, Array]:
+        parameter, velocity = practice.descend(sgd, update)
+        return _single(parameter), _single(velocity)
+
+    return dataclasses.replace(practice, evaluate=evaluate, loss=loss, pull=pull, statistics=statistics, descend=descend)
+
+
+def _single(values: Array) -> Array:
+    return np.asarray(values, np.float32).astype(np.float64)

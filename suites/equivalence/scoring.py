@@ -41,13 +41,11 @@ class Matrix:
     def holds(self) -> bool:
         """Whether every fault was seen where it can show, single ones located, and nothing sound reported."""
         score = mutation.score(self.rows)
-        wrong = [row for row in self.trained if row.fault != mutation.SOUND and row.equivalent is None]
-        sound = [row for row in self.trained if row not in wrong]
         return (
             not (score.alive or score.unseen or score.alarms or score.not_equivalent)
             and score.located >= LOCATED * score.locatable
-            and all(any(row.killed.values()) for row in wrong)
-            and not any(any(row.killed.values()) for row in sound)
+            and all(row.seen is not row.clean for row in self.trained)
+            and not any(row.unseen for row in self.trained)
         )
 
 
@@ -78,12 +76,11 @@ def write(matrix: Matrix, path: Path = PAGE) -> None:
 def summary(matrix: Matrix) -> str:
     """A few lines for people."""
     score = mutation.score(matrix.rows)
-    wrong = [row for row in matrix.trained if row.fault != mutation.SOUND and row.equivalent is None]
-    seen = sum(any(row.killed.values()) for row in wrong)
+    wrong = [row for row in matrix.trained if not row.clean]
     return "\n".join(
         (
             f"inference: {score.killed} of {score.mutants} mutants of {score.faults} faults refused",
-            f"training: {seen} of {len(wrong)} faults refused",
+            f"training: {sum(row.seen for row in wrong)} of {len(wrong)} faults refused, {sum(bool(row.refused) for row in wrong)} in fp32",
             f"located: {score.located} of {score.locatable} single-layer faults; alarms on sound networks: {len(score.alarms)}",
             f"the matrix, and what other rules make of it: {PAGE.relative_to(ROOT)}",
         )

@@ -1,44 +1,50 @@
-"""How much the tests of training see: every fault of training against the oracle's sound training, in float64.
+"""How much the certificate of training sees: every fault of training, in float64 quantity by quantity, and in fp32 tier by tier.
 
-Faults that the spec and ``Sgd`` can express are given to the framework's trainer; the others to ``suites.equivalence.practice``. Each
-is judged by what a certificate of training compares, quantity by quantity, from a state in which every momentum buffer and
-running statistic is non-zero.
+Faults that the spec and ``Sgd`` can express are given to the framework's trainer; the others to ``suites.equivalence.practice``. In
+float64 each is judged by what a certificate of training compares, from a state in which every momentum buffer and running statistic
+is non-zero. In fp32 it goes through the certificate's own E3 and E5, and through E3 in three places where a fault shows that is small
+elsewhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 from impls import models
 from impls.implementation import OURS, Sgd
-from impls.oracle import training
+from impls.oracle import training as oracle
+from impls.oracle.backward import batch_statistics
+from impls.oracle.backward_envelope import Envelope, envelope
 from impls.oracle.forward import Array
-from impls.oracle.training import State
-from impls.spec import BatchNorm2d, layers, parameter_names
-from impls.weights import file
+from impls.oracle.rounding import arithmetic
+from impls.oracle.training import State, taken, wiring
+from impls.spec import BatchNorm2d, GlobalAvgPool2d, Linear, ModelSpec, layers, parameter_names
 from impls.weights.initial import initialize
+from suites.equivalence import training
 from suites.equivalence.faults.fault import Citation
 from suites.equivalence.faults.training import TRAINING, Practice, TrainingFault
-from suites.equivalence.practice import Batch, differentiate, train
+from suites.equivalence.mutation import SIGNAL, SOUND
+from suites.equivalence.practice import PracticeTrainer
 from suites.equivalence.tiers import MEANING_BOUND, meaning
-from suites.harness.arrays import save
-from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S
+from suites.equivalence.trainer import Batch, LiveTrainer, Trainer
+from suites.equivalence.training import SGD, TrainingExamination
+from suites.harness.context import START_TIMEOUT_S, Subject, subject
 from suites.harness.process import Launch, WorkerProcess
 
 MODEL = "cifar_resnet8"
 BATCH = 4
 SIZE = 16
 """Of the images, in pixels: rows and columns halve twice, and the smallest maps still have 4."""
-SGD = Sgd(momentum=0.9, nesterov=True, weight_decay=5e-4, label_smoothing=0.1)
 RATES = (0.1, 0.1, 0.01, 0.01)
 """The learning rate changes between the second step and the third."""
 
@@ -46,28 +52,55 @@ TRAJECTORY_BOUND = 1e-6
 """Of the distance between the parameters after all steps, over the distance they went: a change of 1e-12 grows to 2e-8 in 8 steps
 at this learning rate, and every fault that touches a parameter moves them by 1e-3 or more."""
 
-MAGNITUDE_BOUND = 1e-2
-"""A float32 mean of 100 errs by up to 100 * 2^-24 = 6e-6, which is 6e-4 of a deviation of 0.01; E[x^2] - E[x]^2 is off by more than it."""
+TIERS = ("loss", "gradients", "statistics", "step", "rate change", "trajectory", "zero gamma")
+"""What is compared in float64: of one step loss, gradients, running statistics, and parameters with momentum; the same over a change of
+the learning rate; parameters after all steps; gradients of a net whose residual branches end in gamma 0."""
 
-TIERS = ("loss", "gradients", "statistics", "step", "rate change", "trajectory", "zero gamma", "magnitude")
-"""What is compared: of one step loss, gradients, running statistics, and parameters with momentum; the same over a change of the
-learning rate; parameters after all steps; gradients of a net whose residual branches end in gamma 0; batch norm of a large mean."""
+SINGLE_TIERS = ("E3", "E5", "zero gamma", "epsilon", "magnitude")
+"""What is compared in fp32: the certificate's E3 and E5; and E3 of a net whose residual branches end in gamma 0, of one whose batch
+variances lie below epsilon, and of a batch norm of a large mean."""
 
-IMPLEMENTATION, PRECISION, MODE = "pytorch", "fp64", "eager"
+IMPLEMENTATION, MODE = "pytorch", "eager"
+PRECISIONS = ("fp64", "fp32")
+
+Change = Callable[[Practice], Practice]
+Begin = Callable[[State], Trainer]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """A fault, who ran it, how far each quantity moved (relative), which tiers fail, and the losses of all steps."""
+    """A fault, who ran it, how far each quantity moved in float64 (relative) and which of them fail, and the losses of all steps.
+
+    ``signal`` is how far a step is off in deviations of fp32's noise, computed in float64, ``hidden`` why that is little, and ``refused``
+    which tiers of fp32 fail.
+    """
 
     fault: str
     sentence: str
     run_by: str
     citation: Citation | None
     equivalent: str | None
+    hidden: str | None = None
     signals: dict[str, float] = field(default_factory=dict)
     killed: dict[str, bool] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
+    signal: float = 0.0
+    refused: tuple[str, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing may be reported: there is no fault, or one that is no fault."""
+        return self.fault == SOUND or self.equivalent is not None
+
+    @property
+    def seen(self) -> bool:
+        """Whether anything fails in any precision."""
+        return any(self.killed.values()) or bool(self.refused)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether nothing fails in fp32 though the fault shows there, or no reason is given why it does not."""
+        return not (self.clean or self.refused) and (self.signal >= SIGNAL or self.hidden is None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,58 +150,16 @@ class Found:
     losses: tuple[float, ...]
 
 
-def by_practice(practice: Practice, about: Course) -> Found:
-    """Train in NumPy."""
-    start = differentiate(practice, about.state.weights, about.batches[0])
-    zero = differentiate(practice, about.zero_gamma.weights, about.batches[0])
-    one, losses = train(practice, about.state, about.batches[:1], RATES)
-    three, more = train(practice, one, about.batches[1:3], RATES, first=1)
-    last, rest = train(practice, three, about.batches[3:], RATES, first=3)
-    return Found(start.loss, start.gradients, zero.gradients, (one, three, last), (*losses, *more, *rest))
-
-
-def by_framework(practice: Practice, about: Course, worker: WorkerProcess, folder: Path) -> Found:
-    """Train in the framework, which is told the practice's network, numbers and rates."""
-
-    def begin(state: State) -> None:
-        path, held = folder / "weights.safetensors", folder / "state.safetensors"
-        weights = {name: tensor.astype(np.float32) for name, tensor in state.weights.items()}
-        file.save(path, dataclasses.replace(practice.model, name="mutant"), weights, source="a fault", preprocess={}, licence="CC0-1.0")
-        save({**{f"weights:{n}": t for n, t in state.weights.items()}, **{f"momentum:{n}": t for n, t in state.momentum.items()}}, held)
-        shape = list(about.batches[0].images.shape)
-        sgd = dataclasses.asdict(practice.sgd)
-        worker.call("prepare_training", BUILD_TIMEOUT_S, weights=str(path), sgd=sgd, mode=MODE, input_shape=shape, state=str(held))
-
-    def derivatives() -> tuple[float, dict[str, Array]]:
-        batch, out = folder / "batch.safetensors", folder / "derivatives.safetensors"
-        save({"images": about.batches[0].images, "labels": about.batches[0].labels}, batch)
-        loss = worker.call("differentiate", CALL_TIMEOUT_S, batch=str(batch), out=str(out))["loss"]
-        return loss, _kind(load_file(out), "gradients")
-
-    def steps(first: int, last: int) -> tuple[State, list[float]]:
-        batches, out = folder / "batches.safetensors", folder / "trained.safetensors"
-        chosen = about.batches[first:last]
-        save({"images": np.stack([each.images for each in chosen]), "labels": np.stack([each.labels for each in chosen])}, batches)
-        rates = [practice.rate(RATES, k) for k in range(first, last)]
-        losses = worker.call("train", CALL_TIMEOUT_S, batches=str(batches), learning_rates=rates)["losses"]
-        worker.call("trained", CALL_TIMEOUT_S, out=str(out))
-        arrays = load_file(out)
-        return State(_kind(arrays, "weights"), _kind(arrays, "momentum")), losses
-
-    begin(about.zero_gamma)
-    _, zero = derivatives()
-    begin(about.state)
-    loss, gradients = derivatives()
+def found_by(begin: Begin, practice: Practice, about: Course) -> Found:
+    """Train in float64; ``begin`` gives a trainer, and the practice says at which rates."""
+    zero = begin(about.zero_gamma).differentiate(about.batches[0])
+    trainer = begin(about.state)
+    start = trainer.differentiate(about.batches[0])
     states, losses = [], []
     for first, last in ((0, 1), (1, 3), (3, len(RATES))):
-        state, more = steps(first, last)
-        states.append(state)
-        losses += more
-    return Found(loss, gradients, zero, (states[0], states[1], states[2]), tuple(losses))
-
-
-def _kind(arrays: Mapping[str, Array], kind: str) -> dict[str, Array]:
-    return {name.removeprefix(f"{kind}:"): array for name, array in arrays.items() if name.startswith(f"{kind}:")}
+        losses += trainer.steps(about.batches[first:last], [practice.rate(RATES, k) for k in range(first, last)])
+        states.append(trainer.state())
+    return Found(start.loss, start.gradients, zero.gradients, (states[0], states[1], states[2]), tuple(losses))
 
 
 def judge(sound: Found, found: Found, about: Course) -> tuple[dict[str, float], dict[str, bool]]:
@@ -205,51 +196,174 @@ def judge(sound: Found, found: Found, about: Course) -> tuple[dict[str, float], 
     return signals, killed
 
 
-def magnitude(practice: Practice) -> float:
-    """Relative error of batch norm's forward pass on values of mean 100 and deviation 0.01, the probe that cancels."""
-    layer = next(layer for layer in layers(practice.model.body) if isinstance(layer, BatchNorm2d))
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """Where E3 looks once more in fp32."""
+
+    model: ModelSpec
+    state: State
+    batch: Batch
+
+
+@functools.cache
+def probes() -> dict[str, Probe]:
+    """By tier of ``SINGLE_TIERS``."""
+    about = subject(MODEL)
+    start, batch = training.begin(about), training.batches(about)[0]
+    return {
+        "zero gamma": Probe(about.model, training.zero_gamma(about.model, start), batch),
+        "epsilon": Probe(about.model, small_variances(about.model, start, batch), batch),
+        "magnitude": large_mean(),
+    }
+
+
+def small_variances(model: ModelSpec, state: State, batch: Batch) -> State:
+    """The state with smaller kernels before every batch norm, so that its input's variances lie below epsilon, which decides every scale.
+
+    They are spread evenly: were all the same, all channels would share one rounding of the root, where E3 takes them as different draws.
+    """
+    found = oracle.differentiate(model, state.weights, batch.images, batch.labels, SGD.label_smoothing)
+    weights = dict(state.weights)
+    for node in wiring(model):
+        if isinstance(layer := node.layer, BatchNorm2d):
+            _, variance = batch_statistics(*taken(node, found.taps, batch.images))
+            small = layer.eps * np.arange(1, layer.channels + 1) / layer.channels
+            name = f"{node.inputs[0]}.weight"
+            weights[name] = (weights[name] * np.sqrt(small / variance)[:, None, None, None]).astype(np.float32)
+    return State(weights, state.momentum)
+
+
+def large_mean() -> Probe:
+    """A batch norm of values with a mean of 100 and a deviation of 0.01, where E[x^2] - E[x]^2 cancels."""
+    body = (BatchNorm2d("bn", 3, 1e-5, 0.1, "unbiased"), GlobalAvgPool2d("avgpool"), Linear("fc", 3, 10))
+    model = ModelSpec("large_mean", (3, 8, 8), 10, body, "a probe of batch norm")
     generator = np.random.Generator(np.random.PCG64(4))
-    x = (100 + 0.01 * generator.normal(size=(8, layer.channels, 8, 8))).astype(np.float32).astype(np.float64)
-    ones = {"weight": np.ones(layer.channels), "bias": np.zeros(layer.channels)}
-    tensors = ones | {"running_mean": np.zeros(layer.channels), "running_var": np.ones(layer.channels)}
-    sound = training.evaluate(layer, (x,), tensors)
-    return float(np.sqrt(np.mean((practice.evaluate(layer, (x,), tensors) - sound) ** 2) / np.mean(sound**2)))
+    weights = {f"bn.{leaf}": np.full(3, value, np.float32) for leaf, value in (("weight", 1), ("bias", 0), ("running_mean", 0))}
+    weights |= {"bn.running_var": np.ones(3, np.float32), "fc.bias": np.zeros(10, np.float32)}
+    weights["fc.weight"] = generator.standard_normal((10, 3)).astype(np.float32)
+    images = (100 + 0.01 * generator.standard_normal((8, 3, 8, 8))).astype(np.float32)
+    momentum = {name: np.zeros_like(weights[name]) for name in parameter_names(model)}
+    return Probe(model, State(weights, momentum), Batch(images, generator.integers(0, 10, 8)))
 
 
 def is_declarative(practice: Practice, sound: Practice) -> bool:
-    """Whether a framework can be told it: only the network, the numbers of ``Sgd`` and the rates differ."""
-    return dataclasses.replace(practice, model=sound.model, sgd=sound.sgd, rate=sound.rate) == sound
+    """Whether a framework can be told it: only the network, the numbers of ``Sgd`` and the rates differ.
+
+    PyTorch has no biased running variance.
+    """
+    unbiased = all(layer.running_variance == "unbiased" for layer in layers(practice.model.body) if isinstance(layer, BatchNorm2d))
+    return unbiased and dataclasses.replace(practice, model=sound.model, sgd=sound.sgd, rate=sound.rate) == sound
+
+
+class Misled:
+    """A trainer with a practice's schedule in E5, where each rate occurs once."""
+
+    def __init__(self, trainer: Trainer, practice: Practice) -> None:
+        given = training.NOISE_RATES
+        self._trainer, self._rates = trainer, {rate: practice.rate(given, k) for k, rate in enumerate(given)}
+        self.differentiate, self.state = trainer.differentiate, trainer.state
+
+    def steps(self, batches: Sequence[Batch], learning_rates: Sequence[float]) -> list[float]:
+        """See ``Trainer``."""
+        return self._trainer.steps(batches, [self._rates.get(rate, rate) for rate in learning_rates])
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """Training with a fault, by the framework's workers (one a precision) if it can be told the fault, else in NumPy."""
+
+    change: Change
+    workers: Mapping[str, WorkerProcess]
+    folder: Path
+
+    def practice(self, model: ModelSpec, sgd: Sgd) -> Practice:
+        """What becomes of the sound practice."""
+        return self.change(Practice(model, sgd))
+
+    @property
+    def told(self) -> bool:
+        """Whether the framework trains."""
+        sound = Practice(models.get(MODEL), SGD)
+        return is_declarative(self.change(sound), sound)
+
+    def begin(self, precision: str, model: ModelSpec, state: State, sgd: Sgd, batch: Batch) -> Trainer:
+        """A trainer of batches like this."""
+        practice = self.practice(model, sgd)
+        if self.told:
+            network = dataclasses.replace(practice.model, name="mutant")
+            return LiveTrainer(self.workers[precision], self.folder, network, state, practice.sgd, MODE, batch.images.shape)
+        return PracticeTrainer(practice, state, precision)
+
+
+def refused(mutant: Mutant) -> tuple[str, ...]:
+    """The tiers of fp32 that fail."""
+    about = subject(MODEL)
+    batch = training.batches(about)[0]
+
+    def trainer(precision: str, state: State, sgd: Sgd) -> Trainer:
+        return Misled(mutant.begin(precision, about.model, state, sgd, batch), mutant.practice(about.model, sgd))
+
+    examination = TrainingExamination(about, "fp32", trainer)
+    tiers = {}
+    tiers["E3"], found = examination.local()
+    tiers["E5"] = examination.steps(found)
+    for name, probe in probes().items():
+        shown = mutant.begin("fp32", probe.model, probe.state, SGD, probe.batch).differentiate(probe.batch)
+        tiers[name] = training.local(probe.model, probe.state, probe.batch, shown, "fp32")
+    return tuple(name for name in SINGLE_TIERS if not tiers[name].passed)
+
+
+@functools.cache
+def noise(about: Subject) -> Envelope:
+    """Of the first step of E5 in fp32."""
+    batch, runs = training.batches(about)[0], training.NOISY_RUNS
+    return envelope(about.model, about.weights, batch.images, batch.labels, SGD.label_smoothing, arithmetic("fp32"), runs=runs)
+
+
+def signal(change: Change) -> float:
+    """How far the steps of E5 are off, in deviations of fp32's noise: the largest error of loss, statistics, parameters and buffers."""
+    about = subject(MODEL)
+    start, batch = training.begin(about), training.batches(about)[0]
+    practice = change(Practice(about.model, SGD))
+    trainer = Misled(PracticeTrainer(practice, start), practice)
+    return max(max(errors.deviations.values()) for errors in training.step_errors(trainer, start, batch, SGD, noise(about), "fp32"))
 
 
 def run(python: Path, threads: int, say: Callable[[str], None], faults: Sequence[TrainingFault] = TRAINING) -> list[TrainingRow]:
-    """The matrix of training, the sound trainers first.
+    """The matrix of training, the sound trainer first.
 
     Raises:
         WorkerError: the implementation did not answer.
     """
     about = course()
-    sound = by_practice(about.practice, about)
-    say(f"{MODEL}: {len(faults)} faults of training")
-    rows: list[TrainingRow] = []
-    with TemporaryDirectory(prefix="levelfield-") as name, threadpool_limits(1):  # the products are small
-        folder = Path(name)
-        launch = Launch(
-            python, f"{OURS}.{IMPLEMENTATION}", "cpu", PRECISION, threads, True, folder / "log", {"OMP_NUM_THREADS": str(threads)}
-        )
-        with WorkerProcess(launch) as worker:
-            worker.call("start", START_TIMEOUT_S)
-            found = by_framework(about.practice, about, worker, folder)
-            signals, killed = judge(sound, found, about)
-            rows.append(TrainingRow("-", "the sound trainer", IMPLEMENTATION, None, None, signals, killed, found.losses))
-            for fault in faults:
-                practice = fault.change(about.practice)
-                told = is_declarative(practice, about.practice) and all(
-                    layer.running_variance == "unbiased" for layer in layers(practice.model.body) if isinstance(layer, BatchNorm2d)
-                )
-                found = by_framework(practice, about, worker, folder) if told else by_practice(practice, about)
-                signals, killed = judge(sound, found, about)
-                signals["magnitude"] = magnitude(practice)
-                killed["magnitude"] = signals["magnitude"] > MAGNITUDE_BOUND
-                by = IMPLEMENTATION if told else "NumPy"
-                rows.append(TrainingRow(fault.id, fault.sentence, by, fault.citation, fault.equivalent, signals, killed, found.losses))
-    return rows
+    sound = found_by(lambda state: PracticeTrainer(about.practice, state), about.practice, about)
+    say(f"{MODEL}: {len(faults)} faults of training in {', '.join(PRECISIONS)}")
+    workers: dict[str, WorkerProcess] = {}
+    with ExitStack() as stack, threadpool_limits(1):  # the products are small
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="levelfield-")))
+        for precision in PRECISIONS:
+            log, variables = folder / f"{precision}.log", {"OMP_NUM_THREADS": str(threads)}
+            launch = Launch(python, f"{OURS}.{IMPLEMENTATION}", "cpu", precision, threads, True, log, variables)
+            workers[precision] = stack.enter_context(WorkerProcess(launch))
+            workers[precision].call("start", START_TIMEOUT_S)
+        nothing = TrainingFault(SOUND, "the sound trainer", lambda practice: practice)
+        return [_row(fault, Mutant(fault.change, workers, folder), sound, about) for fault in (nothing, *faults)]
+
+
+def _row(fault: TrainingFault, mutant: Mutant, sound: Found, about: Course) -> TrainingRow:
+    model, sgd = about.practice.model, about.practice.sgd
+    found = found_by(lambda state: mutant.begin("fp64", model, state, sgd, about.batches[0]), mutant.practice(model, sgd), about)
+    signals, killed = judge(sound, found, about)
+    return TrainingRow(
+        fault=fault.id,
+        sentence=fault.sentence,
+        run_by=IMPLEMENTATION if mutant.told else "NumPy",
+        citation=fault.citation,
+        equivalent=fault.equivalent,
+        hidden=fault.hidden,
+        signals=signals,
+        killed=killed,
+        losses=found.losses,
+        signal=signal(fault.change),
+        refused=refused(mutant),
+    )

@@ -16,14 +16,15 @@ COLUMNS = ("fp64", *PRECISIONS)
 def page(rows: Sequence[Row], trained: Sequence[TrainingRow], runs: Sequence[CorrectRun]) -> str:
     """The whole page."""
     score = mutation.score(rows)
-    return "\n".join((*_head(score, rows, trained), *_rules(rows, trained, runs), *_open(score), *_matrix(rows), *_training(trained), ""))
+    return "\n".join(
+        (*_head(score, rows, trained), *_rules(rows, trained, runs), *_open(score, trained), *_matrix(rows), *_training(trained), "")
+    )
 
 
 def _head(score: Score, rows: Sequence[Row], trained: Sequence[TrainingRow]) -> Iterable[str]:
     faults = [row for row in trained if row.fault != mutation.SOUND]
-    wrong = [row for row in faults if row.equivalent is None]
+    wrong, clean = ([row for row in trained if row.clean is is_clean] for is_clean in (False, True))
     cited = score.cited + sum(row.citation is not None for row in faults)
-    seen = sum(any(row.killed.values()) for row in wrong)
     return (
         "# Faults that the certificate was shown",
         "",
@@ -37,13 +38,13 @@ def _head(score: Score, rows: Sequence[Row], trained: Sequence[TrainingRow]) -> 
         "|---|---|---|",
         f"| faults | {score.faults} | {len(faults)} |",
         f"| mutants: faults at a site of a network | {score.mutants} | {len(wrong)} |",
-        f"| refused by some tier | {score.killed} | {seen} |",
-        f"| seen in every precision in which they move the logits by {SIGNAL:g} deviations of noise or more | "
-        f"{score.mutants - len({id(row) for row, _ in score.unseen})} | |",
+        f"| refused by some tier | {score.killed} | {sum(row.seen for row in wrong)} |",
+        f"| seen in every precision in which they move the logits, or a step of training, by {SIGNAL:g} deviations of noise or more | "
+        f"{score.mutants - len({id(row) for row, _ in score.unseen})} | {sum(not row.unseen for row in wrong)} |",
         f"| located: single-layer faults whose layer every failing tier names first | {score.located} of {score.locatable} | |",
         f"| declared equivalent, with the reason; verified to move nothing | {score.equivalent} | {len(faults) - len(wrong)} |",
         f"| alarms on sound and equivalent networks | {len(score.alarms)} of {score.clean + score.equivalent} | "
-        f"{sum(any(row.killed.values()) for row in trained if row not in wrong)} of {len(trained) - len(wrong)} |",
+        f"{sum(row.seen for row in clean)} of {len(clean)} |",
         "",
     )
 
@@ -51,7 +52,7 @@ def _head(score: Score, rows: Sequence[Row], trained: Sequence[TrainingRow]) -> 
 def _rules(rows: Sequence[Row], trained: Sequence[TrainingRow], runs: Sequence[CorrectRun]) -> Iterable[str]:
     judged = [row for row in rows if row.passes and not row.clean]
     sound = next(row for row in trained if row.fault == mutation.SOUND)
-    wrong = [row for row in trained if row.fault != mutation.SOUND and row.equivalent is None]
+    wrong = [row for row in trained if not row.clean]
     yield "## The same faults by other rules"
     yield ""
     yield (
@@ -72,14 +73,14 @@ def _rules(rows: Sequence[Row], trained: Sequence[TrainingRow], runs: Sequence[C
             losses = f"{sum(abs(row.losses[-1] - sound.losses[-1]) <= share * sound.losses[-1] for row in wrong)} of {len(wrong)}"
         yield (f"| {rule.title} | {through} of {len(judged)} | {losses} | {rejected} of {len(runs)} | {rule.purpose} | {rule.source} |")
     alive = sum(not row.killed for row in judged)
-    missed = sum(not any(row.killed.values()) for row in wrong)
+    missed = sum(not row.seen for row in wrong)
     sound_rows = [row for row in rows if row.clean]
     alarms = f"{sum(row.killed for row in sound_rows)} of {len(sound_rows)} sound and equivalent rows below"
     yield f"| this certificate | {alive} of {len(judged)} | {missed} of {len(wrong)} | {alarms} | proof | |"
     yield ""
 
 
-def _open(score: Score) -> Iterable[str]:
+def _open(score: Score, trained: Sequence[TrainingRow]) -> Iterable[str]:
     yield "## What it did not see"
     yield ""
     found = [
@@ -91,6 +92,9 @@ def _open(score: Score) -> Iterable[str]:
         *(f"- located elsewhere: {row.sentence} ({row.net}): {_taps(row)}" for row in score.mislocated),
         *(f"- alarm: {row.sentence} ({row.net}): {_taps(row)}" for row in score.alarms),
         *(f"- declared equivalent and is not: {row.sentence} ({row.net})" for row in score.not_equivalent),
+        *(f"- alive in training: {row.sentence}" for row in trained if not (row.clean or row.seen)),
+        *(f"- unseen in training in fp32: {row.sentence}, at {row.signal:.3g} deviations" for row in trained if row.unseen),
+        *(f"- alarm in training: {row.sentence}" for row in trained if row.clean and row.seen),
     ]
     yield from found or ("Nothing: every mutant was refused, seen where it can show, and located; no sound network was.",)
     yield ""
@@ -133,19 +137,22 @@ def _training(trained: Sequence[TrainingRow]) -> Iterable[str]:
     yield "## Training"
     yield ""
     yield (
-        f"{training_mutation.MODEL} in float64, {len(training_mutation.RATES)} steps with a change of learning rate, against the oracle's. "
-        "Each cell is how far a quantity is off, relative to its rms, in bold where its tier fails. "
-        "What a framework can be told is trained by PyTorch; the rest in NumPy, by the oracle's steps with one convention exchanged."
+        f"{training_mutation.MODEL}. What a framework can be told is trained by PyTorch; the rest in NumPy, by the oracle's steps with one "
+        "convention exchanged. fp32 names the certificate's tiers that fail there, and the probes where E3 looks once more: residual "
+        "branches that end in gamma 0 (zero gamma), batch variances below epsilon (epsilon), and a mean of 10,000 deviations (magnitude). "
+        "The signal before them is how far a step of E5 moves, in deviations of predicted noise. "
+        f"The other columns are float64, {len(training_mutation.RATES)} steps with a change of learning rate, against the oracle's: how "
+        "far a quantity is off, relative to its rms, in bold where it fails."
     )
-    yield from ("", f"| fault | thread | trained by | {' | '.join(tiers)} |", "|---" * (len(tiers) + 3) + "|")
+    yield from ("", f"| fault | thread | trained by | fp32 | {' | '.join(tiers)} |", "|---" * (len(tiers) + 4) + "|")
     for row in trained:
         note = f" *Equivalent: {row.equivalent}.*" if row.equivalent else ""
+        note += f" *Below a step's rounding in fp32: {row.hidden}.*" if row.hidden else ""
+        single = f"{row.signal:.2g}: {', '.join(row.refused)}".removesuffix(": ")
         cells = (_figure(row.signals, row.killed, tier) for tier in tiers)
-        yield f"| {row.sentence}{note} | {_thread(row.citation)} | {row.run_by} | {' | '.join(cells)} |"
+        yield f"| {row.sentence}{note} | {_thread(row.citation)} | {row.run_by} | {single} | {' | '.join(cells)} |"
 
 
 def _figure(signals: Mapping[str, float], killed: Mapping[str, bool], tier: str) -> str:
-    if tier not in signals:
-        return "."
     figure = f"{signals[tier]:.1g}"
     return f"**{figure}**" if killed[tier] else figure

@@ -63,13 +63,18 @@ class Practice:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFault:
-    """One way to train wrongly; ``equivalent`` says why it can change nothing, for those that cannot."""
+    """One way to train wrongly.
+
+    ``equivalent`` says why it can change nothing, for those that cannot; ``hidden`` why a step in fp32 moves by less than rounding moves
+    it, for those with which it does.
+    """
 
     id: str
     sentence: str
     change: Callable[[Practice], Practice]
     citation: Citation | None = None
     equivalent: str | None = None
+    hidden: str | None = None
 
 
 def _respec(**fields: Any) -> Callable[[Practice], Practice]:
@@ -312,6 +317,8 @@ def _early(rates: Sequence[float], k: int) -> float:
     return rates[min(k + 1, len(rates) - 1)]
 
 
+_NO_ZEROS = "with weights in generic position no ReLU is given an exact 0"
+
 TRAINING: tuple[TrainingFault, ...] = (
     TrainingFault(
         "running-variance-biased",
@@ -355,7 +362,12 @@ TRAINING: tuple[TrainingFault, ...] = (
         _with(evaluate=_frozen, pull=_pull_frozen),
     ),
     TrainingFault("train-eps-1e-3", "every batch norm has an epsilon of 1e-3 instead of 1e-5", _respec(eps=1e-3)),
-    TrainingFault("train-eps-1.001e-5", "every batch norm has an epsilon of 1.001e-5 instead of 1e-5", _respec(eps=1.001e-5)),
+    TrainingFault(
+        "train-eps-1.001e-5",
+        "every batch norm has an epsilon of 1.001e-5 instead of 1e-5",
+        _respec(eps=1.001e-5),
+        hidden="it adds 1e-8 to variances near 1, whose float32 neighbours are 6e-8 away",
+    ),
     TrainingFault(
         "train-eps-outside",
         "every batch norm adds epsilon to the standard deviation instead of to the variance",
@@ -366,6 +378,7 @@ TRAINING: tuple[TrainingFault, ...] = (
         "every batch norm computes its variance as E[x^2] - E[x]^2 in float32",
         _with(evaluate=_evaluated_with(fast_statistics)),
         Citation("google/flax#1491", "Variance can be negative in BatchNorm computation, leading to NaN's"),
+        hidden="its difference cancels only where a mean is far larger than the deviation",
     ),
     TrainingFault(
         "statistics-constant",
@@ -378,8 +391,9 @@ TRAINING: tuple[TrainingFault, ...] = (
         "the derivative of ReLU at 0 is 0.5 instead of 0",
         _with(pull=_relu_at_zero(0.5)),
         Citation("jax-ml/jax#37821", "`jax.grad(lambda x: jnp.maximum(x, 0.0))(0.0)` returns `0.5`"),
+        hidden=_NO_ZEROS,
     ),
-    TrainingFault("relu-one-at-zero", "the derivative of ReLU at 0 is 1 instead of 0", _with(pull=_relu_at_zero(1.0))),
+    TrainingFault("relu-one-at-zero", "the derivative of ReLU at 0 is 1 instead of 0", _with(pull=_relu_at_zero(1.0)), hidden=_NO_ZEROS),
     TrainingFault(
         "relu-mask-of-input",
         "ReLU's backward pass asks whether its input is positive instead of its output",
