@@ -13,7 +13,7 @@ import platform
 import re
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from results.record import Code
@@ -190,9 +190,12 @@ def _last_level_cache_bytes(folder: Path) -> int | None:
     return max((int(each[1]) << {"K": 10, "M": 20}[each[2]] for each in found if each), default=None)
 
 
-def _cpu_limit_cores(membership: Path, mount: Path) -> float | None:
-    """The tightest CPU quota of the control groups that hold this process, in cores; None without one (cgroups 1 and 2)."""
-    limits = []
+def control_groups(membership: Path, mount: Path) -> Iterator[Path]:
+    """The folders of the control groups with CPU files that hold a process, innermost first (cgroups 1 and 2).
+
+    ``membership`` is the process's /proc/PID/cgroup, ``mount`` /sys/fs/cgroup. A folder need not exist: in a container the
+    innermost that does may be the mount itself.
+    """
     for controllers, path in re.findall(r"^\d+:([^:]*):/*(.*)$", _text(membership) or "", re.MULTILINE):
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -201,9 +204,16 @@ def _cpu_limit_cores(membership: Path, mount: Path) -> float | None:
         for folder in (group, *group.parents):
             if not folder.is_relative_to(base):
                 break
-            quota = _text(folder / "cpu.max") or f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}"
-            if found := re.fullmatch(r"(\d+) ([1-9]\d*)", quota):
-                limits.append(int(found.group(1)) / int(found.group(2)))
+            yield folder
+
+
+def _cpu_limit_cores(membership: Path, mount: Path) -> float | None:
+    """The tightest CPU quota of the control groups that hold this process, in cores; None without one."""
+    limits = []
+    for folder in control_groups(membership, mount):
+        quota = _text(folder / "cpu.max") or f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}"
+        if found := re.fullmatch(r"(\d+) ([1-9]\d*)", quota):
+            limits.append(int(found.group(1)) / int(found.group(2)))
     return min(limits, default=None)
 
 
