@@ -23,7 +23,7 @@ import pandas as pd
 
 from impls.precision import PRECISIONS
 from reports import labels
-from results import statistics, timing
+from results import statistics, steadiness, timing
 from results.record import Cell, Record
 from results.store import Run, Store
 
@@ -50,6 +50,7 @@ DTYPES: Mapping[str, str] = {
     "baseline": "string",
     "is_baseline": "boolean",
     "processes": "Int64",
+    "steady": "string",
     "pairs": "Int64",
     "time_per_batch_s": "Float64",
     "time_per_batch_low_s": "Float64",
@@ -142,6 +143,7 @@ def load(path: str | Path, baseline: str = BASELINE) -> pd.DataFrame:
     baseline                      string   implementation/mode that ratios are against
     is_baseline                   boolean  this row is the baseline
     processes                     Int64    processes with valid timings: K
+    steady                        string   what the processes' timed samples did: flat, warm-up, slowdown, no steady state, cannot tell
     pairs                         Int64    rounds in which this row and the baseline both have a process
     time_per_batch_s              Float64  seconds per call, geometric mean over processes of the process's mean log time
     time_per_batch_low_s          Float64  lower end of its 95 % interval over processes, seconds
@@ -274,7 +276,7 @@ class _Run:
         row |= {name: newest.settings.get(name) for name in ("layout", "folded", "tf32", "deterministic")}
         row |= self._status(cell, records)
         row |= self._certificate(cell, records)
-        row |= {"processes": len(times)}
+        row |= {"processes": len(times), "noise": timing.disturbed(records), "steady": _steady(records)}
         if times:
             row |= self._times(cell, newest, times)
         return row | self._beside(cell)
@@ -435,6 +437,8 @@ def _withheld(row: Mapping[str, Any]) -> str | None:
         return str(row["reason"])
     if not row["certified"]:
         return str(row["why"])
+    if row["noise"]:
+        return str(row["noise"])
     if not row["measurement"]:
         return "NOT-A-MEASUREMENT: a smoke run"
     return None
@@ -456,6 +460,15 @@ def _times(records: Iterable[Record]) -> dict[int, float]:
     """Seconds of one call by round, of the processes that are ok."""
     timed = [record for record in records if record.status == "ok" and record.samples is not None]
     return {record.process.index: timing.call_s(record) for record in timed if record.process is not None}
+
+
+def _steady(records: Iterable[Record]) -> str | None:
+    """The class of most of a cell's processes with their share, after Barrett et al.; it is told, nothing is dropped for it."""
+    verdicts = [steadiness.classify(record.samples).verdict for record in records if record.samples is not None]
+    if not verdicts:
+        return None
+    common = descriptive.mode(verdicts)
+    return common if len(set(verdicts)) == 1 else f"{common} in {verdicts.count(common)} of {len(verdicts)}"
 
 
 def _share_rounds(times: Iterable[Mapping[int, float]]) -> bool:

@@ -7,7 +7,7 @@ failed has no figure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +34,10 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """A block that is left out, by which rule, and what was seen."""
+    """A block that is left out in every process of its round, and the flags of its visits (``suites/harness/noise.py``)."""
 
     block: int
-    rule: str
-    reason: str
+    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +81,17 @@ def left_out(record: Record) -> npt.NDArray[np.bool_]:
         visits = [number for number, block in enumerate(beside.blocks, start=1) if block in excluded]
         out |= np.isin(record.samples.visit, visits)
     return out
+
+
+def disturbed(records: Iterable[Record]) -> str | None:
+    """Why the processes of a cell are no sample of it: too many of their blocks were left out; None where they are."""
+    besides = [beside for beside in map(of, records) if beside is not None]
+    blocks = sum(len(set(beside.blocks)) for beside in besides)
+    dropped = sum(len(beside.excluded) for beside in besides)
+    if dropped <= NOISY_FRACTION * blocks:
+        return None
+    flags = sorted({flag for beside in besides for each in beside.excluded for flag in each.flags})
+    return f"INVALID-NOISY: {dropped} of {blocks} blocks were disturbed ({', '.join(flags)}), more than {NOISY_FRACTION:.0%}"
 
 
 def call_s(record: Record) -> float:

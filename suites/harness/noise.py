@@ -22,15 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from results.provenance import control_groups
+from results.timing import Excluded
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 """The step of the counters in /proc/stat and /proc/PID/stat: 10 ms on Linux."""
 
 LOST_LIMIT = 0.01
 """A visit that lost more of its cores' time than this, to other guests or to a quota, is flagged."""
-
-DROPPED_LIMIT = 0.2
-"""With more of the blocks dropped than this, what is left is no sample of the run: INVALID-NOISY."""
 
 FAULTS = {0x08: "gpu-hw-slowdown", 0x40: "gpu-hw-thermal", 0x80: "gpu-power-brake"}
 """The clocks event reasons of NVML that flag a visit. The software power cap (0x04) is the regime that the card runs in, no fault."""
@@ -107,30 +105,6 @@ class Noise:
     core_clock_hz: float | None
     load: float | None
     card: CardNoise | None
-
-
-@dataclass(frozen=True, slots=True)
-class Exclusion:
-    """A block that is left out in every arm, and the flags of its visits."""
-
-    block: int
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Exclusions:
-    """The blocks of a run that are left out; ``invalid`` says why the run is INVALID-NOISY, if it is."""
-
-    blocks: int
-    dropped: tuple[Exclusion, ...]
-
-    @property
-    def invalid(self) -> str | None:
-        """One sentence, or None for a run that stands."""
-        if len(self.dropped) <= DROPPED_LIMIT * self.blocks:
-            return None
-        named = ", ".join(sorted({flag for each in self.dropped for flag in each.flags}))
-        return f"INVALID-NOISY: {len(self.dropped)} of {self.blocks} blocks were disturbed ({named}), more than {DROPPED_LIMIT:.0%}"
 
 
 class NoCardError(RuntimeError):
@@ -238,12 +212,12 @@ def flags(noise: Noise) -> tuple[str, ...]:
     return (*found, *(noise.card.faults or () if noise.card else ()))
 
 
-def dropped_blocks(visits: Iterable[tuple[int, Noise]]) -> Exclusions:
+def dropped_blocks(visits: Iterable[tuple[int, Noise]]) -> tuple[Excluded, ...]:
     """The blocks that are left out, from the visits of all arms with the number of the block that each lies in."""
     found: dict[int, dict[str, None]] = {}
     for block, noise in visits:
         found.setdefault(block, {}).update(dict.fromkeys(flags(noise)))
-    return Exclusions(len(found), tuple(Exclusion(block, tuple(found[block])) for block in sorted(found) if found[block]))
+    return tuple(Excluded(block, tuple(found[block])) for block in sorted(found) if found[block])
 
 
 def _difference(before: float | None, after: float | None, unit: float = 1) -> float | None:

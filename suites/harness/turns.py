@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 
 from results import statistics
 from results.record import Cell
+from results.schema import encode
 from results.timing import Audit, Excluded, Timing
-from suites.harness import audits, inputs
+from suites.harness import audits, inputs, noise
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
+from suites.harness.noise import Noise
 from suites.harness.plan import Effort
 from suites.harness.process import WorkerError, WorkerProcess
 
@@ -84,6 +86,7 @@ class Turn:
     samples: int = 1
     rewarm_calls: int = 0
     blocks: list[int] = field(default_factory=list)
+    noise: list[Noise] = field(default_factory=list)
     compilations: int | None = None
     recompiled: int = 0
 
@@ -99,7 +102,9 @@ class Turn:
     def visit(self, block: int) -> None:
         """Its turn in a block."""
         self.blocks.append(block)
+        before = noise.read(self.worker.pid)
         self._visit(len(self.blocks), self.samples, self.calls, rewarm=self.rewarm_calls, keep=True)
+        self.noise.append(noise.between(before, noise.read(self.worker.pid)))
 
     def _visit(self, number: int, samples: int, calls: int, *, rewarm: int, keep: bool) -> float:
         cell = self.entrant.cell
@@ -224,15 +229,22 @@ class Round:
             with self._on_turn(turn, turns):
                 self._warm_up(turn)
         _same_sizes(turns)
-        for block in range(self.effort.blocks):
+        for block in self._blocks(turns):
             present = list(turns)
             for number in order(len(present), self.random):
                 if (turn := present[number]) in turns:
                     with self._on_turn(turn, turns):
                         turn.visit(block)
+        excluded = _excluded(turns)
         for turn in list(turns):
             with self._on_turn(turn, turns):
-                self._tell(turn, excluded=())
+                self._tell(turn, excluded)
+
+    def _blocks(self, turns: list[Turn]) -> Iterator[int]:
+        """Numbers of blocks until enough stand; one that the machine disturbed is taken again, each planned one at most once."""
+        for block in range(2 * self.effort.blocks):
+            if block - len(_excluded(turns)) < self.effort.blocks:
+                yield block
 
     @contextlib.contextmanager
     def _on_turn(self, turn: Turn, turns: list[Turn]) -> Iterator[None]:
@@ -258,7 +270,7 @@ class Round:
 
     def _tell(self, turn: Turn, excluded: tuple[Excluded, ...]) -> None:
         """Audit what was timed, then hand it over."""
-        timing = Timing(tuple(turn.blocks), (), excluded, tuple(self._audits(turn)))
+        timing = Timing(tuple(turn.blocks), tuple(map(encode, turn.noise)), excluded, tuple(self._audits(turn)))
         taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing)
         self.store(turn.entrant, self.seeds[turn.entrant.arm], taken)
 
@@ -280,6 +292,10 @@ class Round:
     def _fail(self, entrants: Sequence[Entrant], error: WorkerError) -> None:
         for entrant in entrants:
             self.store(entrant, self.seeds[entrant.arm], error)
+
+
+def _excluded(turns: Sequence[Turn]) -> tuple[Excluded, ...]:
+    return noise.dropped_blocks((block, seen) for turn in turns for block, seen in zip(turn.blocks, turn.noise, strict=True))
 
 
 def _same_sizes(turns: Sequence[Turn]) -> None:
