@@ -69,6 +69,7 @@ def test_a_network_through_all_operations(start: Start, weights: Path, tmp_path:
             "tf32": False,
             "layout": "NHWC",
             "deterministic": True,
+            "placed_on": "cpu",
             "folded": fold,
         }
         assert process.call("put", 60, handle="a", images=ring)["first_call_s"] > 0

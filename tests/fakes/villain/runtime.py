@@ -57,7 +57,7 @@ class Network(runtime.Network):
             case "garbage":
                 os.write(int(sys.argv[sys.argv.index("--replies") + 1]), b"\xff\x00 not the protocol\n")
             case "unfenced":
-                return functools.partial(super().run, batch)
+                return functools.cache(functools.partial(super().run, batch))
             case "caches":
                 if batch.tobytes() not in self.cache:
                     self.cache[batch.tobytes()] = super().run(batch)
@@ -77,7 +77,7 @@ class Network(runtime.Network):
         return output
 
     def get(self, output):
-        """The one that is unfenced works only when it is asked for its output."""
+        """The one that is unfenced works only when it is first asked for its output."""
         return super().get(output() if callable(output) else output)
 
     def compilations(self):
