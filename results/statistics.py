@@ -86,7 +86,7 @@ def process_time(visit: Sequence[int], duration_ns: Sequence[int], calls: Sequen
     visits = np.asarray(visit)[timed]
     if not visits.size:
         raise StatisticsError("every sample is warm-up")
-    logs = _logs(np.asarray(duration_ns, dtype=float)[timed] / np.asarray(calls, dtype=float)[timed] * 1e-9)
+    logs = log_times(np.asarray(duration_ns, dtype=float)[timed] / np.asarray(calls, dtype=float)[timed] * 1e-9)
     return math.exp(np.mean([np.median(logs[visits == turn]) for turn in np.unique(visits)]))
 
 
@@ -100,11 +100,11 @@ def estimate(times: Sequence[float], confidence: float = CONFIDENCE) -> Estimate
     Raises:
         StatisticsError: no times, or one that is not positive and finite.
     """
-    logs = _logs(times)
+    logs = log_times(times)
     centre, half = _mean_interval(logs, confidence)
     if half is None:
-        return Estimate(_exp(centre), None, None, logs.size)
-    return Estimate(_exp(centre), _exp(centre - half), _exp(centre + half), logs.size)
+        return Estimate(bounded_exp(centre), None, None, logs.size)
+    return Estimate(bounded_exp(centre), bounded_exp(centre - half), bounded_exp(centre + half), logs.size)
 
 
 def ratio(baseline: Mapping[int, float], other: Mapping[int, float], confidence: float = CONFIDENCE) -> Ratio:
@@ -118,11 +118,11 @@ def ratio(baseline: Mapping[int, float], other: Mapping[int, float], confidence:
     rounds = sorted(baseline.keys() & other.keys())
     if len(rounds) < 2:
         return Ratio(None, None, None, len(rounds), None)
-    differences = _logs([baseline[index] for index in rounds]) - _logs([other[index] for index in rounds])
+    differences = log_times([baseline[index] for index in rounds]) - log_times([other[index] for index in rounds])
     centre, half = _mean_interval(differences, confidence)
     assert half is not None
-    mde = _exp(minimum_detectable_effect(float(np.std(differences, ddof=1)), len(rounds))) - 1
-    return Ratio(_exp(centre), _exp(centre - half), _exp(centre + half), len(rounds), mde)
+    mde = bounded_exp(minimum_detectable_effect(float(np.std(differences, ddof=1)), len(rounds))) - 1
+    return Ratio(bounded_exp(centre), bounded_exp(centre - half), bounded_exp(centre + half), len(rounds), mde)
 
 
 def minimum_detectable_effect(deviation: float, pairs: int, alpha: float = 0.01, power: float = 0.9) -> float:
@@ -204,6 +204,21 @@ def percentile_bound(latencies: Sequence[float], percentile: float, confidence: 
     return PercentileBound(float(np.sort(_positive(latencies))[count - dropped]), count, needed)
 
 
+def log_times(times: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Natural logarithms of times or ratios.
+
+    Raises:
+        StatisticsError: none, or one that is not positive and finite.
+    """
+    logs: npt.NDArray[np.float64] = np.log(_positive(times))
+    return logs
+
+
+def bounded_exp(value: float) -> float:
+    """The exponential, at most the largest finite number: two wild processes have bounds beyond it, and JSON has no infinity."""
+    return math.exp(min(value, _LARGEST_EXPONENT))
+
+
 def _fewest_samples(over: float, risk: float) -> int:
     """The least n for which one call over the percentile is as unlikely as ``risk``; the probability falls with n."""
     low, high = 1, 2
@@ -220,18 +235,8 @@ def _positive(times: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[n
     if not values.size:
         raise StatisticsError("no times")
     if not np.all(np.isfinite(values) & (values > 0)):
-        raise StatisticsError("a time is not a positive, finite number of seconds")
+        raise StatisticsError("a time or ratio is not a positive, finite number")
     return values
-
-
-def _logs(times: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    logs: npt.NDArray[np.float64] = np.log(_positive(times))
-    return logs
-
-
-def _exp(value: float) -> float:
-    """The exponential, at most the largest finite number: two wild processes have bounds beyond it, and JSON has no infinity."""
-    return math.exp(min(value, _LARGEST_EXPONENT))
 
 
 def _mean_interval(values: npt.NDArray[np.float64], confidence: float) -> tuple[float, float | None]:
