@@ -107,6 +107,7 @@ EXPECTED = {
     "suites.harness.inputs.NoInputError",
     "suites.harness.npz.NpzError",
     "suites.harness.plan.UsageError",
+    "suites.harness.revisions.RevisionError",
     "suites.harness.runner.NothingToRunError",
     "suites.training.TrainingError",
 }
@@ -158,12 +159,14 @@ def run_options(command: F) -> F:
         (
             click.option("--env", "env", multiple=True, help="'current' or IMPLEMENTATION=PYTHON: an existing interpreter."),
             click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Folder of runs. Default: results/local."),
-            click.option("--fresh", is_flag=True, help="Start a new run even if an unfinished one of the same plan is there."),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."),
         )
     ):
         command = option(command)
     return command
+
+
+resumed = click.option("--fresh", is_flag=True, help="Start a new run even if an unfinished one of the same plan is there.")
 
 
 def _request(options: dict[str, Any]) -> planning.Request:
@@ -199,6 +202,7 @@ def main() -> None:
 @main.command()
 @request_options
 @run_options
+@resumed
 @click.option("--baseline", default="pytorch/eager", show_default=True, help="IMPLEMENTATION/MODE that ratios are against.")
 def bench(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, baseline: str, **options: Any) -> None:
     """Certify, measure, store, print the comparison and write the report."""
@@ -224,6 +228,7 @@ def bench(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, 
 @main.command()
 @request_options
 @run_options
+@resumed
 @click.option("--training", is_flag=True, help="Of derivatives and training steps instead of inference.")
 @click.option("--clean-seeds", type=click.IntRange(1), help="Examine so many clean seeds of a small network, and count false alarms.")
 @click.option("--mutants", is_flag=True, help="Examine known faults instead, and write the matrix to docs/faults.md.")
@@ -292,9 +297,119 @@ def _mutants(env: tuple[str, ...], threads: int | None, as_json: bool, more: boo
         raise SystemExit(YES if matrix.holds else NO)
 
 
+class Share(click.ParamType[float, Any]):
+    """A share between 0 and 1, as ``5%`` or ``0.05``."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A percentage or fraction."""
+        if isinstance(value, float):
+            return value
+        try:
+            share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+        except ValueError:
+            share = float("nan")
+        if not 0 <= share <= 1:
+            self.fail(f"{value!r} is not a share like 5% or 0.05", param, ctx)
+        return share
+
+
+def gate_options(command: F) -> F:
+    """The options of what goes through the regression gate."""
+    for option in reversed(
+        (
+            click.option("--inject-slowdown", type=Share(), default=0.0, help="Hold up the second side's calls by so much, as 5%."),
+            click.option("--ledger", type=click.Path(path_type=Path, dir_okay=False), help="Ledger. Default: results/ledgers/MACHINE."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
 @request_options
 @run_options
+@gate_options
+@click.option("--burner", is_flag=True, help="Beside a process that burns a random core half of the time.")
+def aa(
+    env: tuple[str, ...],
+    store: Path | None,
+    as_json: bool,
+    inject_slowdown: float,
+    ledger: Path | None,
+    burner: bool,
+    **options: Any,
+) -> None:
+    """Compare cells with themselves as the gate does, and write the outcome into this machine's ledger (docs/gate.md)."""
+    with plain_errors():
+        from levelfield import judged, screen
+        from suites import aa as suite
+        from suites.harness import runner
+
+        request = _gate_request(options)
+        with screen.live(quiet=as_json, baseline=None) as live:
+            arguments = _options(runner, env, store, True, live.say, live.show)
+            entries = []
+            for entry in suite.run(request, arguments, ledger, "burner" if burner else "quiet", inject_slowdown):
+                live.say(judged.compared(entry))
+                entries.append(entry)
+        if as_json:
+            _print_json(judged.aa_document(entries))
+        else:
+            click.echo(judged.aa(entries))
+        raise SystemExit(YES if entries else INVALID)
+
+
+@main.command()
+@request_options
+@run_options
+@gate_options
+@click.option("--base", required=True, help="The revision to compare with: a commit, branch or tag.")
+@click.option("--head", help="The revision that is judged. Default: the working tree.")
+def regress(
+    env: tuple[str, ...],
+    store: Path | None,
+    as_json: bool,
+    inject_slowdown: float,
+    ledger: Path | None,
+    base: str,
+    head: str | None,
+    **options: Any,
+) -> None:
+    """Judge whether the implementations of HEAD are slower, larger or less right than those of BASE (docs/gate.md)."""
+    with plain_errors():
+        from levelfield import judged, screen
+        from reports import regressions
+        from suites import regression as suite
+        from suites.harness import revisions, runner
+
+        request = _gate_request(options)
+        sides = revisions.revision(base), revisions.revision(head) if head else revisions.working_tree()
+        with screen.live(quiet=as_json, baseline=None) as live:
+            arguments = _options(runner, env, store, True, live.say, live.show)
+            folder, found = suite.run(request, *sides, arguments, ledger, inject_slowdown, lambda each: live.say(judged.verdict(each)))
+        written = regressions.write(folder, runner.REPORTS / folder.name) if folder else ()
+        if as_json:
+            _print_json(judged.document(found))
+        else:
+            judged.show(found, written)
+        raise SystemExit(judged.code(found))
+
+
+def _gate_request(options: dict[str, Any]) -> planning.Request:
+    for name, value in (("--smoke", options["smoke"]), ("--processes", options["processes"]), ("--budget", options["budget"])):
+        if value:
+            fail(f"{name} is not for the gate: how often it measures is fixed beforehand (docs/gate.md)")
+    request = _request(options)
+    _require_device(request.device)
+    return request
+
+
+@main.command()
+@request_options
+@run_options
+@resumed
 @click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Your own weight file, for one model.")
 @click.option("--dataset", type=click.Choice(["digits"]), default="digits", show_default=True, help="The labelled images.")
 def accuracy(

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from reports import labels
+from reports import calibration, labels
 from results.record import Code, Inputs, Record
+from results.schema import RecordError
 from results.store import Run
 
 
@@ -48,6 +49,7 @@ class About:
         facts = [
             ("Measured", "; ".join(_unique(_what(record) for record in records if record.suite != "probe"))),
             ("Machine", "; ".join(_unique(self.machine(record.run_id) for record in records))),
+            ("A/A", "; ".join(_calibrations(records))),
             ("When", _minute(moments[0]) if moments[0][:16] == moments[-1][:16] else f"{_minute(moments[0])} to {_minute(moments[-1])}"),
             ("Versions", ", ".join(_versions(records))),
             ("Commit", "; ".join(_unique(_commit(record.code) for record in records))),
@@ -92,3 +94,14 @@ def _weights(record: Record) -> str:
 
 def _inputs(inputs: Inputs | None) -> str:
     return f"{inputs.source}, sha256 {labels.short(inputs.sha256)}" if inputs else ""
+
+
+def _calibrations(records: Iterable[Record]) -> list[str]:
+    """What the ledgers of the machines that timed something say; a broken ledger is named, and the report goes on."""
+    found = []
+    for machine_id, protocol in dict.fromkeys((each.machine_id, each.protocol_version) for each in records if each.samples is not None):
+        try:
+            found.append(calibration.of_machine(machine_id, protocol))
+        except RecordError as error:
+            found.append(str(error))
+    return _unique(found)

@@ -25,6 +25,9 @@ from results.record import Cell, check_created_utc, check_run_id
 from results.schema import RecordError, canonical, decode, encode, parse
 from results.store import StoreError
 
+FOLDER = Path(__file__).parent / "ledgers"
+"""The ledgers that are kept with the project, one a machine, so that two machines never write to one chain."""
+
 FORMAT = 1
 
 ENOUGH = 60
@@ -120,6 +123,16 @@ class Summary:
         if self.comparisons >= ENOUGH:
             return None
         return f"ADVISORY: this machine has {self.comparisons} of the {ENOUGH} A/A comparisons that a binding verdict rests on"
+
+
+def path_of(machine_id: str) -> Path:
+    """Where a machine's ledger is kept unless told otherwise."""
+    return FOLDER / f"{machine_id}.jsonl"
+
+
+def of_machine(entries: Iterable[Entry], machine_id: str, protocol_version: str) -> tuple[Entry, ...]:
+    """Those that may be counted together: of one machine, measured by one protocol."""
+    return tuple(each for each in entries if (each.machine_id, each.protocol_version) == (machine_id, protocol_version))
 
 
 def append(path: Path, entry: Entry) -> bytes:

@@ -18,7 +18,9 @@ from results.schema import RecordError, canonical, decode, encode, parse
 
 SCHEMA_VERSION = 1
 
-Suite = Literal["inference", "startup", "memory", "accuracy", "equivalence", "training_equivalence", "clean_seeds", "probe"]
+Suite = Literal[
+    "inference", "startup", "memory", "accuracy", "equivalence", "training_equivalence", "clean_seeds", "probe", "aa", "regression"
+]
 Status = Literal["ok", "skipped", "failed", "timed_out", "out_of_memory", "not_certified", "audit_failed"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -199,11 +201,12 @@ class Record:
         coordinates = (self.cell.batch_size, self.cell.scope, self.cell.scenario, self.cell.threads)
         if self.suite in ("equivalence", "training_equivalence", "clean_seeds") and any(part is not None for part in coordinates):
             raise RecordError("cell: a certificate's batch_size, scope, scenario and threads are null")
-        if self.suite == "inference" and any(part is None for part in coordinates):
-            raise RecordError("cell: an inference cell has a batch_size, scope, scenario and threads")
-        if self.suite == "inference" and self.status == "ok":
+        timed = self.suite in ("inference", "aa", "regression")
+        if timed and any(part is None for part in coordinates):
+            raise RecordError("cell: a timed cell has a batch_size, scope, scenario and threads")
+        if timed and self.status == "ok":
             if self.samples is None or self.timer is None or self.process is None:
-                raise RecordError("samples: an inference record that is ok has samples, a timer and a process")
+                raise RecordError("samples: a timed record that is ok has samples, a timer and a process")
             if all(self.samples.warmup):
                 raise RecordError("samples.warmup: every sample is warm-up, nothing was measured")
         for name in self.measurements:

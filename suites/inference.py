@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from results.record import Cell, Record
+from results.record import Cell, Record, Suite
 from suites.harness.context import Context, Seeds
 from suites.harness.inputs import RING
 from suites.harness.plan import Effort
@@ -48,7 +48,7 @@ def run(context: Context, cells: Sequence[Cell], effort: Effort, certificates: M
 
 
 def record_of(
-    context: Context, suite: str, entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError, certificate_id: str | None, **data: object
+    context: Context, suite: Suite, entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError, certificate_id: str | None, **data: object
 ) -> Record:
     """The record of what one process gave of one cell; ``data`` joins what stands beside the samples."""
     cell = entrant.cell
@@ -66,6 +66,8 @@ def record_of(
     }
     if isinstance(outcome, WorkerError):
         return context.failure(suite, cell, outcome, **fields, data=dict(data) or None)
+    if suite != "inference":  # whose start-up and memory are measured in processes that do nothing else
+        fields["measurements"] = {**outcome.startup, "peak_memory_bytes": outcome.peak_memory_bytes}
     failed = outcome.timing.failed_audits
     status = "ok" if not failed else "not_certified" if failed[0].name == "outputs" else "audit_failed"
     return context.record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suites.harness import clock
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """What a visit froze is the collector's again."""
+    yield
+    gc.unfreeze()
 
 
 class Spy:
@@ -98,12 +106,12 @@ def test_the_ring_goes_on_where_it_stopped(ring: int, visits: list[tuple[int, in
 
 
 def test_no_garbage_is_collected_inside(spied: tuple[Spy, clock.TimedPath]) -> None:
-    """The collector rests during samples and is back afterwards, also when a call fails."""
+    """The collector rests during samples and is back afterwards, also when a call fails; a second visit does not look through all again."""
     spy, path = spied
     path.visit(scope="device", samples=2, calls=1)
     assert spy.collects == [False, False]
     assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() > 10 * len(gc.get_objects())
 
     def fail(output: str) -> None:
         raise ValueError("no output")
@@ -112,7 +120,6 @@ def test_no_garbage_is_collected_inside(spied: tuple[Spy, clock.TimedPath]) -> N
     with pytest.raises(ValueError, match="no output"):
         path.visit(scope="device", samples=1, calls=1)
     assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
 
 
 def test_overhead_of_a_known_clock() -> None:

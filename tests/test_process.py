@@ -43,6 +43,8 @@ serve()
 @pytest.fixture
 def launch(tmp_path: Path) -> Launch:
     (tmp_path / "suites" / "harness").mkdir(parents=True)
+    for package in ("suites", "suites/harness"):
+        (tmp_path / package / "__init__.py").touch()
     (tmp_path / "suites" / "harness" / "worker.py").write_text(PARTNER)
     log = tmp_path / "logs" / "partner.log"
     return Launch(Path(sys.executable), "impls.any", "cpu", "fp32", 1, False, log, {}, tmp_path)

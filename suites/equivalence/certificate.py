@@ -42,9 +42,11 @@ from suites.harness.environments import cache_root
 from suites.harness.process import WorkerError
 from suites.harness.reference import code_sha256, oracle_sha256
 
+IMPLEMENTATIONS = ("impls/**/*.py", "impls/**/*.toml")
+"""The code that runs in workers, of the revision that is examined."""
+
 CODE = (
-    "impls/**/*.py",
-    "impls/**/*.toml",
+    *IMPLEMENTATIONS,
     "results/certificate.py",
     "suites/zoo/**/*.py",
     *(f"suites/equivalence/{name}.py" for name in ("certificate", "examination", "tiers", "trainer", "training", "workers")),
@@ -192,6 +194,7 @@ def _examine(
             "inputs": about.inputs.sha256,
             "oracle": oracle_sha256(),
             "code": code_sha256(*CODE),
+            "implementations": code_sha256(*IMPLEMENTATIONS, root=context.root),
         },
     )
 
@@ -226,6 +229,7 @@ def _key(
         context.threads,
         oracle_sha256(),
         code_sha256(*CODE),
+        code_sha256(*IMPLEMENTATIONS, root=context.root),
         sorted(packages.items()),
         python,
         context.run.machine["machine_id"],

@@ -37,7 +37,7 @@ class Sample:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep Python's garbage collector out of the samples."""
+    """Keep Python's garbage collector out of the samples; what is alive now is not looked through again until ``gc.unfreeze``."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -45,7 +45,6 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from suites.harness import inputs
 from suites.harness.environments import EnvironmentBuildError, Interpreters, cache_root, pip_line, software
 from suites.harness.process import Launch, WorkerError, WorkerProcess
 
-PROTOCOL_VERSION = "1"
+PROTOCOL_VERSION = "2"
 """Of the measurement: records of different protocols are never compared."""
 
 SEED = 0

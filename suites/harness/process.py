@@ -96,7 +96,9 @@ class WorkerProcess:
             str(reply_write),
             *(["--deterministic"] if launch.deterministic else []),
         ]
-        environment = {**os.environ, **launch.variables, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(launch.root), "PYTHONUNBUFFERED": "1"}
+        # The implementations of another revision run under the harness of this one.
+        path = os.pathsep.join(dict.fromkeys((str(launch.root), str(ROOT))))
+        environment = {**os.environ, **launch.variables, "PYTHONSAFEPATH": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         try:
             with launch.log.open("wb") as log:
                 self._process = subprocess.Popen(

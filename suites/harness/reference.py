@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,11 @@ RUNS_IN_ALL = 16
 """Noisy runs over the whole pool of images; each image gets its share, and at least one."""
 
 
-def code_sha256(*patterns: str) -> str:
-    """One hash over the project's files that match, names and contents."""
+def code_sha256(*patterns: str, root: Path = ROOT) -> str:
+    """One hash over the files of the checkout at ``root`` that match, names and contents."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}):
-        digest.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+    for path in sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()}):
+        digest.update(f"{path.relative_to(root)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
     return digest.hexdigest()
 
 

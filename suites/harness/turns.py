@@ -60,13 +60,19 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taken:
-    """What a process gave of one cell."""
+    """What a process gave of one cell.
+
+    ``startup`` holds ``import_s`` of the process and ``load_s`` and ``first_call_s`` of the cell, which other processes may have had at the
+    same time; ``peak_memory_bytes`` is the process's so far, with all its cells.
+    """
 
     settings: Mapping[str, Any]
     packages: Mapping[str, str]
     timer: Mapping[str, Any]
     samples: Mapping[str, Sequence[Any]]
     timing: Timing
+    startup: Mapping[str, float]
+    peak_memory_bytes: int
 
 
 Store = Callable[[Entrant, Seeds, Taken | WorkerError], None]
@@ -81,6 +87,7 @@ class Turn:
     worker: WorkerProcess
     hello: Mapping[str, Any]
     settings: Mapping[str, Any]
+    startup: Mapping[str, float]
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     calls: int = 1
     samples: int = 1
@@ -187,7 +194,9 @@ class Round:
             put = self._together({each: (workers[here[each]], [each]) for each in loaded}, _put_request, BUILD_TIMEOUT_S)
             for entrant, reply in put.items():
                 settings = {**loaded[entrant]["settings"], **reply["settings"]}
-                turns[entrant] = Turn(entrant, workers[here[entrant]], hellos[here[entrant]], settings)
+                hello = hellos[here[entrant]]
+                took = {"import_s": hello["import_s"], "load_s": loaded[entrant]["load_s"], "first_call_s": reply["first_call_s"]}
+                turns[entrant] = Turn(entrant, workers[here[entrant]], hello, settings, took)
         for worker in workers.values():
             worker.pause()
         return turns
@@ -270,8 +279,9 @@ class Round:
 
     def _tell(self, turn: Turn, excluded: tuple[Excluded, ...]) -> None:
         """Audit what was timed, then hand it over."""
+        peak = turn.worker.call("memory", CALL_TIMEOUT_S, reset=False)["peak_memory_bytes"]
         timing = Timing(tuple(turn.blocks), tuple(map(encode, turn.noise)), excluded, tuple(self._audits(turn)))
-        taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing)
+        taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing, turn.startup, peak)
         self.store(turn.entrant, self.seeds[turn.entrant.arm], taken)
 
     def _audits(self, turn: Turn) -> Iterator[Audit]:

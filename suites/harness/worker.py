@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -243,9 +244,11 @@ class Worker:
         return result
 
     def release(self, handle: str) -> dict[str, Any]:
-        """Forget a network and its inputs."""
+        """Forget a network and its inputs; their memory is free afterwards."""
         self.networks.pop(handle, None)
         self.paths.pop(handle, None)
+        gc.unfreeze()
+        gc.collect()
         return {}
 
     def _host_dtype(self) -> str:
