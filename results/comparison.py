@@ -101,7 +101,7 @@ def geometric_mean(ratios: Mapping[str, Mapping[int, float]], confidence: float 
 
     It speaks of this set of cells. A round's cells share its processes, so the rounds are the units: the cells are averaged
     within each, and rounds that lack a cell are left out. For 6 cells in 5 rounds, with luck of 1 % in the process and in the cell, the
-    interval covered the truth in 96 % of simulations, cells taken as units in 62 %, the percentile bootstrap over rounds in 83 %.
+    interval covered the truth in 95 % of simulations, cells taken as units in 62 %, the percentile bootstrap over rounds in 83 %.
 
     Raises:
         StatisticsError: no cells, or a ratio that is not positive and finite.
