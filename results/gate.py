@@ -84,8 +84,8 @@ def peak_memory(base_bytes: Sequence[int], head_bytes: Sequence[int], rule: Rule
     """The peak memory of processes, not paired: "regressed", "pass", "inconclusive" or "invalid".
 
     The change and its bounds are Hodges and Lehmann's, from the ranks of all ratios of a process of head to one of base: exact
-    for every distribution that both sides share but for a factor. Peaks are no case for Student's t, as allocators settle on a few sizes each. They do not drift with the machine
-    either, so one stage is enough and pairs would add nothing.
+    for every distribution that both sides share but for a factor. Student's t has no place here, as allocators settle on a few
+    sizes each. Peaks do not drift with the machine either, so one stage is enough and pairs would add nothing.
     """
     pairs = min(len(base_bytes), len(head_bytes))
     if min([*base_bytes, *head_bytes], default=0) < 1:
