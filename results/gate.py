@@ -104,7 +104,7 @@ def allocated_memory(base_bytes: Sequence[int], head_bytes: Sequence[int]) -> Ju
     Where a side does vary, its count is no constant to be compared: "inconclusive".
     """
     pairs = min(len(base_bytes), len(head_bytes))
-    if min([*base_bytes, *head_bytes], default=0) < 1:
+    if not pairs or min(*base_bytes, *head_bytes) < 1:
         return _invalid("a process has no count of its allocator", pairs)
     sides = {"base": set(base_bytes), "head": set(head_bytes)}
     if varying := [f"{side} between {min(found)} and {max(found)} bytes" for side, found in sides.items() if len(found) > 1]:
