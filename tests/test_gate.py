@@ -111,6 +111,8 @@ def test_improvement() -> None:
     rng = np.random.default_rng(1)
     assert screen((math.log(0.9) + rng.normal(0, 0.003, 5)).tolist()).improved is True
     assert screen(rng.normal(0, 0.003, 5).tolist()).improved is False
+    assert screen((math.log(0.985) + rng.normal(0, 0.001, 5)).tolist()).improved is False  # within the tolerance
+    assert screen([-0.2, -0.1, -0.05, 0.05, 0.1]).improved is False  # faster, but perhaps not
 
 
 @given(st.floats(1e-4, 0.2))
