@@ -219,7 +219,7 @@ def test_peak_memory(head: list[float], outcome: str, improved: bool) -> None:
 
 
 def test_bounds_of_peak_memory_by_hand() -> None:
-    """Of the 25 ratios of 5 and 5 processes the least bounds from below at 0.5 %, the fifth from above at 5 %, and the median is the change."""
+    """Of the 25 ratios of 5 and 5 processes the least bounds from below, the fifth greatest from above, the median is the change."""
     base, head = [100, 101, 103, 107, 111], [120, 123, 127, 131, 137]
     found = peak_memory(base, head)
     ratios = sorted(one / other for one in head for other in base)
