@@ -54,6 +54,13 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def asv(session: nox.Session) -> None:
+    """The history of stored records as a site of asv, and the steps in it."""
+    _install(session, "asv")
+    session.run("levelfield", "asv", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Everything that must hold: lint, types, and the tests with all four frameworks."""
     _install(session, "tests", "lint", "types")

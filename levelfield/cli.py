@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -94,6 +95,7 @@ EXPECTED = {
     "impls.oracle.forward.WeightsError",
     "impls.spec.SpecError",
     "impls.weights.file.WeightFileError",
+    "reports.asv_site.SiteError",
     "reports.frame.BaselineError",
     "reports.frame.NoRecordsError",
     "results.schema.RecordError",
@@ -645,6 +647,24 @@ def doctor(env: tuple[str, ...], as_json: bool) -> None:
         else:
             lists.findings(findings)
         raise SystemExit(YES if all(each.ok for each in findings) else NO)
+
+
+@main.command()
+@click.option("--store", "stores", multiple=True, type=click.Path(path_type=Path), help="Folder of runs, besides results/records.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to. Default: reports/local/asv.")
+@click.option("--baseline", default="pytorch/eager", show_default=True, help="IMPLEMENTATION/MODE that ratios are against.")
+def asv(stores: tuple[Path, ...], out: Path | None, baseline: str) -> None:
+    """Export stored records to asv, publish them as its site, and print the steps in their history (docs/history.md)."""
+    with plain_errors():
+        if importlib.util.find_spec("asv") is None:
+            fail("asv is not installed here; `nox -s asv` brings it")
+        from levelfield import history
+
+        try:
+            made = history.make((history.RECORDS, *stores), out or history.SITE, baseline)
+        except history.EmptyHistoryError as error:
+            fail(str(error), INVALID)
+        history.show(made)
 
 
 if __name__ == "__main__":

@@ -222,14 +222,14 @@ def tidy(loaded: Loaded, baseline: str = BASELINE) -> pd.DataFrame:
         raise BaselineError(f"the baseline {baseline!r} is not written as IMPLEMENTATION/MODE, like {BASELINE}")
     rows: list[dict[str, Any]] = []
     for run_id in dict.fromkeys(record.run_id for record in loaded.records):
-        records = _latest(record for record in loaded.records if record.run_id == run_id)
+        records = latest(record for record in loaded.records if record.run_id == run_id)
         run = loaded.runs.get(run_id)
         rows += _Run(records, run.machine if run else {}, baseline).rows()
     table = pd.DataFrame([[row.get(name) for name in DTYPES] for row in rows], columns=list(DTYPES), dtype=object)
     return table.astype(dict(DTYPES))
 
 
-def _latest(records: Iterable[Record]) -> list[Record]:
+def latest(records: Iterable[Record]) -> list[Record]:
     """One record per suite, cell and process: a process that was tried again counts once, as it last ended."""
     kept: dict[tuple[object, ...], Record] = {}
     for record in sorted(records, key=lambda record: (record.created_utc, record.record_id)):
@@ -257,7 +257,7 @@ class _Run:
             for record in self.by_suite[suite]:
                 if not any(_covers(record, cell) for cell in timed):
                     others[record.cell.certificate_cell].append(record)
-        times = {cell: _times(records) for cell, records in timed.items()}
+        times = {cell: process_times(records) for cell, records in timed.items()}
         rows = [self._row(cell, records, times[cell]) for cell, records in timed.items()]
         rows += [self._row(cell, records, {}) for cell, records in others.items()]
         self._compare(rows, times)
@@ -344,11 +344,7 @@ class _Run:
         return row | self._accuracy(cell)
 
     def _median(self, suite: str, cell: Cell, name: str) -> float | None:
-        found = [
-            value
-            for record in self.by_suite[suite]
-            if record.status == "ok" and _covers(record, cell) and (value := record.measurements.get(name)) is not None
-        ]
+        found = measured(self.by_suite[suite], cell, name)
         return descriptive.median(found) if found else None
 
     def _accuracy(self, cell: Cell) -> dict[str, Any]:
@@ -456,7 +452,16 @@ def _covers(record: Record, cell: Cell) -> bool:
     return record.suite == "accuracy" or all(a is None or b is None or a == b for a, b in zip(mine, its, strict=True))
 
 
-def _times(records: Iterable[Record]) -> dict[int, float]:
+def measured(records: Iterable[Record], cell: Cell, name: str) -> list[float]:
+    """A measurement by its name, of every process that is ok and speaks for the cell; the records are of one suite."""
+    return [
+        value
+        for record in records
+        if record.status == "ok" and _covers(record, cell) and (value := record.measurements.get(name)) is not None
+    ]
+
+
+def process_times(records: Iterable[Record]) -> dict[int, float]:
     """Seconds of one call by round, of the processes that are ok."""
     timed = [record for record in records if record.status == "ok" and record.samples is not None]
     return {record.process.index: timing.call_s(record) for record in timed if record.process is not None}

@@ -34,10 +34,21 @@ def implementation(name: str, mode: str) -> str:
 
 def versions(implementation: str, software: Mapping[str, str]) -> str:
     """ "torch 2.13.0, python 3.11.7": of the installed packages, the one that stands for the framework, and Python."""
-    manifest = _manifest(implementation)
+    wanted = (_distribution(implementation), "python")
     normal = {_normal(name): version for name, version in software.items()}
-    wanted = (manifest.distribution if manifest else implementation, "python")
     return ", ".join(f"{name} {normal[_normal(name)]}" for name in wanted if _normal(name) in normal)
+
+
+def version(implementation: str, software: Mapping[str, str]) -> str | None:
+    """ "2.13.0": of the framework alone; None where it was not recorded."""
+    normal = {_normal(name): version for name, version in software.items()}
+    return normal.get(_normal(_distribution(implementation)))
+
+
+def _distribution(implementation: str) -> str:
+    """The package that stands for the framework."""
+    manifest = _manifest(implementation)
+    return manifest.distribution if manifest else implementation
 
 
 def _normal(name: str) -> str:

@@ -1,0 +1,1 @@
+"""What asv sees of the project: its configuration and its benchmarks (docs/history.md)."""
