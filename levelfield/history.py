@@ -14,7 +14,7 @@ from rich.text import Text
 from levelfield.checkout import ROOT
 from reports import asv_site, labels
 from reports.history import History, Point, collect
-from reports.steps import Step, series, steps
+from reports.steps import FEWEST, Step, series, steps
 from results.store import Store
 
 RECORDS = ROOT / "results" / "records"
@@ -59,7 +59,7 @@ def make(stores: Sequence[Path], out: Path, baseline: str) -> Made:
     if not known.points:
         raise EmptyHistoryError("; ".join(("nothing to export", *known.left_out)))
     files = asv_site.write(known, configured)
-    site = asv_site.publish(configured)
+    site = asv_site.publish(known, configured)
     lines = series(known.points, order)
     return Made(known, files, site, lines, [step for line in lines for step in steps(line)])
 
@@ -68,17 +68,18 @@ def show(made: Made) -> None:
     """What was exported and left out, the steps, and where the site is."""
     console = Console()
     points = made.history.points
-    commits, machines = len({point.commit for point in points}), len({point.machine_id for point in points})
-    console.print(
-        f"{_count(len(points), 'row')} of {_count(commits, 'commit')} on {_count(machines, 'machine')}, in {made.files} asv files."
-    )
+    commits = _count(len({point.commit for point in points}), "commit")
+    machines = _count(len({point.machine_id for point in points}), "machine")
+    console.print(f"{_count(len(points), 'row')} of {commits} on {machines}, in {_count(made.files, 'result file')} of asv.")
     for sentence in made.history.left_out:
         console.print(Text(f"left out: {sentence}"))
     if made.steps:
         console.print(_table(made.steps))
-    else:
-        longest = _count(max((len(line) for line in made.series), default=0), "run")
-        console.print(f"No step in {len(made.series)} series of ratios to the baseline; the longest has {longest}.")
+    lengths = [len(line) for line in made.series]
+    console.print(
+        f"{_count(len(made.steps), 'step')} in {sum(length >= FEWEST for length in lengths)} of {len(lengths)} series of ratios to the "
+        f"baseline: those of {FEWEST} runs and more; the longest has {max(lengths, default=0)}."
+    )
     click.echo(f"Site: {made.site}; to look at it: python3 -m http.server --directory {made.site}")
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
+import re
 import shutil
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from asv.runner import BenchmarkResult
 from asv.util import ProcessError, UserError, load_json
 
 from reports.history import PARAMETERS, QUANTITIES, History, Point
+from reports.steps import FEWEST
 
 
 class SiteError(RuntimeError):
@@ -101,8 +103,13 @@ def write(history: History, configured: Config) -> int:
     return len(files)
 
 
-def publish(configured: Config) -> Path:
-    """Make the site of all result files; returns its folder."""
+def publish(history: History, configured: Config) -> Path:
+    """Make the site of all result files; returns its folder.
+
+    asv's page of regressions stays empty until there are commits enough to tell a step from noise.
+    """
+    if len({point.commit for point in history.points}) < FEWEST:
+        configured.regressions_first_commits = {r"records\.": None}
     Publish.run(conf=configured, pull=False)
     return Path(configured.html_dir)
 
@@ -111,10 +118,14 @@ def _repository(configured: Config) -> Repo:
     return get_repo(configured)
 
 
-def axes(points: Sequence[Point]) -> list[list[str | int]]:
-    """The values of each of ``PARAMETERS`` that occur, sorted."""
-    values: Iterable[set[Any]] = ({point.parameters[axis] for point in points} for axis in range(len(PARAMETERS)))
-    return [sorted(found) for found in values]
+def axes(points: Sequence[Point], quantity: str) -> list[list[str]]:
+    """The values of each of ``PARAMETERS`` that occur where a quantity was measured, with numbers in them in their order."""
+    measured = [point.parameters for point in points if point.samples[quantity]]
+    return [sorted({each[axis] for each in measured}, key=_natural) for axis in range(len(PARAMETERS))]
+
+
+def _natural(text: str) -> list[str]:
+    return [part.zfill(8) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def version(points: Sequence[Point]) -> str:
@@ -124,7 +135,6 @@ def version(points: Sequence[Point]) -> str:
 
 def _benchmarks(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
     """Each quantity as asv describes a benchmark, under the name that ``suites/asv/benchmarks/records.py`` has it by."""
-    parameters = [[repr(value) for value in values] for values in axes(points)]
     return {
         f"records.Records.track_{name}": {
             "name": f"records.Records.track_{name}",
@@ -132,7 +142,7 @@ def _benchmarks(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
             "code": f"{name} of one cell; each sample is the median of a fresh process (docs/history.md)",
             "type": "track",
             "unit": unit,
-            "params": parameters,
+            "params": [[repr(value) for value in values] for values in axes(points, name)],
             "param_names": list(PARAMETERS),
             "version": version(points),
             "timeout": 60,
@@ -145,8 +155,9 @@ def _add(found: Results, benchmark: Mapping[str, Any], name: str, points: Sequen
     """A quantity of one file; cells that were not measured are NaN, which is asv's word for skipped."""
     samples: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for point in points:
-        samples[tuple(map(repr, point.parameters))] += point.samples[name]
-    cells = [samples.get(cell) or None for cell in itertools.product(*benchmark["params"])]
+        if point.samples[name]:
+            samples[tuple(map(repr, point.parameters))] += point.samples[name]
+    cells = [samples.get(cell) for cell in itertools.product(*benchmark["params"])]
     if not any(cells):
         return
     result = BenchmarkResult(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ QUANTITIES: Mapping[str, str] = {
 }
 """What is followed over commits, with asv's word for its unit; each has one value per process."""
 
-PARAMETERS = ("implementation", "model", "precision", "device", "batch_size", "scope", "scenario", "threads")
-"""The cell's coordinates; the first holds mode and version too, so that two versions of a framework are never one line."""
+PARAMETERS = ("implementation", "model", "precision", "device", "batch", "scope", "threads")
+"""The cell's coordinates, of which asv wants all combinations. Those that come together are one, so that few are empty: mode and
+version with the implementation, so that two versions of a framework are never one line, and the scenario with the batch size."""
 
 ABSENT = "none"
 """Of a fact that a machine does not have, a GPU for instance: asv's selectors need a value."""
@@ -62,10 +63,11 @@ class Point:
         return f"{name}-env{hashlib.sha256(repr(self.env_vars).encode()).hexdigest()[:8]}" if self.env_vars else name
 
     @property
-    def parameters(self) -> tuple[str | int, ...]:
-        """The values of ``PARAMETERS``."""
-        coordinates = asdict(self.cell)
-        return f"{self.cell.implementation}/{self.cell.mode} {self.version}", *(coordinates[name] for name in PARAMETERS[1:])
+    def parameters(self) -> tuple[str, ...]:
+        """The values of ``PARAMETERS``, like "pytorch/eager 2.13.0" and "8 offline"."""
+        cell = self.cell
+        implementation, batch = f"{cell.implementation}/{cell.mode} {self.version}", f"{cell.batch_size} {cell.scenario}"
+        return implementation, cell.model, cell.precision, cell.device, batch, str(cell.scope), str(cell.threads)
 
 
 @dataclass(frozen=True, slots=True)

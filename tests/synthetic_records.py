@@ -12,6 +12,7 @@ from results.store import Store
 
 SHA = "ab" * 32
 MACHINE = {"machine_id": "efb6512f3c0b812b", "cpu_model": "AMD EPYC 9B45", "cores": 2, "cache_bytes": 32 << 20}
+CODE = Code("0.1.0", "c0ffee" * 6 + "abcd", False, None)
 SOFTWARE = {
     "pytorch": {"torch": "2.13.0"},
     "jax": {"jax": "0.10.2"},
@@ -23,7 +24,8 @@ SOFTWARE = {
 class Run:
     """A run in the making: each method appends records of one suite."""
 
-    def __init__(self, root: Path, machine: dict[str, object] | None = None) -> None:
+    def __init__(self, root: Path, machine: dict[str, object] | None = None, code: Code = CODE, protocol_version: str = "1") -> None:
+        self.code, self.protocol_version = code, protocol_version
         self.store = Store(root)
         self.run = self.store.create_run(machine or MACHINE, {"command": ["bench", "--models", "resnet50"]})
         self.folder = root / self.run.run_id
@@ -42,7 +44,7 @@ class Run:
         """One record, complete but for ``changes``."""
         self.clock += 1
         fields: dict[str, Any] = {
-            "protocol_version": "1",
+            "protocol_version": self.protocol_version,
             "run_id": self.run.run_id,
             "created_utc": f"2026-11-20T05:{self.clock // 60 % 60:02d}:{self.clock % 60:02d}Z",
             "suite": suite,
@@ -56,8 +58,8 @@ class Run:
             "model": Model(SHA, SHA, 25_557_032, 4_089_184_256, None),
             "inputs": Inputs(SHA, "scikit-learn china.jpg and flower.jpg", 8, (cell.batch_size or 1, 3, 224, 224)),
             "software": {"python": "3.11.7", **SOFTWARE.get(cell.implementation, {})},
-            "code": Code("0.1.0", "c0ffee" * 6 + "abcd", False, None),
-            "machine_id": "efb6512f3c0b812b",
+            "code": self.code,
+            "machine_id": self.run.machine["machine_id"],
             "env_vars": {},
             "timer": None,
             "samples": None,

@@ -24,7 +24,6 @@ STORED = history.stored()
 class Records:
     """One tracked value per quantity; the export of ``levelfield asv`` has them by the same names, parameters and versions."""
 
-    params = tuple(map(tuple, asv_site.axes(STORED.points)))
     param_names = PARAMETERS
     version = asv_site.version(STORED.points)
     timeout = 300
@@ -47,6 +46,7 @@ def _track(name: str, unit: str) -> Callable[..., float]:
         return found.get((name, parameters), math.nan)
 
     track.__name__ = f"track_{name}"
+    track.params = asv_site.axes(STORED.points, name)  # type: ignore[attr-defined]
     track.unit = unit  # type: ignore[attr-defined]
     track.pretty_name = name  # type: ignore[attr-defined]
     return track
