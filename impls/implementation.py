@@ -290,6 +290,14 @@ class Network(ABC):
     def weights(self) -> dict[str, Any]:
         """The weights read back from the framework, canonical names and layout, float32 (fp64: float64)."""
 
+    def arithmetic(self, batch: Any) -> str:
+        """In which types, and in which kernels, the products of a batch that ``run`` has had before are computed.
+
+        Read from the compiled program or from kernels that ran, for bf16 and fp16; where it cannot be read the answer says
+        "not told" and why. It may run the batch again and take seconds, so it is never called in the timed path.
+        """
+        return "not told: this implementation does not say"
+
     @abstractmethod
     def compilations(self) -> int:
         """How often anything has been traced or compiled for this network so far, by the framework's own count; it never falls.

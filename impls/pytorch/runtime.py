@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from impls import implementation, spec
+from impls import implementation, kernels, spec
 from impls.implementation import CannotError, Settings, Sgd
 from impls.pytorch import layers, training
 from impls.spec import Block, Layer, ModelSpec, Node, Shape
@@ -72,6 +72,7 @@ class Network(implementation.Network):
     """A ``Model`` on a device and how it is called."""
 
     host_layout = "NHWC"
+    _isa = f"cpu isa {kernels.UNTOLD}"  # oneDNN says it once in a process
 
     def __init__(self, settings: Settings, model: Model, mode: str) -> None:
         self._requested = settings
@@ -130,6 +131,24 @@ class Network(implementation.Network):
         """See the contract. Dynamo counts the graphs of the whole process."""
         return 0 if self._mode == "eager" else int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
+    def arithmetic(self, batch: Tensor) -> str:
+        """See the contract. oneDNN reports its kernels; of products that PyTorch computes itself only the operators have names."""
+        if batch.device.type != "cpu":
+            return f"{kernels.UNTOLD}: it is read from oneDNN, which is for CPUs"
+        with kernels.standard_output() as lines, torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            self.run(batch)
+        Network._isa = kernels.onednn_isa(lines) or Network._isa
+        products = [product for product in map(kernels.onednn_product, lines) if product]
+        expected = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in self._model.modules())
+        if len(products) >= expected:
+            return kernels.summary(products, Network._isa)
+        with torch.autograd.profiler.profile(use_kineto=False) as profile:
+            self.run(batch)
+        own = ", ".join(sorted(set(_own_products(profile.function_events)))) or "kernels"
+        untold = f"{kernels.UNTOLD} of {expected - len(products)} of {expected} products: PyTorch's own {own}"
+        capability = f"PyTorch's kernels are for {torch.backends.cpu.get_cpu_capability()}"
+        return kernels.summary(products, untold, capability, Network._isa if products else "")
+
     def settings(self) -> dict[str, Any]:
         """See the contract."""
         held = self._model.state_dict().values()
@@ -157,6 +176,18 @@ class Network(implementation.Network):
             "freezing": compiled and _inductor_config().freezing,
             "weight_prepack": compiled and self._device.type == "cpu" and _inductor_config().cpp.weight_prepack,
         }
+
+
+def _own_products(events: Iterable[Any]) -> Iterator[str]:
+    """Names of the innermost operators that compute products and are not oneDNN's, from a profile."""
+
+    def computes(event: Any) -> bool:
+        return re.search(r"conv|mm|linear", event.name) is not None
+
+    def inner(event: Any) -> bool:
+        return any(computes(child) or inner(child) for child in event.cpu_children)
+
+    return (event.name for event in events if computes(event) and not inner(event) and "mkldnn" not in event.name)
 
 
 def _inductor_config() -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,10 +23,10 @@ import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled  # has no public name
 from tensorflow.python.util import _pywrap_util_port  # nothing public says whether oneDNN is on
 
-from impls import implementation
+from impls import implementation, kernels
 from impls.implementation import CannotError, Settings, Sgd
 from impls.spec import Layer, ModelSpec, Shape, layers, tensor_shapes, walk
-from impls.tensorflow import training
+from impls.tensorflow import products, training
 from impls.tensorflow.layers import FUNCTIONS, to_canonical, to_framework
 
 Array = npt.NDArray[Any]
@@ -152,6 +151,14 @@ class Network(implementation.Network):
         """How often the function was traced; with one signature XLA compiles a trace once."""
         return int(self._traced.experimental_get_tracing_count())
 
+    def arithmetic(self, batch: tf.Tensor) -> str:
+        """See the contract. XLA's is that of a small program, since that of the network would have to be compiled again to be seen."""
+        if self._compiled():
+            return _xla_arithmetic(self._dtype)
+        if self._on_gpu:
+            return f"{kernels.UNTOLD}: it is read from oneDNN, which is for CPUs"
+        return products.arithmetic(products.of_graph(self._forward.graph), tf.config.threading.get_intra_op_parallelism_threads())
+
     def settings(self) -> dict[str, Any]:
         """What TensorFlow says of the function and of itself."""
         gpus = tf.config.get_visible_devices("GPU")
@@ -165,8 +172,7 @@ class Network(implementation.Network):
             "deterministic": is_op_determinism_enabled(),
             "threads": tf.config.threading.get_intra_op_parallelism_threads(),
             "interop_threads": tf.config.threading.get_inter_op_parallelism_threads(),
-            "jit_compile": self._forward.function_def.attr["_XlaMustCompile"].b,
-            "arithmetic": _xla_arithmetic(self._dtype) if self._variables else None,
+            "jit_compile": self._compiled(),
             "weights_are_constants": not self._forward.captured_inputs,
             "onednn": _pywrap_util_port.IsMklEnabled(),
             "onednn_variable": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
@@ -174,6 +180,10 @@ class Network(implementation.Network):
             "xla_flags": os.environ.get("TF_XLA_FLAGS", ""),
             "synchronous": tf.config.experimental.get_synchronous_execution(),
         }
+
+    def _compiled(self) -> bool:
+        """Whether XLA must compile the function."""
+        return bool(self._forward.function_def.attr["_XlaMustCompile"].b)
 
     def _held(self) -> dict[str, Array]:
         """Each tensor on the host, in the dtype and layout that TensorFlow holds."""
@@ -209,11 +219,14 @@ def _check_mode(mode: str) -> None:
 
 @functools.cache
 def _xla_arithmetic(dtype: tf.DType) -> str:
-    """The type in which XLA computes a convolution of this type here, from a small program that it compiled."""
-    image, kernel = tf.zeros((1, 8, 8, 4), dtype), tf.zeros((3, 3, 4, 4), dtype)
-    convolve = tf.function(lambda x, weight: tf.nn.conv2d(x, weight, 1, "VALID"), jit_compile=True, autograph=False)
-    program = convolve.experimental_get_compiler_ir(image, kernel)(stage="optimized_hlo")
-    return ", ".join(sorted(set(re.findall(r"= \(?(\w+)\[.* (?:convolution|custom-call)\(", program))))
+    """How XLA computes a convolution and a matrix product of this type here, from a small program that it compiled."""
+
+    def small(x: tf.Tensor, kernel: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        return tf.linalg.matmul(tf.reshape(tf.nn.conv2d(x, kernel, 1, "VALID"), (8, 144)), weight)
+
+    arguments = tf.zeros((8, 8, 8, 4), dtype), tf.zeros((3, 3, 4, 4), dtype), tf.zeros((144, 8), dtype)
+    compiled = tf.function(small, jit_compile=True, autograph=False)
+    return kernels.of_hlo(compiled.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo"), "read from a small program")
 
 
 def _prepare_gpu(precision: str) -> None:

@@ -102,6 +102,7 @@ class Worker:
         import numpy as np
         from safetensors.numpy import load_file
 
+        from impls.precision import PRECISIONS
         from suites.harness import clock
 
         network = self.networks[handle]
@@ -115,8 +116,11 @@ class Worker:
         began = time.perf_counter()
         network.get(network.run(network.put(hosts[0])))
         first_call_s = time.perf_counter() - began
+        settings = network.settings()
+        if PRECISIONS[self.arguments.precision].storage_bytes < PRECISIONS["fp32"].storage_bytes:
+            settings["arithmetic"] = network.arithmetic(network.put(hosts[0]))
         self.paths[handle] = clock.TimedPath(network, hosts, slowdown)
-        return {"first_call_s": first_call_s, "settings": network.settings()}
+        return {"first_call_s": first_call_s, "settings": settings}
 
     def visit(self, handle: str, scope: str, samples: int, calls: int, rewarm: int = 0, keep: bool = False) -> dict[str, Any]:
         """``rewarm`` single calls and then ``samples`` of ``calls`` each, as columns of equal length; what they cost the process.

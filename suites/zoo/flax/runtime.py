@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from impls import kernels
 from impls.implementation import CannotError
 from impls.jax import runtime
 from impls.jax.layers import to_canonical, to_framework
@@ -50,6 +51,10 @@ class Network(runtime.Network):
         self._forward = jax.jit(network.apply)
         lowered = self._forward.lower(self._params, jax.ShapeDtypeStruct((batch, height, width, channels), dtype))
         self._operand_precisions = sorted(set(re.findall(r"precision = \[(\w+)", lowered.as_text())))
+
+    def arithmetic(self, batch: jax.Array) -> str:
+        """See the contract; the program is compiled once more, since a jitted function does not show its own."""
+        return kernels.of_hlo(self._forward.lower(self._params, batch).compile().as_text())
 
     def weights(self) -> dict[str, Array]:
         """See the contract."""
