@@ -106,10 +106,10 @@ class Frameworks:
         self._files: dict[tuple[str, str], Path] = {}
         self._handles = 0
 
-    def start(self, implementation: str, precision: str, *, deterministic: bool = False) -> WorkerProcess:
-        """A worker of its own, started but not yet asked."""
+    def start(self, implementation: str, precision: str, *, deterministic: bool = False, **environment: str) -> WorkerProcess:
+        """A worker of its own, started but not yet asked, with these environment variables beside the usual ones."""
         log = self.folder / f"{implementation}-{precision}-{deterministic}.log"
-        variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(THREADS)}
+        variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(THREADS), **environment}
         python = interpreter(implementation)
         return WorkerProcess(Launch(python, MANIFESTS[implementation].package, DEVICE, precision, THREADS, deterministic, log, variables))
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors.numpy import save_file
 
 from impls import models
 from impls.implementation import ROOT
@@ -45,7 +47,7 @@ from impls.spec import (
 from impls.weights import folding, synthesis
 from suites.equivalence.tiers import Tier, exact, identity, meaning, rounding_noise
 from suites.harness import inputs
-from suites.harness.context import START_TIMEOUT_S
+from suites.harness.context import BUILD_TIMEOUT_S, START_TIMEOUT_S
 from suites.harness.process import WorkerError
 from suites.harness.reference import held, reference
 from tests.frameworks import ARMS, DEVICE, MANIFESTS, THREADS, Arm, Frameworks, interpreter, live_frameworks  # noqa: F401 - the fixture
@@ -291,6 +293,44 @@ def test_settings(frameworks: Frameworks, arm: Arm) -> None:
     assert isinstance(settings["deterministic"], bool)
     assert settings["placed_on"] == "cpu"
     assert settings["threads"] == THREADS or (settings["threads"] is None and "ReferenceEvaluator" in settings["provider"])
+
+
+@each(*(arm for arm in EAGER if arm.precision != "fp64"))
+def test_arithmetic(frameworks: Frameworks, arm: Arm) -> None:
+    """In bf16 and fp16 the types and kernels of products are told, or that they are not; elsewhere E3 shows them."""
+    net = synthesised("cifar_resnet8")
+    with frameworks.prepare(arm, frameworks.weight_file(net.model, net.weights), (2, 3, 32, 32), fold=True) as network:
+        assert "arithmetic" not in network.settings  # the first call is not warmed up by asking
+        network.logits(images_of(net.model, 32, 32)[None, :2])
+        settings = network.settings
+    assert ("arithmetic" in settings) is (arm.precision != "fp32")
+    if arm.precision != "fp32":
+        assert re.match(r"(bf16|f16|f32)( x \w+)? in (oneDNN|XLA) \S|not told", settings["arithmetic"])
+
+
+@pytest.mark.parametrize(
+    ("implementation", "mode", "variable", "value", "absent", "expected"),
+    [
+        ("pytorch", "eager", "ONEDNN_MAX_CPU_ISA", "AVX512_CORE", "core_bf16|amx", ""),
+        ("tensorflow", "graph", "ONEDNN_MAX_CPU_ISA", "AVX512_CORE", "core_bf16|amx", ""),
+        ("tensorflow", "graph", "TF_ENABLE_ONEDNN_OPTS", "0", "bf16 in", "f32 in oneDNN gemm_api"),
+    ],
+)
+def test_other_kernels_are_told(
+    frameworks: Frameworks, implementation: str, mode: str, variable: str, value: str, absent: str, expected: str
+) -> None:
+    """A process that may not use the processor's best instructions, or oneDNN's kernels, tells others: the answer is no constant."""
+    net = synthesised("cifar_resnet8")
+    images = frameworks.folder / "two.safetensors"
+    save_file({"images": images_of(net.model, 32, 32)[None, :2]}, images)
+    with frameworks.start(implementation, "bf16", **{variable: value}) as worker:
+        worker.call("start", START_TIMEOUT_S)
+        path = str(frameworks.weight_file(net.model, net.weights))
+        worker.call("prepare", BUILD_TIMEOUT_S, handle="net", weights=path, mode=mode, input_shape=[2, 3, 32, 32], fold=True)
+        told = worker.call("put", BUILD_TIMEOUT_S, handle="net", images=str(images))["settings"]["arithmetic"]
+    print(told)
+    assert not re.search(absent, told), told
+    assert expected in told, told
 
 
 @pytest.mark.parametrize("implementation", MANIFESTS)
