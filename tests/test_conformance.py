@@ -328,7 +328,6 @@ def test_other_kernels_are_told(
         path = str(frameworks.weight_file(net.model, net.weights))
         worker.call("prepare", BUILD_TIMEOUT_S, handle="net", weights=path, mode=mode, input_shape=[2, 3, 32, 32], fold=True)
         told = worker.call("put", BUILD_TIMEOUT_S, handle="net", images=str(images))["settings"]["arithmetic"]
-    print(told)
     assert not re.search(absent, told), told
     assert expected in told, told
 
