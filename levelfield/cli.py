@@ -232,6 +232,7 @@ def bench(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, 
 @run_options
 @resumed
 @click.option("--training", is_flag=True, help="Of derivatives and training steps instead of inference.")
+@click.option("--thorough", is_flag=True, help="Also odd and non-square sizes, batches of 1 and 3, and extreme inputs.")
 @click.option("--clean-seeds", type=click.IntRange(1), help="Examine so many clean seeds of a small network, and count false alarms.")
 @click.option("--mutants", is_flag=True, help="Examine known faults instead, and write the matrix to docs/faults.md.")
 def certify(
@@ -240,6 +241,7 @@ def certify(
     fresh: bool,
     as_json: bool,
     training: bool,
+    thorough: bool,
     clean_seeds: int | None,
     mutants: bool,
     **options: Any,
@@ -250,8 +252,10 @@ def certify(
             env,
             options.pop("threads"),
             as_json,
-            any((store, fresh, training, clean_seeds, options.pop("device") != "cpu", *options.values())),
+            any((store, fresh, training, thorough, clean_seeds, options.pop("device") != "cpu", *options.values())),
         )
+    if thorough and (training or clean_seeds is not None):
+        fail("--thorough is for certificates of inference; leave out --training and --clean-seeds")
     with plain_errors():
         from levelfield import screen
         from reports import certificate
@@ -269,7 +273,7 @@ def certify(
                 else:
                     click.echo(screen.clean(found, folder))
                 raise SystemExit(YES if found["alarms"] == 0 and not found["failed"] else NO)
-            folder, certificates, skips = runner.certify(request, "training" if training else "inference", arguments)
+            folder, certificates, skips = runner.certify(request, "training" if training else "inference", arguments, thorough=thorough)
         pages = certificate.write(folder, runner.REPORTS / folder.name / "certificates")
         if as_json:
             _print_json(screen.certify_document(certificates, skips))

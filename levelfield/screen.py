@@ -166,6 +166,8 @@ def certify_document(certificates: Mapping[Cell, Record], skips: Sequence[Skip])
                 "status": record.status,
                 "certificate": record.record_id,
                 "tiers": tiers,
+                "thorough": data.get("thorough", False),
+                "probes": data.get("probes", []),
                 "elements_compared": data.get("elements_compared", 0),
                 "worst": {"tap": worst["worst_tap"], "error": worst["worst_error"], "bound": worst["bound"]} if worst else None,
                 "reason": record.reason,

@@ -10,7 +10,7 @@ import matplotlib as mpl
 
 from reports import figures, labels
 from reports.publish import environment, replace
-from results.certificate import Certificate, Layer, Tier, load, save
+from results.certificate import IMAGES, Certificate, Layer, Probe, Tier, load, save
 from results.schema import RecordError
 
 QUESTIONS: Mapping[str, Mapping[str, str]] = {
@@ -41,6 +41,16 @@ class TierRow:
     worst: str
     bound: str
     said: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRow:
+    """What a tier asked about, as the page's table shows it."""
+
+    tier: str
+    images: str
+    shape: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,7 @@ def render(certificate: Certificate, document: str) -> str:
             says=certificate.reason or f"{elements:,} numbers were compared: {certificate.compared}.",
             facts=_facts(certificate),
             tiers=tuple(_tiers(certificate)),
+            probes=tuple(_probe(probe) for probe in certificate.probes),
             figure=_tests(judged),
             edges=certificate.edges,
             layers=tuple(_layer(layer) for layer in certificate.layers),
@@ -135,7 +146,7 @@ def _facts(certificate: Certificate) -> tuple[tuple[str, str], ...]:
     cell = certificate.cell
     settings = ", ".join(f"{name} {value}" for name, value in certificate.settings.items())
     return (
-        ("For", f"{certificate.purpose}, batch sizes {', '.join(map(str, certificate.batch_sizes))}, {certificate.threads} threads"),
+        ("For", f"{certificate.purpose}, {'thorough, ' if certificate.thorough else ''}{certificate.threads} threads"),
         ("Machine", certificate.machine_id),
         ("When", certificate.created_utc),
         ("Versions", labels.versions(cell.implementation, {**certificate.software, "python": certificate.python})),
@@ -158,6 +169,11 @@ def _tiers(certificate: Certificate) -> Sequence[TierRow]:
         )
         for name, tier in certificate.tiers.items()
     ] + [TierRow(name, QUESTIONS[certificate.purpose][name], None, "", "", "", why) for name, why in certificate.excused.items()]
+
+
+def _probe(probe: Probe) -> ProbeRow:
+    batch, _, height, width = probe.shape
+    return ProbeRow(probe.tier, IMAGES[probe.images], f"{batch} of {height} x {width}", probe.why)
 
 
 def _verdict(certificate: Certificate) -> str:

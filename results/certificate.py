@@ -17,7 +17,7 @@ from typing import Literal
 from results.record import Cell
 from results.schema import RecordError, canonical, decode, encode, parse
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 LONGEST_BYTES = 16 << 20
 """A certificate of ResNet-1202, with its 4,816 taps, has under 2 MB; what is longer is none."""
@@ -64,11 +64,35 @@ class Layer:
     fault: str | None
 
 
+Images = Literal["lattice", "real", "timed", "large", "extreme"]
+
+IMAGES: Mapping[Images, str] = {
+    "lattice": "integers, and weights on which every format computes the same",
+    "real": "real images",
+    "timed": "the real images that are timed",
+    "large": "real images times 2^20, or less where half of the format's range ends",
+    "extreme": "a real image times 2^20, or less where half of the format's range ends; one times 2^-20; and one that is 0 but for "
+    "one pixel of one channel; running variances from 0 to epsilon",
+}
+"""What the kinds of images are, and the weights that belong to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a tier asks about: which kind of ``images``, in which ``shape`` (N, C, H, W), and what they are there for."""
+
+    tier: str
+    images: Images
+    shape: tuple[int, ...]
+    why: str
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What was examined of one cell, passed or not.
 
     ``key`` is a hash of everything that the answer depends on; the hashes by name are the parts of it that are files or code.
+    ``probes`` are the images that the tiers asked about; ``thorough`` says whether they are more than the ordinary ones.
     ``excused`` holds tiers that this implementation cannot be examined in, each with the reason.
     """
 
@@ -82,7 +106,8 @@ class Certificate:
     layers: tuple[Layer, ...]
     edges: tuple[float, ...]
     compared: str
-    batch_sizes: tuple[int, ...]
+    thorough: bool
+    probes: tuple[Probe, ...]
     threads: int
     machine_id: str
     python: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from results.certificate import SCHEMA_VERSION, Certificate, Layer, Tier
+from results.certificate import SCHEMA_VERSION, Certificate, Layer, Probe, Tier
 from results.record import Cell
 
 EDGES = (-1.0, 0.0, 1.0)
@@ -36,7 +36,8 @@ def certificate(**changes: Any) -> Certificate:
         layers=LAYERS,
         edges=EDGES,
         compared="every tap and the logits",
-        batch_sizes=(1, 8),
+        thorough=False,
+        probes=(Probe("E1", "lattice", (2, 3, 64, 64), "even sizes"), Probe("E4", "timed", (8, 3, 224, 224), "what is timed")),
         threads=2,
         machine_id="0123456789abcdef",
         python="3.11.7",

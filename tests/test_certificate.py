@@ -16,7 +16,7 @@ from impls.oracle import lattice
 from results import certificate as documents
 from results.record import Cell, Record
 from results.store import Store, StoreError
-from suites.equivalence import certificate
+from suites.equivalence import certificate, probes
 from suites.equivalence.examination import Examination
 from suites.equivalence.tiers import Tier
 from suites.harness.context import Context, subject
@@ -178,11 +178,13 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
         cell: Cell = CELL,
         about: Any = about,
         sizes: tuple[int, ...] = (1, 8),
+        thorough: bool = False,
         python: str = "3.11.7",
         packages: Mapping[str, str] = PACKAGES,
         purpose: documents.Purpose = "inference",
     ) -> str:
-        return certificate._key(context, cell, about, sizes, python, packages, purpose)
+        asked = probes.asked(about.model, sizes, "inference", thorough=thorough)
+        return certificate._key(context, cell, about, asked, python, packages, purpose)
 
     others = [
         key(cell=dataclasses.replace(CELL, mode="other")),
@@ -191,6 +193,7 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
         key(about=dataclasses.replace(about, spec_sha256="0" * 64)),
         key(about=dataclasses.replace(about, inputs=dataclasses.replace(about.inputs, pool=about.inputs.pool[::-1].copy()))),
         key(sizes=(1, 4)),
+        key(thorough=True),
         key(context=dataclasses.replace(context, threads=1)),
         key(context=dataclasses.replace(context, run=dataclasses.replace(context.run, machine={"machine_id": "f" * 16}))),
         key(packages=PACKAGES | {"onnxruntime": "1.30.0"}),
@@ -210,7 +213,7 @@ def test_the_code_of_the_implementation_counts(context: Context, monkeypatch: py
     """The key covers the files of the implementations, of the contract, of loading and folding, and of the examination itself."""
     asked: list[str] = []
     monkeypatch.setattr(certificate, "code_sha256", lambda *patterns: asked.extend(patterns) or "0")
-    certificate._key(context, CELL, subject(CELL.model), (1,), "3.11.7", PACKAGES)
+    certificate._key(context, CELL, subject(CELL.model), (), "3.11.7", PACKAGES)
     root = Path(certificate.__file__).parents[2]
     covered = {str(path.relative_to(root)) for pattern in asked for path in root.glob(pattern)}
     needed = {
@@ -220,7 +223,7 @@ def test_the_code_of_the_implementation_counts(context: Context, monkeypatch: py
         "impls/weights/file.py",
         "impls/weights/folding.py",
     }
-    assert covered >= needed | {"suites/equivalence/tiers.py", "suites/harness/worker.py"}
+    assert covered >= needed | {"suites/equivalence/probes.py", "suites/equivalence/tiers.py", "suites/harness/worker.py"}
 
 
 def test_a_worker_that_fails_to_start_is_a_row(context: Context) -> None:

@@ -41,6 +41,31 @@ LATE = {
 """The modes that pass the certificate and fail while they are timed."""
 
 
+SLY = {
+    "odd_padding": ("not_certified", "E1: layer2.0.conv1: the first tap that differs"),
+    "square_mean": ("not_certified", "E1: avgpool: the first tap that differs"),
+    "odd_batch": ("not_certified", "E1: conv1: the first tap that differs"),
+    "no_batch": ("not_certified", "E1: avgpool: shape (64,), not (1, 64)"),
+    "clipped": ("not_certified", "E3: relu: "),
+    "clipped_where_folded": ("not_certified", "E4: logits: "),
+    "vanishing": ("not_certified", "E3: conv1: does not round as fp32 does"),
+    "empty_channels": ("not_certified", "E3: conv1: does not round as fp32 does"),
+    "half_epsilon": ("not_certified", "E3: bn1: does not round as fp32 does"),
+}
+"""What a thorough certificate says to each mode of the sly one; to an ordinary one they are all sound."""
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["ordinary", "thorough"])
+def sly(request: pytest.FixtureRequest, checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[bool, Document]:
+    """Whether it is thorough, and the document of one ``certify`` over the sly one and the honest one."""
+    store = str(tmp_path_factory.mktemp("sly"))
+    more = ("--thorough",) if request.param else ()
+    _, document = checkout.document(
+        *("certify", "--models", MODEL, "--env", "current", "--impls", "sly,honest", "--batch-sizes", "8", "--store", store, *more)
+    )
+    return request.param, document
+
+
 @pytest.fixture(scope="module")
 def certified(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Document]:
     """Exit code and document of one ``certify`` over all fakes at once, honest last."""
@@ -93,6 +118,30 @@ def test_a_fault_ends_as_the_row_that_names_it(certified: tuple[int, Document], 
     assert (certificate["status"], certificate["passed"]) == (status, False)
     assert certificate["reason"].startswith(reason)
     assert "\n" not in certificate["reason"]
+
+
+@pytest.mark.parametrize("mode", SLY)
+def test_what_only_a_thorough_certificate_sees(sly: tuple[bool, Document], mode: str) -> None:
+    """Each shape and input that it adds refuses a fault that all the others let pass, and the reason says which it was."""
+    thorough, document = sly
+    certificate = row(document["certificates"], "sly", mode)
+    status, reason = SLY[mode] if thorough else ("ok", "")
+    assert certificate["status"] == status, certificate["reason"]
+    assert (certificate["reason"] or "").startswith(reason)
+    assert thorough is bool(re.search(r" \(\d (lattice|extreme|large) of \d+x\d+\)$", certificate["reason"] or ""))
+
+
+def test_what_was_examined_is_stated(sly: tuple[bool, Document]) -> None:
+    """The document lists every shape and kind of images; the honest one passes them all."""
+    thorough, document = sly
+    certificate = row(document["certificates"], "honest", "eager")
+    assert (certificate["status"], certificate["thorough"]) == ("ok", thorough), certificate["reason"]
+    shown = [(each["tier"], each["images"], each["shape"]) for each in certificate["probes"]]
+    ordinary = [(tier, images, [2, 3, 32, 32]) for tier, images in (("E1", "lattice"), ("E2", "real"), ("E3", "real"))]
+    assert shown[:4] == [*ordinary, ("E4", "timed", [8, 3, 32, 32])]
+    more = [("E1", "lattice", [3, 3, 13, 31]), ("E1", "lattice", [1, 3, 32, 15]), ("E3", "extreme", [3, 3, 13, 31])]
+    assert shown[4:] == ([*more, ("E4", "large", [1, 3, 32, 15])] if thorough else [])
+    assert all(each["why"] for each in certificate["probes"])
 
 
 @pytest.mark.parametrize("mode", ["chatty", *LATE])

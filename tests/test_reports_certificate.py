@@ -30,6 +30,7 @@ def test_a_page_shows_every_tier_and_layer() -> None:
         "0.55 at logits 1.5",
     ):
         assert said in words
+    assert "E1 integers, and weights on which every format computes the same 2 of 64 x 64 even sizes" in words
     for said in ("conv1 Conv2d 10 0.5 0.4 0.1 0.2", "relu Relu 10 equal", "1 layers round nothing"):
         assert said in words
     assert page.count('class="bars"') == 2

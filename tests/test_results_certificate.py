@@ -54,7 +54,7 @@ def test_a_tier_may_be_excused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema_version: 2 is not 1"),
+        ({"schema_version": 1}, "schema_version: 1 is not 2"),
         ({"tiers": {"E9": FAILED}}, "a certificate of inference has no tier E9"),
         ({"tiers": {"E5": FAILED}}, "a certificate of inference has no tier E5"),
         ({"layers": (dataclasses.replace(LAYERS[0], elements=11),)}, "the histogram of conv1 does not count its 11 elements"),

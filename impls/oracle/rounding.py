@@ -82,6 +82,11 @@ def smallest_normal(precision: str) -> float:
     return math.ldexp(1.0, 1 - _MAX_EXPONENT[precision])
 
 
+def largest_power(precision: str) -> float:
+    """Largest power of two, about half of the largest finite number: 2^emax."""
+    return math.ldexp(1.0, _MAX_EXPONENT[precision])
+
+
 def sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mapping[str, Array], arithmetic: Arithmetic) -> Array:
     """Predicted standard deviation of the rounding error of every element of ``output``.
 

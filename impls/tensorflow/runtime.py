@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from tensorflow.python.util import _pywrap_util_port  # nothing public says whet
 
 from impls import implementation, kernels
 from impls.implementation import CannotError, Settings, Sgd
-from impls.spec import Layer, ModelSpec, Shape, layers, tensor_shapes, walk
+from impls.spec import Layer, ModelSpec, Shape, tensor_shapes, walk
 from impls.tensorflow import products, training
 from impls.tensorflow.layers import FUNCTIONS, to_canonical, to_framework
 
@@ -129,19 +130,21 @@ class Network(implementation.Network):
     def taps(self, images: Array) -> dict[str, Array]:
         """Every layer's output, by TensorFlow's own kernels in both modes.
 
-        One function returns them all, so TensorFlow cannot fuse layers; it still fuses a convolution with its own bias,
+        Each layer is a function of its own, so TensorFlow cannot fuse layers; it still fuses a convolution with its own bias,
         as in the timed path, and bf16 and fp16 round once per layer.
         """
+        held = self._held()
+        taps: dict[str, Array] = {}
 
-        def tapped(tensors: dict[str, tf.Tensor], images: tf.Tensor) -> dict[str, tf.Tensor]:
-            taps: dict[str, tf.Tensor] = {}
-            _evaluate(self._model, tensors, images, taps.__setitem__)
-            return taps
+        def tapped(layer: Layer, *inputs: tf.Tensor) -> tf.Tensor:
+            tensors = {leaf: tf.constant(held[f"{layer.name}.{leaf}"]) for leaf in layer.tensors()}
+            output = _alone(replace(layer, name=""))(tensors, *inputs)  # without its name it is traced once for all its equals
+            array = _wide(output.numpy())
+            taps[layer.name] = array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+            return output
 
-        tensors = {name: tf.constant(array) for name, array in self._held().items()}
-        taps = tf.function(tapped, autograph=False)(tensors, self.put(images))
-        outputs = {layer.name: _wide(taps[layer.name].numpy()) for layer in layers(self._model.body)}
-        return {name: output.transpose(0, 3, 1, 2) if output.ndim == 4 else output for name, output in outputs.items()}
+        walk(self._model.body, tapped, self.put(images))
+        return taps
 
     def weights(self) -> dict[str, Array]:
         """The tensors read back from the graph's constants, or from the variables."""
@@ -193,16 +196,17 @@ class Network(implementation.Network):
         return {name: tf.make_ndarray(graph.get_operation_by_name(name).get_attr("value")) for name in tensor_shapes(self._model)}
 
 
-def _evaluate(
-    model: ModelSpec, tensors: Mapping[str, tf.Tensor], images: tf.Tensor, tap: Callable[[str, tf.Tensor], None] | None = None
-) -> tf.Tensor:
-    """The network's output; ``tap`` is shown every layer's."""
+@functools.cache
+def _alone(layer: Layer) -> Callable[..., tf.Tensor]:
+    """One layer as a function of its tensors and inputs."""
+    return tf.function(lambda tensors, *inputs: FUNCTIONS[type(layer)](layer, tensors, *inputs), autograph=False)
+
+
+def _evaluate(model: ModelSpec, tensors: Mapping[str, tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+    """The network's output."""
 
     def apply(layer: Layer, *inputs: tf.Tensor) -> tf.Tensor:
-        output = FUNCTIONS[type(layer)](layer, {leaf: tensors[f"{layer.name}.{leaf}"] for leaf in layer.tensors()}, *inputs)
-        if tap is not None:
-            tap(layer.name, output)
-        return output
+        return FUNCTIONS[type(layer)](layer, {leaf: tensors[f"{layer.name}.{leaf}"] for leaf in layer.tensors()}, *inputs)
 
     return walk(model.body, apply, images)
 

@@ -28,11 +28,11 @@ from impls.oracle import lattice
 from impls.oracle.local import EDGES
 from impls.oracle.training import State
 from results import certificate as documents
-from results.certificate import Certificate, Purpose
+from results.certificate import Certificate, Probe, Purpose
 from results.record import Cell, Record, Suite, utc_now
-from results.schema import RecordError
-from suites.equivalence import training
-from suites.equivalence.examination import PROBE_BATCH, Examination
+from results.schema import RecordError, encode
+from suites.equivalence import probes, training
+from suites.equivalence.examination import Examination
 from suites.equivalence.tiers import Tier
 from suites.equivalence.trainer import LiveTrainer
 from suites.equivalence.training import TrainingExamination
@@ -49,7 +49,7 @@ CODE = (
     *IMPLEMENTATIONS,
     "results/certificate.py",
     "suites/zoo/**/*.py",
-    *(f"suites/equivalence/{name}.py" for name in ("certificate", "examination", "tiers", "trainer", "training", "workers")),
+    *(f"suites/equivalence/{name}.py" for name in ("certificate", "examination", "probes", "tiers", "trainer", "training", "workers")),
     "suites/harness/inputs.py",
     "suites/harness/reference.py",
     "suites/harness/worker.py",
@@ -61,9 +61,11 @@ SUITES: Mapping[Purpose, Suite] = {"inference": "equivalence", "training": "trai
 
 
 def certificates_for(
-    context: Context, cells: Sequence[Cell], batch_sizes: tuple[int, ...], purpose: Purpose = "inference"
+    context: Context, cells: Sequence[Cell], batch_sizes: tuple[int, ...], purpose: Purpose = "inference", *, thorough: bool = False
 ) -> dict[Cell, Record]:
     """A certificate for every arm (a cell without batch size, scope, scenario and threads), stored as records and documents.
+
+    ``thorough`` ones of inference are made on more shapes and inputs (``suites.equivalence.probes``).
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
@@ -81,7 +83,7 @@ def certificates_for(
             for cell in by_implementation[name]:
                 what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
                 context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({len(certificates) + 1} of {len(cells)})")
-                record = _certify_one(context, staffs[name], cell, batch_sizes, purpose)
+                record = _certify_one(context, staffs[name], cell, batch_sizes, purpose, thorough=thorough)
                 if stopped.is_set():  # what failed then failed because its worker was ended
                     return
                 context.store.append(record)
@@ -101,18 +103,27 @@ def certificates_for(
     return {cell: certificates[cell] for cell in cells}
 
 
-def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tuple[int, ...], purpose: Purpose = "inference") -> Record:
+def _certify_one(
+    context: Context,
+    workers: Workers,
+    cell: Cell,
+    batch_sizes: tuple[int, ...],
+    purpose: Purpose = "inference",
+    *,
+    thorough: bool = False,
+) -> Record:
     about, manifest, suite = context.subject(cell.model), context.manifests[cell.implementation], SUITES[purpose]
     shown = about.as_record(cell.precision, None)
     if purpose == "training" and not manifest.trains:
         return context.record(suite, cell, "skipped", f"{manifest.title} has no training", model=shown)
     try:
         python, packages = context.software(cell.implementation)
-        key = _key(context, cell, about, batch_sizes, python, packages, purpose)
+        asked = probes.asked(about.model, batch_sizes, purpose, thorough=thorough)
+        key = _key(context, cell, about, asked, python, packages, purpose)
         kept = cache_root() / "certificates" / f"{key}.json"
         certificate = _read_kept(kept, key)
         if certificate is None:
-            certificate = _examine(context, workers, cell, about, batch_sizes, purpose, key, python, packages)
+            certificate = _examine(context, workers, cell, about, asked, purpose, thorough, key, python, packages)
             if certificate.passed:
                 documents.save(kept, certificate)
     except WorkerError as error:
@@ -136,7 +147,8 @@ def _certify_one(context: Context, workers: Workers, cell: Cell, batch_sizes: tu
             "excused": dict(certificate.excused),
             "compared": certificate.compared,
             "elements_compared": sum(tier.elements for tier in certificate.tiers.values()),
-            "batch_sizes": list(certificate.batch_sizes),
+            "thorough": certificate.thorough,
+            "probes": encode(certificate.probes),
             "oracle_sha256": certificate.sha256["oracle"],
             "inputs_sha256": certificate.sha256["inputs"],
         },
@@ -148,8 +160,9 @@ def _examine(
     workers: Workers,
     cell: Cell,
     about: Subject,
-    batch_sizes: tuple[int, ...],
+    asked: tuple[Probe, ...],
     purpose: Purpose,
+    thorough: bool,
     key: str,
     python: str,
     packages: Mapping[str, str],
@@ -160,13 +173,12 @@ def _examine(
     excused: dict[str, str] = {}
     tiers: Mapping[str, Tier]
     if purpose == "inference":
-        tiers, settings = Examination(context, workers, cell, about, batch_sizes).run()
+        tiers, settings = Examination(context, workers, cell, about, asked).run()
         compared = "every tap and the logits" if taps else "the logits"
         excused = {} if taps else {"E3": "it shows no intermediate outputs"}
     else:
         tiers = _training(context, workers, cell, about).run()
         settings = training.settings()
-        batch_sizes = (PROBE_BATCH,)
         compared = "taps, cotangents, gradients, masks, running statistics, parameters and momentum buffers"
     return Certificate(
         schema_version=documents.SCHEMA_VERSION,
@@ -182,7 +194,8 @@ def _examine(
         layers=tuple(documents.Layer(**dataclasses.asdict(tap)) for tier in tiers.values() for tap in tier.taps),
         edges=EDGES,
         compared=compared,
-        batch_sizes=tuple(sorted(batch_sizes)),
+        thorough=thorough,
+        probes=asked,
         threads=context.threads,
         machine_id=str(context.run.machine["machine_id"]),
         python=python,
@@ -213,19 +226,19 @@ def _key(
     context: Context,
     cell: Cell,
     about: Subject,
-    batch_sizes: tuple[int, ...],
+    asked: tuple[Probe, ...],
     python: str,
     packages: Mapping[str, str],
     purpose: Purpose = "inference",
 ) -> str:
-    """A hash of all that a certificate depends on: purpose, cell, weights, images, code, packages, machine, threads."""
+    """A hash of all that a certificate depends on: purpose, cell, weights, images and probes, code, packages, machine, threads."""
     content = [
         purpose,
         cell.key,
         about.spec_sha256,
         about.weights_sha256,
         about.inputs.sha256,
-        sorted(batch_sizes) if purpose == "inference" else [],
+        [dataclasses.astuple(probe) for probe in asked],
         context.threads,
         oracle_sha256(),
         code_sha256(*CODE),

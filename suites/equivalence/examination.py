@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,12 @@ from safetensors.numpy import load_file
 from impls.implementation import Manifest
 from impls.oracle import forward, lattice, local
 from impls.oracle.lattice import Lattice
-from impls.spec import ModelSpec
+from impls.oracle.rounding import Envelope
+from impls.spec import ModelSpec, Shape
 from impls.weights import file, folding
+from results.certificate import Probe
 from results.record import Cell
+from suites.equivalence import probes
 from suites.equivalence.tiers import Arrays, Tier, all_of, check_ring, exact, identity, local_rounding, meaning
 from suites.equivalence.workers import Workers
 from suites.harness import inputs
@@ -31,35 +35,54 @@ from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context, Sub
 from suites.harness.reference import held, reference
 
 LATTICE_SEED = 1
-PROBE_BATCH = 2
-PROBE_SIZE = 64
-"""Images of E1, E2 and E3 for ImageNet nets, in pixels: even at every stride, and the pooled area is a power of two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What an arm is examined with."""
+    """What an arm is examined with; ``probes`` are the images that each tier asks about, the ordinary ones first."""
 
     context: Context
     workers: Workers
     cell: Cell
     subject: Subject
-    batch_sizes: tuple[int, ...]
+    probes: tuple[Probe, ...]
 
     def run(self) -> tuple[dict[str, Tier], dict[str, object]]:
         """All tiers, and the settings that the framework reported; a tier that fails ends the examination."""
         tiers: dict[str, Tier] = {}
         settings: dict[str, object] = {}
-        tiers["E2"] = self._meaning()
+        identities: list[Tier] = []
+
+        def timed(probe: Probe) -> Tier:
+            identity, noise, reported = self._timed(probe)
+            identities.append(identity)
+            settings.update(reported)
+            return noise
+
+        tiers["E2"] = self._over("E2", self._meaning)
         if tiers["E2"].passed:
-            tiers["E1"] = self._lattice()
+            tiers["E1"] = self._over("E1", self._lattice)
         if self._manifest.taps and all(tier.passed for tier in tiers.values()):
-            tiers["E3"] = self._local_rounding()
+            tiers["E3"] = self._over("E3", self._local_rounding)
         if all(tier.passed for tier in tiers.values()):
-            tiers["E0"], tiers["E4"], settings = self._timed_shapes()
+            tiers["E4"] = self._over("E4", timed)
+            tiers["E0"] = all_of(identities)
             if tiers["E4"].note is not None and "E3" not in tiers:
                 tiers["E4"] = replace(tiers["E4"], passed=False, reason="no tier judges its rounding: no power, and it shows no taps")
         return dict(sorted(tiers.items())), settings
+
+    def _over(self, name: str, ask: Callable[[Probe], Tier]) -> Tier:
+        """A tier asked about each of its probes; the first that fails ends it, and its reason says which, but for the first of all."""
+        answers: list[Tier] = []
+        for probe in self.probes:
+            if probe.tier != name:
+                continue
+            answers.append(answer := ask(probe))
+            if not answer.passed:
+                batch, _, height, width = probe.shape
+                where = f" ({batch} {probe.images} of {height}x{width})" if len(answers) > 1 else ""
+                return replace(answer, reason=f"{answer.reason}{where}")
+        return all_of(answers)
 
     @property
     def _scratch(self) -> Path:
@@ -69,9 +92,6 @@ class Examination:
     @property
     def _manifest(self) -> Manifest:
         return self.context.manifests[self.cell.implementation]
-
-    def _size(self) -> tuple[int, int]:
-        return probe_size(self.subject.model)
 
     def _observe(self, precision: str, weights: Path, images: npt.NDArray[np.float32]) -> tuple[Arrays, npt.NDArray[Any]]:
         """Taps of one batch (none if it shows none), and its logits through the mode, as it is timed."""
@@ -99,77 +119,99 @@ class Examination:
     def _build(self, weights: Path, images: npt.NDArray[np.float32]) -> dict[str, object]:
         return {"weights": str(weights), "mode": self.cell.mode, "input_shape": list(images.shape)}
 
-    def _lattice(self) -> Tier:
-        cell = self.cell
-        probe = _lattice_probe(self.subject.model, cell.precision, *self._size())
-        path = self._scratch / f"lattice-{cell.model}-{cell.precision}.safetensors"
+    def _lattice(self, probe: Probe) -> Tier:
+        cell, digest = self.cell, hashlib.sha256(repr(probe.shape).encode()).hexdigest()[:8]
+        model = self.subject.model
+        made = _lattice_probe(model, cell.precision, probe.shape)
+        path = self._scratch / f"lattice-{model.name}-{cell.precision}-{digest}.safetensors"
         if not path.is_file():
-            file.save(
-                path, self.subject.model, probe.given.weights, source=f"lattice, seed {LATTICE_SEED}", preprocess={}, licence="CC0-1.0"
-            )
-        taps, logits = self._observe(cell.precision, path, probe.given.images)
-        expected = probe.folded if self._manifest.folds else probe.given
-        tiers = [exact(probe.given.expected, taps)] if self._manifest.taps else []
-        return all_of([*tiers, exact({"logits": expected.expected[list(expected.expected)[-1]]}, {"logits": logits})])
+            file.save(path, model, made.given.weights, source=f"lattice, seed {LATTICE_SEED}", preprocess={}, licence="CC0-1.0")
+        taps, logits = self._observe(cell.precision, path, made.given.images)
+        expected = made.folded if self._manifest.folds else _last(made.given.expected)
+        tiers = [exact(made.given.expected, taps)] if self._manifest.taps else []
+        return all_of([*tiers, exact({"logits": expected}, {"logits": logits})])
 
-    def _meaning(self) -> Tier:
+    def _meaning(self, probe: Probe) -> Tier:
         about = self.subject
-        images = probe_images(about, *self._size())
-        answer = _meaning_of(about.model.name, self.context.weights.get(about.model.name), *self._size())
+        images = probes.real(about.inputs, *probe.shape[2:])[: probe.shape[0]]
         taps, logits = self._observe("fp64", about.path, images)
+        answer = _meaning_of(about.model.name, self._brought, probe.shape)
         tiers = [meaning(answer.taps, taps)] if self._manifest.taps else []
         return all_of([*tiers, meaning({"logits": answer.folded if self._manifest.folds else answer.given}, {"logits": logits})])
 
-    def _local_rounding(self) -> Tier:
+    def _local_rounding(self, probe: Probe) -> Tier:
         about, precision = self.subject, self.cell.precision
-        size = self._size()
-        path, settings = self._taps(precision, about.path, probe_images(about, *size))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        brought = self.context.weights.get(about.model.name)
-        return _local_rounding_of(about.model.name, brought, *size, precision, settings.get("epsilon") == "float32", path, digest)
+        shown = _shown(about.model.name, self._brought, probe.images, probe.shape, precision)
+        path = about.path
+        if probe.images == "extreme":
+            path = self._scratch / f"{probe.images}-{about.model.name}.safetensors"
+            file.save(path, about.model, shown.weights, source="running variances below epsilon", preprocess={}, licence="CC0-1.0")
+        taps, settings = self._taps(precision, path, shown.images)
+        with taps.open("rb") as file_of_taps:
+            digest = hashlib.file_digest(file_of_taps, "sha256").hexdigest()
+        single = settings.get("epsilon") == "float32"
+        return _local_rounding_of(about.model.name, self._brought, probe.images, probe.shape, precision, single, taps, digest)
 
-    def _timed_shapes(self) -> tuple[Tier, Tier, dict[str, object]]:
-        cell, about = self.cell, self.subject
-        worker, _ = self.workers.get(cell, cell.precision)
-        model, weights = about.given(self._manifest)
-        predicted = reference(model, weights, about.inputs.pool, cell.precision, self.context.threads)
-        identities, noises = [], []
-        settings: dict[str, object] = {}
-        for size in self.batch_sizes:
-            members = about.inputs.members(size)
-            ring, out = self._scratch / "ring.safetensors", self._scratch / "out.safetensors"
-            images = about.inputs.ring(size)
-            save({"images": images}, ring)
-            worker.call(
-                "prepare",
-                BUILD_TIMEOUT_S,
-                handle="timed",
-                weights=str(about.path),
-                mode=cell.mode,
-                input_shape=list(images.shape[1:]),
-                fold=self._manifest.folds,
-            )
-            settings = worker.call("put", BUILD_TIMEOUT_S, handle="timed", images=str(ring))["settings"]
-            worker.call("outputs", CALL_TIMEOUT_S, handle="timed", out=str(out))
-            identities.append(identity(held(weights, cell.precision), worker.call("weights", CALL_TIMEOUT_S, handle="timed")))
-            worker.call("release", CALL_TIMEOUT_S, handle="timed")
-            noises.append(check_ring(load_file(out)["logits"], members, predicted, cell.precision))
-        return all_of(identities), all_of(noises), settings
+    def _timed(self, probe: Probe) -> tuple[Tier, Tier, dict[str, object]]:
+        """E0 and E4 of one shape through the mode, and the settings."""
+        about, precision, folds = self.subject, self.cell.precision, self._manifest.folds
+        worker, _ = self.workers.get(self.cell, precision)
+        given, predicted = _predicted(about.model.name, self._brought, folds, probe.images, probe.shape, precision, self.context.threads)
+        ring, out = self._scratch / "ring.safetensors", self._scratch / "out.safetensors"
+        images = given.ring(probe.shape[0])
+        save({"images": images}, ring)
+        worker.call("prepare", BUILD_TIMEOUT_S, handle="timed", fold=folds, **self._build(about.path, images[0]))
+        settings = worker.call("put", BUILD_TIMEOUT_S, handle="timed", images=str(ring))["settings"]
+        worker.call("outputs", CALL_TIMEOUT_S, handle="timed", out=str(out))
+        held_weights = worker.call("weights", CALL_TIMEOUT_S, handle="timed")
+        worker.call("release", CALL_TIMEOUT_S, handle="timed")
+        logits = load_file(out)["logits"]
+        same = identity(held(about.given(self._manifest)[1], precision), held_weights)
+        return same, check_ring(logits, given.members(probe.shape[0]), predicted, precision), settings
+
+    @property
+    def _brought(self) -> Path | None:
+        return self.context.weights.get(self.subject.model.name)
+
+
+Answer = TypeVar("Answer")
+
+
+def shared(maxsize: int) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+    """As ``lru_cache``, for implementations that are examined side by side: what two ask for at the same time is made once."""
+
+    def decorate(make: Callable[..., Answer]) -> Callable[..., Answer]:
+        cached, lock = functools.lru_cache(maxsize)(make), threading.Lock()
+
+        @functools.wraps(make)
+        def asked(*arguments: Any) -> Answer:
+            with lock:
+                return cached(*arguments)
+
+        return asked
+
+    return decorate
 
 
 @dataclass(frozen=True, slots=True)
 class _LatticeProbe:
-    """The lattice as the weight file holds it, and with its batch norms folded."""
+    """The lattice as the weight file holds it, and the logits of the network whose batch norms are folded."""
 
     given: Lattice
-    folded: Lattice
+    folded: npt.NDArray[np.float64]
 
 
-@functools.lru_cache(maxsize=2)
-def _lattice_probe(model: ModelSpec, precision: str, height: int, width: int) -> _LatticeProbe:
+@shared(maxsize=2)
+def _lattice_probe(model: ModelSpec, precision: str, shape: Shape) -> _LatticeProbe:
     """The probe of E1, the same for all implementations and modes."""
-    given = lattice.lattice(model, precision, batch=PROBE_BATCH, height=height, width=width, seed=LATTICE_SEED)
-    return _LatticeProbe(given, lattice.prove(*folding.fold_batch_norm(model, given.weights), given.images, precision))
+    batch, _, height, width = shape
+    given = lattice.lattice(model, precision, batch=batch, height=height, width=width, seed=LATTICE_SEED)
+    folded = lattice.prove(*folding.fold_batch_norm(model, given.weights), given.images, precision)
+    return _LatticeProbe(given, _last(folded.expected))
+
+
+def _last(taps: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    return taps[list(taps)[-1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,34 +223,53 @@ class _Meaning:
     folded: npt.NDArray[np.float64]
 
 
-@functools.lru_cache(maxsize=2)
-def _meaning_of(model: str, brought: Path | None, height: int, width: int) -> _Meaning:
+@shared(maxsize=2)
+def _meaning_of(model: str, brought: Path | None, shape: Shape) -> _Meaning:
     """The oracle's answer of E2, the same for all implementations and modes."""
     about = subject(model, brought)
-    images = probe_images(about, height, width)
+    images = probes.real(about.inputs, *shape[2:])[: shape[0]]
     taps = forward.taps(about.model, about.weights, images)
-    return _Meaning(taps, taps[list(taps)[-1]], forward.forward(about.folded_model, about.folded_weights, images))
+    return _Meaning(taps, _last(taps), forward.forward(about.folded_model, about.folded_weights, images))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Weights and images of E3, before the precision rounds them."""
+
+    weights: folding.Weights
+    images: npt.NDArray[np.float32]
+
+
+@shared(maxsize=2)
+def _shown(model: str, brought: Path | None, kind: str, shape: Shape, precision: str) -> _Shown:
+    """What E3 shows, the same for all implementations and modes."""
+    about = subject(model, brought)
+    images = probes.real(about.inputs, *shape[2:])
+    if kind != "extreme":
+        return _Shown(about.weights, images[: shape[0]])
+    weights = probes.small_variances(about.model, about.weights)
+    return _Shown(weights, probes.extreme(about.model, weights, images, precision))
 
 
 @functools.lru_cache(maxsize=8)
 def _local_rounding_of(
-    model: str, brought: Path | None, height: int, width: int, precision: str, single_epsilon: bool, taps: Path, digest: str
+    model: str, brought: Path | None, kind: str, shape: Shape, precision: str, single_epsilon: bool, taps: Path, digest: str
 ) -> Tier:
     """The oracle's answer of E3; the modes of one implementation have the same taps, so it is asked once for the same ``digest``."""
-    about = subject(model, brought)
+    about, shown = subject(model, brought), _shown(model, brought, kind, shape, precision)
     network = local.with_single_epsilon(about.model) if single_epsilon else about.model
-    images = held({"images": probe_images(about, height, width)}, precision)["images"]
-    return local_rounding(network, held(about.weights, precision), images, load_file(taps), precision)
+    images = held({"images": shown.images}, precision)["images"]
+    return local_rounding(network, held(shown.weights, precision), images, load_file(taps), precision)
 
 
-def probe_size(model: ModelSpec) -> tuple[int, int]:
-    """Height and width of the images of E1, E2 and E3."""
-    height, width = model.input_chw[1:]
-    return min(height, PROBE_SIZE), min(width, PROBE_SIZE)
-
-
-def probe_images(about: Subject, height: int, width: int) -> npt.NDArray[np.float32]:
-    """PROBE_BATCH real images."""
-    full = about.inputs.pool.shape[2:]
-    pool = about.inputs.pool if full == (height, width) else inputs.photographs(height, width).pool
-    return pool[:PROBE_BATCH]
+@shared(maxsize=4)
+def _predicted(
+    model: str, brought: Path | None, folds: bool, kind: str, shape: Shape, precision: str, threads: int
+) -> tuple[inputs.Inputs, Envelope]:
+    """The images of E4 and where their logits lie, the same for all implementations and modes that fold alike."""
+    about = subject(model, brought)
+    network, weights = (about.folded_model, about.folded_weights) if folds else (about.model, about.weights)
+    given = about.inputs
+    if kind == "large":
+        given = replace(given, pool=probes.magnified(network, weights, probes.real(given, *shape[2:]), precision))
+    return given, reference(network, weights, given.pool, precision, threads)

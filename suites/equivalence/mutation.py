@@ -26,9 +26,9 @@ from threadpoolctl import threadpool_limits
 from impls.implementation import OURS
 from impls.oracle import forward, lattice
 from impls.oracle.rounding import Envelope, rho
-from impls.spec import BatchNorm2d, ModelSpec, layers
+from impls.spec import ModelSpec, layers
 from impls.weights import file, folding
-from suites.equivalence import simulation
+from suites.equivalence import probes, simulation
 from suites.equivalence.faults.arithmetic import ARITHMETIC, ArithmeticFault
 from suites.equivalence.faults.fault import Array, Case, Citation, Fault, Images, Site, Weights, without_helpers
 from suites.equivalence.faults.inference import INFERENCE
@@ -201,20 +201,8 @@ def prepare(net: Net, threads: int) -> Subject:
 
 
 def epsilon_probe(case: Case) -> Case:
-    """The same function with running variances below epsilon and gamma smaller by as much, so that epsilon decides every scale.
-
-    They are spread evenly from 0 to epsilon: were all 0, all channels of a layer would share one rounding of the root, where E3 takes
-    roundings of different channels as different draws.
-    """
-    tensors: dict[str, Array] = {}
-    for layer in layers(case.model.body):
-        if isinstance(layer, BatchNorm2d):
-            variance = case.weights[f"{layer.name}.running_var"].astype(np.float64)
-            small = (layer.eps * np.arange(layer.channels) / layer.channels).astype(np.float32).astype(np.float64)
-            tensors[f"{layer.name}.running_var"] = small
-            tensors[f"{layer.name}.weight"] = case.weights[f"{layer.name}.weight"] * np.sqrt((small + layer.eps) / (variance + layer.eps))
-    made: Weights = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-    return dataclasses.replace(case, weights=case.weights | made)
+    """The same function with running variances below epsilon, so that epsilon decides every scale."""
+    return dataclasses.replace(case, weights=probes.small_variances(case.model, case.weights))
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,14 +147,15 @@ def rounding_noise(logits: npt.NDArray[Any], predicted: Envelope, precision: str
 
 
 def all_of(tiers: Sequence[Tier]) -> Tier:
-    """Several comparisons of one tier as one: the first failure, else the worst."""
+    """Several comparisons of one tier as one: the first failure, else the worst, with the first note that any has."""
     for tier in tiers:
         if not tier.passed:
             return tier
     if not tiers:
         return _failed("nothing was compared", 0.0)
     worst = max(tiers, key=lambda tier: tier.worst_error or 0.0)
-    return dataclasses.replace(worst, elements=sum(tier.elements for tier in tiers))
+    note = next((tier.note for tier in tiers if tier.note), None)
+    return dataclasses.replace(worst, elements=sum(tier.elements for tier in tiers), note=note)
 
 
 def check_ring(logits: npt.NDArray[Any], members: npt.NDArray[np.intp], predicted: Envelope, precision: str) -> Tier:

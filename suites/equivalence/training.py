@@ -34,7 +34,7 @@ from impls.oracle.local_training import Derivatives, local_training
 from impls.oracle.rounding import arithmetic
 from impls.oracle.training import State
 from impls.spec import Add, BatchNorm2d, MaxPool2d, ModelSpec, layers, parameter_names
-from suites.equivalence.examination import PROBE_BATCH, probe_size
+from suites.equivalence.probes import PROBE_BATCH, probe_size
 from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally, meaning
 from suites.equivalence.trainer import Arrays, Batch, Trainer
 from suites.harness import inputs

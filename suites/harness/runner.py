@@ -80,9 +80,17 @@ def interpreter(name: str, device: str, named: tuple[str, ...], say: Callable[[s
 
 @contextmanager
 def opened(
-    request: plan.Request, planned: plan.Plan | None, options: Options, cells: tuple[Cell, ...], weights: Mapping[str, Path] | None = None
+    request: plan.Request,
+    planned: plan.Plan | None,
+    options: Options,
+    cells: tuple[Cell, ...],
+    weights: Mapping[str, Path] | None = None,
+    asked: Sequence[object] = (),
 ) -> Iterator[Context]:
-    """A run to write into: the unfinished one of the same plan, code and machine where there is one, else a new one."""
+    """A run to write into: the unfinished one of the same plan, code and machine where there is one, else a new one.
+
+    ``asked`` is what else the records of the run depend on.
+    """
     manifests = find(zoo=request.zoo)
     named = environments.parse_named(options.named_interpreters, manifests)
     pythons = interpreters(manifests, dict.fromkeys(cell.implementation for cell in cells), request.device, named, options.say)
@@ -91,7 +99,7 @@ def opened(
     code = provenance.code(ROOT)
     details = {
         "code": {name: getattr(code, name) for name in code.__slots__},
-        "plan_sha256": _plan_sha256(planned, cells, weights),
+        "plan_sha256": _plan_sha256(planned, cells, weights, asked),
         "command": [provenance.anonymous(word) for word in sys.argv[1:]],
     }
     run = None if options.fresh else _unfinished(store, machine, details)
@@ -108,8 +116,9 @@ def opened(
         shutil.rmtree(context.folder / "scratch", ignore_errors=True)
 
 
-def _plan_sha256(planned: plan.Plan | None, cells: tuple[Cell, ...], weights: Mapping[str, Path] | None) -> str:
+def _plan_sha256(planned: plan.Plan | None, cells: tuple[Cell, ...], weights: Mapping[str, Path] | None, asked: Sequence[object]) -> str:
     content: list[object] = [[cell.key for cell in cells], repr(planned.effort) if planned else None, bool(planned and planned.smoke)]
+    content += asked
     if weights is not None:
         content.append({model: subject(model, path).weights_sha256 for model, path in weights.items()})
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -178,7 +187,9 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
     return context.folder, planned
 
 
-def certify(request: plan.Request, purpose: Purpose, options: Options) -> tuple[Path, dict[Cell, Record], tuple[plan.Skip, ...]]:
+def certify(
+    request: plan.Request, purpose: Purpose, options: Options, *, thorough: bool = False
+) -> tuple[Path, dict[Cell, Record], tuple[plan.Skip, ...]]:
     """The certificates alone, of timed and untimed arms; the run's folder comes first.
 
     Raises:
@@ -188,9 +199,10 @@ def certify(request: plan.Request, purpose: Purpose, options: Options) -> tuple[
     arms, skips = plan.arms(request, manifests, timed=False)
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
-    with opened(request, None, options, arms) as context:
+    sizes = request.batch_sizes or plan.DEFAULT_BATCH_SIZES
+    with opened(request, None, options, arms, asked=(purpose, sizes, thorough)) as context:
         _record_skips(context, skips)
-        certificates = certificates_of(context, arms, request.batch_sizes or plan.DEFAULT_BATCH_SIZES, purpose)
+        certificates = certificates_of(context, arms, sizes, purpose, thorough=thorough)
         (context.folder / FINISHED).touch()
     return context.folder, certificates, skips
 
@@ -257,13 +269,13 @@ def classify(request: plan.Request, weights: Path | None, options: Options) -> t
 
 
 def certificates_of(
-    context: Context, arms: tuple[Cell, ...], batch_sizes: tuple[int, ...], purpose: Purpose = "inference"
+    context: Context, arms: tuple[Cell, ...], batch_sizes: tuple[int, ...], purpose: Purpose = "inference", *, thorough: bool = False
 ) -> dict[Cell, Record]:
     """Certificates of this run, those that it holds already included."""
     held = {arm: context.store.find(context.run.run_id, SUITES[purpose], arm, None) for arm in arms}
     missing = tuple(arm for arm in arms if not held[arm])
     began = time.monotonic()
-    made = certificates_for(context, missing, batch_sizes, purpose)
+    made = certificates_for(context, missing, batch_sizes, purpose, thorough=thorough)
     if made:
         context.say(f"certified in {time.monotonic() - began:.0f} s")
     return {arm: made[arm] if arm in made else held[arm][-1] for arm in arms}

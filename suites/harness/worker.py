@@ -262,7 +262,9 @@ class Worker:
         import numpy as np
         from safetensors.numpy import save_file
 
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, out)
+        for name, array in arrays.items():  # in place, so that not all are held twice
+            arrays[name] = np.ascontiguousarray(array)
+        save_file(arrays, out)
         return {"arrays": len(arrays)}
 
     def _write_kinds(self, out: str, **kinds: dict[str, Any]) -> dict[str, Any]:
