@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from impls import models
 from impls.implementation import ROOT
-from impls.oracle import forward, lattice, rounding
+from impls.oracle import forward, lattice, local, rounding
 from impls.oracle.rounding import Envelope
 from impls.precision import PRECISIONS
 from impls.spec import (
@@ -45,7 +45,8 @@ from impls.spec import (
     layers,
 )
 from impls.weights import folding, synthesis
-from suites.equivalence.tiers import Tier, exact, identity, meaning, rounding_noise
+from suites.equivalence import probes
+from suites.equivalence.tiers import Tier, exact, identity, local_rounding, meaning, rounding_noise
 from suites.harness import inputs
 from suites.harness.context import BUILD_TIMEOUT_S, START_TIMEOUT_S
 from suites.harness.process import WorkerError
@@ -185,12 +186,43 @@ def test_meaning_of_other_nets(frameworks: Frameworks, arm: Arm, name: str) -> N
     assert_meaning(frameworks, arm, net, images_of(net.model, DEEP[name], DEEP[name])[:2])
 
 
-@each(*of_precision(EAGER, "fp64"))
-@pytest.mark.parametrize(("name", "height", "width"), [("cifar_resnet8", 33, 47), ("resnet18", 47, 33)])
-def test_odd_sizes(frameworks: Frameworks, arm: Arm, name: str, height: int, width: int) -> None:
-    """E2 at odd sizes that are not square: rows and columns are not exchanged, no stride is off by one."""
+UNUSUAL = {"cifar_resnet8": EAGER, "resnet18": of_precision(EAGER, "fp32")}
+"""The arms of each net that are shown what a thorough certificate adds."""
+
+unusual = pytest.mark.parametrize(("arm", "name"), [(arm, name) for name, arms in UNUSUAL.items() for arm in arms], ids=str)
+
+
+def added(model: ModelSpec, images: str) -> list[tuple[int, ...]]:
+    """The shapes of a kind of images that a thorough certificate has and an ordinary one has not."""
+    ordinary, thorough = (probes.asked(model, (), "inference", thorough=thorough) for thorough in (False, True))
+    return [probe.shape for probe in thorough[len(ordinary) :] if probe.images == images]
+
+
+@unusual
+def test_unusual_sizes(frameworks: Frameworks, arm: Arm, name: str) -> None:
+    """E1 at odd sizes that are not square and in odd batches: rows and columns are not exchanged, no stride is off by one."""
+    model = models.get(name)
+    shapes = added(model, "lattice")
+    assert len(shapes) == 2
+    for batch, _, height, width in shapes:
+        made = lattice.lattice(model, arm.precision, batch=batch, height=height, width=width, seed=5)
+        logits, taps = examine(frameworks, arm, model, made.weights, made.images, fold=False)
+        assert_passed(exact(made.expected, taps))
+        assert_passed(exact({"logits": last(made.expected)}, {"logits": logits}))
+
+
+@unusual
+def test_extreme_inputs(frameworks: Frameworks, arm: Arm, name: str) -> None:
+    """E3 where values are as large and as small as the format lets them, a channel is empty, and epsilon decides every scale."""
     net = synthesised(name)
-    assert_meaning(frameworks, arm, net, images_of(net.model, height, width)[3:5])
+    ((_, _, height, width),) = added(net.model, "extreme")
+    weights = probes.small_variances(net.model, net.weights)
+    images = probes.extreme(net.model, weights, images_of(net.model, height, width), arm.precision)
+    with frameworks.prepare(arm, frameworks.weight_file(net.model, weights), images.shape, fold=False) as network:
+        taps = network.taps(images)
+    model = local.with_single_epsilon(net.model) if network.settings.get("epsilon") == "float32" else net.model
+    shown = held({"images": images}, arm.precision)["images"]
+    assert_passed(local_rounding(model, held(weights, arm.precision), shown, taps, arm.precision))
 
 
 def examine_rounding(frameworks: Frameworks, arm: Arm, net: Net, images: npt.NDArray[np.float32], *, fold: bool) -> None:

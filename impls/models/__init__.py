@@ -8,7 +8,7 @@ from impls.models import resnet
 from impls.spec import ModelSpec
 
 NAMES: tuple[str, ...] = resnet.NAMES
-"""Every model with a name of its own; CIFAR nets of other depths (6n + 2) and other shortcuts are built too."""
+"""Every model with a name of its own; CIFAR nets of other depths (6n + 2) and ImageNet nets with other shortcuts are built too."""
 
 
 class UnknownModelError(ValueError):

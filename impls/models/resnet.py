@@ -47,7 +47,7 @@ NAMES: tuple[str, ...] = (
     *(f"resnet{depth}_v1" for depth in (18, 34, 50, 101, 152)),
     "plain18",
     "plain34",
-    *(f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)),
+    *(f"cifar_resnet{depth}{shortcut}" for shortcut in ("", "_b", "_c") for depth in (20, 32, 44, 56, 110, 1202)),
     *(f"cifar_plain{depth}" for depth in (20, 32, 44, 56, 110)),
 )
 

@@ -70,8 +70,9 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: tf.Tensor) ->
 
 
 def linear(layer: Linear, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
-    """The product x @ weight, with weight (in, out), and the bias."""
-    return tf.nn.bias_add(tf.linalg.matmul(x, tensors["weight"]), tensors["bias"])
+    """The product x @ weight, with weight (in, out), and the bias; without oneDNN's kernel the product of fp16 would be rounded too."""
+    y = tf.linalg.matmul(_wide(x), _wide(tensors["weight"]))
+    return tf.cast(tf.nn.bias_add(y, _wide(tensors["bias"])), x.dtype)
 
 
 def pad_shortcut(layer: PadShortcut, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
