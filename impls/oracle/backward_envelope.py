@@ -37,6 +37,86 @@ class Envelope:
     statistics: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StepNoise:
+    """The rounding noise of every operation of a step, predicted where the step is taken."""
+
+    arithmetic: Arithmetic
+    forward: dict[str, Noise]
+    loss: tuple[Noise, Noise]
+    backward: dict[str, PullbackNoise]
+
+    def operations(self, generator: np.random.Generator) -> Operations:
+        """Those of a step that errs by noise of this size, drawn anew in every pass.
+
+        Operands that TF32 rounds are rounded themselves, since an error of a weight is the same at every place, and adds up in the mean
+        of a channel. The roundings of sums of cotangents, one for each residual block, are left out.
+        """
+
+        def rounded(operand: Array) -> Array:
+            return operand * (1 + KAPPA * self.arithmetic.operand * generator.standard_normal(operand.shape))
+
+        def noisy(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
+            if self.arithmetic.operand and isinstance(layer, Conv2d | Linear):
+                inputs, tensors = (rounded(inputs[0]),), {**tensors, "weight": rounded(tensors["weight"])}
+            return evaluate(layer, inputs, tensors) + self.forward[layer.name].draw(generator)
+
+        def noisy_loss(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
+            loss, cotangent = cross_entropy(logits, labels, label_smoothing)
+            return loss + float(self.loss[0].draw(generator)), cotangent + self.loss[1].draw(generator)
+
+        def noisy_vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
+            pulled, noises = vjp(layer, inputs, output, cotangent, tensors), self.backward[layer.name]
+            if self.arithmetic.operand and isinstance(layer, Conv2d | Linear):
+                products = vjp(layer, (rounded(inputs[0]),), output, rounded(cotangent), {**tensors, "weight": rounded(tensors["weight"])})
+                # A bias's gradient is no product.
+                pulled = Pullback(products.inputs, {**pulled.parameters, "weight": products.parameters["weight"]})
+            return Pullback(
+                tuple(value + noise.draw(generator) for value, noise in zip(pulled.inputs, noises.inputs, strict=True)),
+                {leaf: value + noises.parameters[leaf].draw(generator) for leaf, value in pulled.parameters.items()},
+            )
+
+        return Operations(noisy, noisy_loss, noisy_vjp)
+
+
+def step_noise(
+    model: ModelSpec,
+    weights: Arrays,
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[np.integer[Any]],
+    label_smoothing: float,
+    arithmetic: Arithmetic,
+    *,
+    masks: Arrays | None = None,
+) -> tuple[Derivatives, StepNoise]:
+    """The noiseless derivatives of a batch, and what ``backward_rounding`` predicts that rounding adds to each operation behind them.
+
+    Arguments and errors as of :func:`envelope`. Costs about three passes.
+    """
+    wide = replace(arithmetic, operand=0.0)
+    forward: dict[str, Noise] = {}
+    backward: dict[str, PullbackNoise] = {}
+    of_loss: list[tuple[Noise, Noise]] = []
+
+    def observed(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
+        output = evaluate(layer, inputs, tensors)
+        forward[layer.name] = noise(layer, inputs, output, tensors, wide)
+        return output
+
+    def observed_loss(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
+        of_loss.append(loss_noise(logits, labels, label_smoothing, wide))
+        return cross_entropy(logits, labels, label_smoothing)
+
+    def observed_vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
+        pulled = vjp(layer, inputs, output, cotangent, tensors)
+        backward[layer.name] = vjp_noise(layer, inputs, cotangent, tensors, pulled, wide)
+        return pulled
+
+    operations = Operations(observed, observed_loss, observed_vjp)
+    exact = differentiate(model, weights, images, labels, label_smoothing, masks=masks, operations=operations)
+    return exact, StepNoise(arithmetic, forward, of_loss[0], backward)
+
+
 def envelope(
     model: ModelSpec,
     weights: Arrays,
@@ -49,12 +129,10 @@ def envelope(
     runs: int = 8,
     seed: int = 0,
 ) -> Envelope:
-    """Run the network without noise, and ``runs`` times with what ``backward_rounding`` predicts there added after every operation.
+    """Run the network without noise, and ``runs`` times with that of ``step_noise`` added after every operation.
 
-    Operands that TF32 rounds are rounded themselves, since an error of a weight is the same at every place, and adds up in the mean of
-    a channel. The roundings of sums of cotangents, one for each residual block, are left out. Every run decides at its ReLUs as the
-    noiseless one does, or as ``masks`` does. Costs about three passes and ``runs`` more, and memory for the noise of all
-    taps twice.
+    Every run decides at its ReLUs as the noiseless one does, or as ``masks`` does. Costs about three passes and ``runs`` more, and memory
+    for the noise of all taps twice.
 
     Args:
         model: the network.
@@ -70,59 +148,15 @@ def envelope(
     Raises:
         SpecError, WeightsError, ValueError: as :func:`impls.oracle.training.differentiate`.
     """
-    wide = replace(arithmetic, operand=0.0)
-    forward: dict[str, Noise] = {}
-    backward: dict[str, PullbackNoise] = {}
-    of_loss: list[Noise] = []
-    generator = np.random.Generator(np.random.PCG64(seed))
-
-    def observed(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
-        output = evaluate(layer, inputs, tensors)
-        forward[layer.name] = noise(layer, inputs, output, tensors, wide)
-        return output
-
-    def observed_loss(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
-        of_loss.extend(loss_noise(logits, labels, label_smoothing, wide))
-        return cross_entropy(logits, labels, label_smoothing)
-
-    def observed_vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
-        pulled = vjp(layer, inputs, output, cotangent, tensors)
-        backward[layer.name] = vjp_noise(layer, inputs, cotangent, tensors, pulled, wide)
-        return pulled
-
-    def rounded(operand: Array) -> Array:
-        return operand * (1 + KAPPA * arithmetic.operand * generator.standard_normal(operand.shape))
-
-    def noisy(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
-        if arithmetic.operand and isinstance(layer, Conv2d | Linear):
-            inputs, tensors = (rounded(inputs[0]),), {**tensors, "weight": rounded(tensors["weight"])}
-        return evaluate(layer, inputs, tensors) + forward[layer.name].draw(generator)
-
-    def noisy_loss(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
-        loss, cotangent = cross_entropy(logits, labels, label_smoothing)
-        return loss + float(of_loss[0].draw(generator)), cotangent + of_loss[1].draw(generator)
-
-    def noisy_vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
-        pulled, noises = vjp(layer, inputs, output, cotangent, tensors), backward[layer.name]
-        if arithmetic.operand and isinstance(layer, Conv2d | Linear):
-            products = vjp(layer, (rounded(inputs[0]),), output, rounded(cotangent), {**tensors, "weight": rounded(tensors["weight"])})
-            # A bias's gradient is no product.
-            pulled = Pullback(products.inputs, {**pulled.parameters, "weight": products.parameters["weight"]})
-        return Pullback(
-            tuple(value + noise.draw(generator) for value, noise in zip(pulled.inputs, noises.inputs, strict=True)),
-            {leaf: value + noises.parameters[leaf].draw(generator) for leaf, value in pulled.parameters.items()},
-        )
-
-    def run(operations: Operations) -> Derivatives:
-        return differentiate(model, weights, images, labels, label_smoothing, masks=masks, operations=operations)
-
-    exact = run(Operations(observed, observed_loss, observed_vjp))
+    exact, predicted = step_noise(model, weights, images, labels, label_smoothing, arithmetic, masks=masks)
+    noisy = predicted.operations(np.random.Generator(np.random.PCG64(seed)))
     masks = exact.taps if masks is None else masks
     after = statistics_after(model, weights, images, exact.taps)
     loss, taps = 0.0, {name: np.zeros(1) for name in exact.taps}
+    wide = replace(arithmetic, operand=0.0)
     gradients, statistics = dict.fromkeys(exact.gradients, 0.0), _own_variance(model, weights, images, exact.taps, after, wide)
     for _ in range(runs):
-        found = run(Operations(noisy, noisy_loss, noisy_vjp))
+        found = differentiate(model, weights, images, labels, label_smoothing, masks=masks, operations=noisy)
         loss += (found.loss - exact.loss) ** 2 / runs
         for name, tap in found.taps.items():
             axes = (0, *range(2, tap.ndim))

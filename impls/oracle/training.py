@@ -243,13 +243,14 @@ def step(
     learning_rate: float,
     *,
     masks: Arrays | None = None,
+    operations: Operations = EXACT,
 ) -> tuple[State, Derivatives]:
     """The state after one step, and the derivatives that it took; arguments and errors as :func:`differentiate`.
 
     Raises:
         SpecError: moreover, if a batch norm gets one value of each channel and keeps the unbiased variance.
     """
-    found = differentiate(model, state.weights, images, labels, sgd.label_smoothing, masks=masks)
+    found = differentiate(model, state.weights, images, labels, sgd.label_smoothing, masks=masks, operations=operations)
     weights = statistics_after(model, state.weights, images, found.taps)
     momentum: dict[str, Array] = {}
     for name, gradient in found.gradients.items():
