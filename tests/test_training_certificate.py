@@ -12,10 +12,11 @@ import pytest
 
 from impls.implementation import Sgd
 from impls.oracle import training as oracle
+from impls.oracle.backward import Pullback
 from impls.oracle.rounding import round_to
 from impls.oracle.training import EXACT, Derivatives, Operations, State
-from impls.spec import BatchNorm2d, Block, ModelSpec, Node
-from suites.equivalence import training
+from impls.spec import BatchNorm2d, Block, Layer, ModelSpec, Node, Relu
+from suites.equivalence import training, training_probes
 from suites.equivalence.trainer import Batch
 from suites.equivalence.training import TrainingExamination
 from suites.harness.context import subject
@@ -87,8 +88,11 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def examination(fault: Fault) -> TrainingExamination:
     """Of a trainer with a fault."""
-    about = subject(MODEL)
-    return TrainingExamination(about, "fp32", lambda precision, state, sgd: NumpyTrainer(precision, about.model, state, sgd, fault))
+
+    def trainer(precision: str, model: ModelSpec, state: State, sgd: Sgd, batch: Batch) -> NumpyTrainer:
+        return NumpyTrainer(precision, model, state, sgd, fault)
+
+    return TrainingExamination(subject(MODEL), "fp32", trainer)
 
 
 def test_a_sound_trainer_passes() -> None:
@@ -141,6 +145,50 @@ def test_hidden_tf32_fails_locally() -> None:
     tiers = examination(Fault(single=rounded)).run()
     assert (tiers["E2"].passed, tiers["E3"].passed) == (True, False)
     assert str(tiers["E3"].reason).startswith("conv1: errs by more than rounding")
+
+
+def half_at_zero(layer: Layer, inputs: tuple[Any, ...], output: Any, cotangent: Any, tensors: Any) -> Pullback:
+    """ReLU has a derivative of 0.5 at 0."""
+    pulled = SINGLE.vjp(layer, inputs, output, cotangent, tensors)
+    if not isinstance(layer, Relu):
+        return pulled
+    return Pullback((pulled.inputs[0] + np.float32(0.5) * np.asarray(cotangent, np.float32) * (inputs[0] == 0),), {})
+
+
+def other_epsilon(layer: Layer, inputs: tuple[Any, ...], tensors: Any) -> Any:
+    """Keras's epsilon for PyTorch's."""
+    return SINGLE.evaluate(dataclasses.replace(layer, eps=1.001e-5) if isinstance(layer, BatchNorm2d) else layer, inputs, tensors)
+
+
+def cancelling(layer: Layer, inputs: tuple[Any, ...], tensors: Any) -> Any:
+    """The variance as E[x^2] - E[x]^2."""
+    if not isinstance(layer, BatchNorm2d):
+        return SINGLE.evaluate(layer, inputs, tensors)
+    x = inputs[0].astype(np.float32)
+    mean = x.mean((0, 2, 3), keepdims=True)
+    variance = np.maximum((x * x).mean((0, 2, 3), keepdims=True) - mean * mean, 0)
+    gamma, beta = (tensors[leaf].astype(np.float32)[:, None, None] for leaf in ("weight", "bias"))
+    return (x - mean) * (gamma / np.sqrt(variance + np.float32(layer.eps))) + beta
+
+
+@pytest.mark.parametrize(
+    ("single", "where"),
+    [
+        (dataclasses.replace(SINGLE, vjp=half_at_zero), "zero gamma"),
+        (dataclasses.replace(SINGLE, evaluate=other_epsilon), "epsilon"),
+        (dataclasses.replace(SINGLE, evaluate=cancelling), "magnitude"),
+    ],
+    ids=["ReLU at 0", "epsilon", "variance"],
+)
+def test_what_only_a_probe_sees_is_refused(single: Operations, where: str) -> None:
+    """A convention that is wrong in float32 alone and below its rounding on the certified network."""
+    held = examination(Fault(single=single))
+    own, _ = held.local()
+    assert own.passed
+    tiers = held.run()
+    assert {name: tier.passed for name, tier in tiers.items()} == {"E2": True, "E3": False}
+    assert str(tiers["E3"].reason).startswith(f"{training_probes.WHERE[where]}: ")
+    assert tiers["E3"].taps == own.taps
 
 
 @pytest.mark.parametrize(
@@ -259,7 +307,7 @@ def test_zero_gamma_is_at_the_end_of_every_branch() -> None:
     """Only the last batch norm before each sum is zero, and all else is as it was."""
     about = subject(MODEL)
     state = training.begin(about)
-    zeroed = training.zero_gamma(about.model, state)
+    zeroed = training_probes.zero_gamma(about.model, state)
     changed = {name for name in state.weights if not np.array_equal(state.weights[name], zeroed.weights[name])}
     assert changed == {f"layer{stage}.0.bn2.{leaf}" for stage in (1, 2, 3) for leaf in ("weight", "bias")}
     assert not any(np.any(zeroed.weights[name]) for name in changed)

@@ -27,6 +27,7 @@ from impls.implementation import Sgd
 from impls.oracle import lattice
 from impls.oracle.local import EDGES
 from impls.oracle.training import State
+from impls.spec import ModelSpec
 from results import certificate as documents
 from results.certificate import Certificate, Probe, Purpose
 from results.record import Cell, Record, Suite, utc_now
@@ -34,7 +35,7 @@ from results.schema import RecordError, encode
 from suites.equivalence import probes, training
 from suites.equivalence.examination import Examination
 from suites.equivalence.tiers import Tier
-from suites.equivalence.trainer import LiveTrainer
+from suites.equivalence.trainer import Batch, LiveTrainer
 from suites.equivalence.training import TrainingExamination
 from suites.equivalence.workers import Workers
 from suites.harness.context import Context, Subject
@@ -49,7 +50,10 @@ CODE = (
     *IMPLEMENTATIONS,
     "results/certificate.py",
     "suites/zoo/**/*.py",
-    *(f"suites/equivalence/{name}.py" for name in ("certificate", "examination", "probes", "tiers", "trainer", "training", "workers")),
+    *(
+        f"suites/equivalence/{name}.py"
+        for name in ("certificate", "examination", "probes", "tiers", "trainer", "training", "training_probes", "workers")
+    ),
     "suites/harness/inputs.py",
     "suites/harness/reference.py",
     "suites/harness/worker.py",
@@ -213,11 +217,9 @@ def _examine(
 
 
 def _training(context: Context, workers: Workers, cell: Cell, about: Subject) -> TrainingExamination:
-    shape = training.batches(about)[0].images.shape
-
-    def trainer(precision: str, state: State, sgd: Sgd) -> LiveTrainer:
+    def trainer(precision: str, model: ModelSpec, state: State, sgd: Sgd, batch: Batch) -> LiveTrainer:
         worker, _ = workers.get(cell, precision)
-        return LiveTrainer(worker, context.scratch_of(cell.implementation), about.model, state, sgd, cell.mode, shape)
+        return LiveTrainer(worker, context.scratch_of(cell.implementation), model, state, sgd, cell.mode, batch.images.shape)
 
     return TrainingExamination(about, cell.precision, trainer)
 

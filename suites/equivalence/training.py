@@ -2,7 +2,8 @@
 
 E2  meaning    in float64 loss, taps, cotangents, gradients, running statistics and steps agree with the oracle to 1e-10, and after
                eight steps the parameters do to 1e-6
-E3  local      every layer rounds as the precision allows, forward and backward, on the implementation's own values
+E3  local      every layer rounds as the precision allows, forward and backward, on the implementation's own values; so do the probes of
+               ``suites.equivalence.training_probes``, where faults show that are below rounding elsewhere
 E5  steps      what a step of the timed mode changes lies within 2.5 times the noise that rounding theory predicts, also where the
                learning rate has changed; and a free run goes no farther astray than runs of the oracle do that round two bits earlier
 
@@ -33,12 +34,14 @@ from impls.oracle.local import TapRounding
 from impls.oracle.local_training import Derivatives, local_training
 from impls.oracle.rounding import arithmetic
 from impls.oracle.training import State
-from impls.spec import Add, BatchNorm2d, MaxPool2d, ModelSpec, layers, parameter_names
+from impls.spec import MaxPool2d, ModelSpec, parameter_names
 from suites.equivalence.probes import PROBE_BATCH, probe_size
 from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally, meaning
 from suites.equivalence.trainer import Arrays, Batch, Trainer
+from suites.equivalence.training_probes import MODEL as PROBE_MODEL
+from suites.equivalence.training_probes import WHERE, Probe, probes, zero_gamma
 from suites.harness import inputs
-from suites.harness.context import Subject
+from suites.harness.context import Subject, subject
 
 SGD = Sgd(momentum=0.9, nesterov=True, weight_decay=5e-4, label_smoothing=0.1)
 HEAVY_BALL = Sgd(momentum=0.8, nesterov=False, weight_decay=0.02, label_smoothing=0.0)
@@ -83,21 +86,25 @@ SEED = 11
 class TrainingExamination:
     """What training is examined with: its model and weights, the precision that is certified, and who trains.
 
-    ``trainer`` takes a precision, a state to begin from and the numbers of ``Sgd``.
+    ``trainer`` takes a precision, a network, a state to begin from, the numbers of ``Sgd``, and a batch of the shape that all will have.
     """
 
     subject: Subject
     precision: str
-    trainer: Callable[[str, State, Sgd], Trainer]
+    trainer: Callable[[str, ModelSpec, State, Sgd, Batch], Trainer]
 
     def run(self) -> dict[str, Tier]:
         """All tiers; one that fails ends the examination."""
         tiers = {"E2": self._meaning()}
         if tiers["E2"].passed:
-            tiers["E3"], found = self.local()
+            own, found = self.local()
+            tiers["E3"] = self._probed(own)
             if tiers["E3"].passed:
                 tiers["E5"] = self.steps(found)
         return tiers
+
+    def _trainer(self, precision: str, state: State, sgd: Sgd) -> Trainer:
+        return self.trainer(precision, self.subject.model, state, sgd, batches(self.subject)[0])
 
     def _meaning(self) -> Tier:
         answers = []
@@ -110,9 +117,9 @@ class TrainingExamination:
     def _meanings(self) -> Iterator[Tier]:
         model, start, given = self.subject.model, begin(self.subject), batches(self.subject)
         for state in (start, zero_gamma(model, start)):
-            yield derivatives(model, state, given[0], self.trainer("fp64", state, SGD).differentiate(given[0]))
+            yield derivatives(model, state, given[0], self._trainer("fp64", state, SGD).differentiate(given[0]))
         for sgd in (SGD, HEAVY_BALL):
-            trainer, before = self.trainer("fp64", start, sgd), start
+            trainer, before = self._trainer("fp64", start, sgd), start
             for rate, batch in zip(RATES, given, strict=False):
                 found = trainer.differentiate(batch)
                 losses = trainer.steps([batch], [rate])
@@ -125,7 +132,7 @@ class TrainingExamination:
 
     def _trajectory(self, start: State) -> Tier:
         given, fresh = batches(self.subject), at_rest(start)
-        trainer = self.trainer("fp64", fresh, SGD)
+        trainer = self._trainer("fp64", fresh, SGD)
         trainer.steps(given, [TRAJECTORY_RATE] * len(given))
         *_, expected = sound_run(self.subject)
         far = distance(fresh, expected, trainer.state())
@@ -135,10 +142,26 @@ class TrainingExamination:
         return Tier(passed, elements, MEANING_BOUND, "", 0.0, None if passed else reason)
 
     def local(self) -> tuple[Tier, Derivatives]:
-        """E3, and the derivatives that it is of."""
+        """E3 of the subject, and the derivatives that it is of."""
         start, batch = begin(self.subject), batches(self.subject)[0]
-        found = self.trainer(self.precision, start, SGD).differentiate(batch)
+        found = self._trainer(self.precision, start, SGD).differentiate(batch)
         return local(self.subject.model, start, batch, found, self.precision), found
+
+    def look(self, name: str) -> Tier:
+        """E3 of one of the probes."""
+        probe = _probes(subject(PROBE_MODEL))[name]
+        found = self.trainer(self.precision, probe.model, probe.state, SGD, probe.batch).differentiate(probe.batch)
+        tier = local(probe.model, probe.state, probe.batch, found, self.precision)
+        return tier if tier.passed else dataclasses.replace(tier, reason=f"{WHERE[name]}: {tier.reason}")
+
+    def _probed(self, own: Tier) -> Tier:
+        """E3, which has the figures of the subject's own taps."""
+        answers = [own]
+        for name in WHERE:
+            if not answers[-1].passed:
+                break
+            answers.append(self.look(name))
+        return dataclasses.replace(all_of(answers), taps=own.taps)
 
     def steps(self, found: Derivatives) -> Tier:
         """E5, given the decisions of these derivatives."""
@@ -150,7 +173,7 @@ class TrainingExamination:
         masks = explained(model, batch, predicted, found.taps)
         answers = [masks]
         for sgd in (SGD, dataclasses.replace(HEAVY_BALL, label_smoothing=SGD.label_smoothing)):
-            trainer = self.trainer(precision, start, sgd)
+            trainer = self._trainer(precision, start, sgd)
             answers += [within_noise(errors) for errors in step_errors(trainer, start, batch, sgd, predicted, precision)]
         single = all_of(answers)
         if not single.passed:
@@ -162,7 +185,7 @@ class TrainingExamination:
         """As long as rounding has not taken over, the run goes no farther astray than coarse runs of the oracle do."""
         given, fresh = batches(self.subject), at_rest(start)
         limits = reach(self.subject, self.precision, 1)
-        trainer = self.trainer(self.precision, fresh, SGD)
+        trainer = self._trainer(self.precision, fresh, SGD)
         distances = []
         for batch, right in zip(given[: len(limits)], sound_run(self.subject), strict=False):
             trainer.steps([batch], [TRAJECTORY_RATE])
@@ -186,17 +209,6 @@ def at_rest(state: State) -> State:
     return State(state.weights, {name: np.zeros_like(buffer) for name, buffer in state.momentum.items()})
 
 
-def zero_gamma(model: ModelSpec, state: State) -> State:
-    """The state with the last batch norm before every sum at gamma 0 and beta 0, so that exact zeros reach the ReLUs behind.
-
-    There the derivative of ReLU at 0 shows, in up to half of the gradient.
-    """
-    norms = {layer.name for layer in layers(model.body) if isinstance(layer, BatchNorm2d)}
-    last = {node.inputs[0] for node in oracle.wiring(model) if isinstance(node.layer, Add)} & norms
-    zeroed = {f"{name}.{leaf}" for name in last for leaf in ("weight", "bias")}
-    return State({name: np.zeros_like(tensor) if name in zeroed else tensor for name, tensor in state.weights.items()}, state.momentum)
-
-
 def batches(subject: Subject) -> tuple[Batch, ...]:
     """As many batches as a trajectory has steps: photographs, shifted cyclically, and labels from a seed.
 
@@ -206,6 +218,11 @@ def batches(subject: Subject) -> tuple[Batch, ...]:
     images = inputs.photographs(*probe_size(subject.model)).pool[:PROBE_BATCH]
     labels = generator.integers(0, subject.model.classes, (TRAJECTORY_STEPS, len(images)))
     return tuple(Batch(np.roll(images, step, axis=3), labels[step]) for step in range(TRAJECTORY_STEPS))
+
+
+@functools.lru_cache(maxsize=2)
+def _probes(about: Subject) -> dict[str, Probe]:
+    return probes(about.model, begin(about), batches(about)[0])
 
 
 def local(model: ModelSpec, state: State, batch: Batch, found: Derivatives, precision: str) -> Tier:

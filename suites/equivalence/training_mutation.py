@@ -22,13 +22,11 @@ from threadpoolctl import threadpool_limits
 
 from impls import models
 from impls.implementation import OURS, Sgd
-from impls.oracle import training as oracle
-from impls.oracle.backward import batch_statistics
 from impls.oracle.backward_envelope import Envelope, envelope
 from impls.oracle.forward import Array
 from impls.oracle.rounding import arithmetic
-from impls.oracle.training import State, taken, wiring
-from impls.spec import BatchNorm2d, GlobalAvgPool2d, Linear, ModelSpec, layers, parameter_names
+from impls.oracle.training import State
+from impls.spec import BatchNorm2d, ModelSpec, layers, parameter_names
 from impls.weights.initial import initialize
 from suites.equivalence import training
 from suites.equivalence.faults.fault import Citation
@@ -38,6 +36,7 @@ from suites.equivalence.practice import PracticeTrainer
 from suites.equivalence.tiers import MEANING_BOUND, meaning
 from suites.equivalence.trainer import Batch, LiveTrainer, Trainer
 from suites.equivalence.training import SGD, TrainingExamination
+from suites.equivalence.training_probes import WHERE
 from suites.harness.context import START_TIMEOUT_S, Subject, subject
 from suites.harness.process import Launch, WorkerProcess
 
@@ -56,9 +55,8 @@ TIERS = ("loss", "gradients", "statistics", "step", "rate change", "trajectory",
 """What is compared in float64: of one step loss, gradients, running statistics, and parameters with momentum; the same over a change of
 the learning rate; parameters after all steps; gradients of a net whose residual branches end in gamma 0."""
 
-SINGLE_TIERS = ("E3", "E5", "zero gamma", "epsilon", "magnitude")
-"""What is compared in fp32: the certificate's E3 and E5; and E3 of a net whose residual branches end in gamma 0, of one whose batch
-variances lie below epsilon, and of a batch norm of a large mean."""
+SINGLE_TIERS = ("E3", "E5", *WHERE)
+"""What is compared in fp32: the certificate's E3 and E5, and the probes of its E3."""
 
 IMPLEMENTATION, MODE = "pytorch", "eager"
 PRECISIONS = ("fp64", "fp32")
@@ -196,56 +194,6 @@ def judge(sound: Found, found: Found, about: Course) -> tuple[dict[str, float], 
     return signals, killed
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Probe:
-    """Where E3 looks once more in fp32."""
-
-    model: ModelSpec
-    state: State
-    batch: Batch
-
-
-@functools.cache
-def probes() -> dict[str, Probe]:
-    """By tier of ``SINGLE_TIERS``."""
-    about = subject(MODEL)
-    start, batch = training.begin(about), training.batches(about)[0]
-    return {
-        "zero gamma": Probe(about.model, training.zero_gamma(about.model, start), batch),
-        "epsilon": Probe(about.model, small_variances(about.model, start, batch), batch),
-        "magnitude": large_mean(),
-    }
-
-
-def small_variances(model: ModelSpec, state: State, batch: Batch) -> State:
-    """The state with smaller kernels before every batch norm, so that its input's variances lie below epsilon, which decides every scale.
-
-    They are spread evenly: were all the same, all channels would share one rounding of the root, where E3 takes them as different draws.
-    """
-    found = oracle.differentiate(model, state.weights, batch.images, batch.labels, SGD.label_smoothing)
-    weights = dict(state.weights)
-    for node in wiring(model):
-        if isinstance(layer := node.layer, BatchNorm2d):
-            _, variance = batch_statistics(*taken(node, found.taps, batch.images))
-            small = layer.eps * np.arange(1, layer.channels + 1) / layer.channels
-            name = f"{node.inputs[0]}.weight"
-            weights[name] = (weights[name] * np.sqrt(small / variance)[:, None, None, None]).astype(np.float32)
-    return State(weights, state.momentum)
-
-
-def large_mean() -> Probe:
-    """A batch norm of values with a mean of 100 and a deviation of 0.01, where E[x^2] - E[x]^2 cancels."""
-    body = (BatchNorm2d("bn", 3, 1e-5, 0.1, "unbiased"), GlobalAvgPool2d("avgpool"), Linear("fc", 3, 10))
-    model = ModelSpec("large_mean", (3, 8, 8), 10, body, "a probe of batch norm")
-    generator = np.random.Generator(np.random.PCG64(4))
-    weights = {f"bn.{leaf}": np.full(3, value, np.float32) for leaf, value in (("weight", 1), ("bias", 0), ("running_mean", 0))}
-    weights |= {"bn.running_var": np.ones(3, np.float32), "fc.bias": np.zeros(10, np.float32)}
-    weights["fc.weight"] = generator.standard_normal((10, 3)).astype(np.float32)
-    images = (100 + 0.01 * generator.standard_normal((8, 3, 8, 8))).astype(np.float32)
-    momentum = {name: np.zeros_like(weights[name]) for name in parameter_names(model)}
-    return Probe(model, State(weights, momentum), Batch(images, generator.integers(0, 10, 8)))
-
-
 def is_declarative(practice: Practice, sound: Practice) -> bool:
     """Whether a framework can be told it: only the network, the numbers of ``Sgd`` and the rates differ.
 
@@ -297,19 +245,14 @@ class Mutant:
 
 def refused(mutant: Mutant) -> tuple[str, ...]:
     """The tiers of fp32 that fail."""
-    about = subject(MODEL)
-    batch = training.batches(about)[0]
 
-    def trainer(precision: str, state: State, sgd: Sgd) -> Trainer:
-        return Misled(mutant.begin(precision, about.model, state, sgd, batch), mutant.practice(about.model, sgd))
+    def trainer(precision: str, model: ModelSpec, state: State, sgd: Sgd, batch: Batch) -> Trainer:
+        return Misled(mutant.begin(precision, model, state, sgd, batch), mutant.practice(model, sgd))
 
-    examination = TrainingExamination(about, "fp32", trainer)
-    tiers = {}
+    examination = TrainingExamination(subject(MODEL), "fp32", trainer)
+    tiers = {name: examination.look(name) for name in WHERE}
     tiers["E3"], found = examination.local()
     tiers["E5"] = examination.steps(found)
-    for name, probe in probes().items():
-        shown = mutant.begin("fp32", probe.model, probe.state, SGD, probe.batch).differentiate(probe.batch)
-        tiers[name] = training.local(probe.model, probe.state, probe.batch, shown, "fp32")
     return tuple(name for name in SINGLE_TIERS if not tiers[name].passed)
 
 
