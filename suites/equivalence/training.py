@@ -282,12 +282,12 @@ def changes(before: State, after: State) -> dict[str, Array]:
 
 @functools.lru_cache(maxsize=2)
 def sound_run(subject: Subject) -> tuple[State, ...]:
-    """The oracle's state after every step of the free run, the same for all arms."""
-    states = [at_rest(begin(subject))]
+    """The oracle's state after every step of the free run, without momentum buffers; the same for all arms."""
+    state, states = at_rest(begin(subject)), []
     for batch in batches(subject):
-        after, _ = oracle.step(subject.model, states[-1], batch.images, batch.labels, SGD, TRAJECTORY_RATE)
-        states.append(after)
-    return tuple(states[1:])
+        state, _ = oracle.step(subject.model, state, batch.images, batch.labels, SGD, TRAJECTORY_RATE)
+        states.append(State(state.weights, {}))
+    return tuple(states)
 
 
 def reach(subject: Subject, precision: str, rounds: int) -> tuple[float, ...]:
@@ -307,7 +307,8 @@ def astray(subject: Subject, precision: str, seed: int) -> tuple[float, ...]:
     before, runs, farthest = start, [start] * COARSE_RUNS, []
     for batch, right in zip(batches(subject), sound_run(subject), strict=True):
         _, noise = step_noise(model, before.weights, batch.images, batch.labels, SGD.label_smoothing, coarse)
-        runs = [noisy_step(model, each, batch, noise, generator) for each in runs]
+        for place, each in enumerate(runs):
+            runs[place] = noisy_step(model, each, batch, noise, generator)
         grown = max(distance(start, right, each) for each in runs)
         if not grown < GROWN:
             break
@@ -351,8 +352,8 @@ def _outside(distances: Sequence[float], limits: Sequence[float]) -> int | None:
 
 def distance(start: State, right: State, found: State) -> float:
     """Of all parameters, how far the two are from each other over how far the first went; infinite where a value is not finite."""
-    apart = sum(float(np.sum((np.asarray(found.weights[name], np.float64) - right.weights[name]) ** 2)) for name in right.momentum)
-    gone = sum(float(np.sum((right.weights[name] - start.weights[name]) ** 2)) for name in right.momentum)
+    apart = sum(float(np.sum((np.asarray(found.weights[name], np.float64) - right.weights[name]) ** 2)) for name in start.momentum)
+    gone = sum(float(np.sum((right.weights[name] - start.weights[name]) ** 2)) for name in start.momentum)
     ratio = math.sqrt(apart / gone) if gone else math.inf
     return ratio if math.isfinite(ratio) else math.inf
 
