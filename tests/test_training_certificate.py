@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from impls.implementation import Sgd
 from impls.oracle import training as oracle
@@ -81,6 +82,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEVELFIELD_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(training, "probe_size", lambda model: (16, 16))  # a quarter of the time
+        patch.setattr(training, "COARSE_RUNS", 4)  # half of it
         subject.cache_clear()
         yield
         subject.cache_clear()
@@ -234,11 +236,11 @@ def test_what_goes_wrong_after_the_second_step_is_seen_by_the_free_run_alone(lat
 
 
 def test_a_sound_run_stays_within_reach() -> None:
-    """Twenty runs with the precision's own noise; the first of them would leave a reach of a tenth."""
+    """Eight runs with the precision's own noise; the first of them would leave a reach of a tenth."""
     about = subject(MODEL)
     limits, start = training.reach(about, "fp32", training.ROUNDS), training.at_rest(training.begin(about))
     generator = np.random.Generator(np.random.PCG64(1))
-    runs, before = [start] * 20, start
+    runs, before = [start] * 8, start
     distances: list[list[float]] = [[] for _ in runs]
     for batch, right in zip(training.batches(about)[: len(limits)], training.sound_run(about), strict=False):
         _, noise = training.step_noise(about.model, before.weights, batch.images, batch.labels, 0.1, training.arithmetic("fp32"))
@@ -249,6 +251,18 @@ def test_a_sound_run_stays_within_reach() -> None:
     assert len(limits) > 2
     assert all(training.followed(each, limits, 1).passed for each in distances)
     assert not training.followed(distances[0], [limit / 10 for limit in limits], 1).passed
+
+
+def test_hardly_a_flip_is_missed_by_all_coarse_runs() -> None:
+    """Over margins m that are spread evenly, as those near zero are: P(flip) = Phi(-m), in a coarse run Phi(-m / COARSER)."""
+    margin = np.linspace(-12, 12, 4801)
+    flips, coarse = norm.sf(np.abs(margin)), norm.sf(np.abs(margin) / training.COARSER)
+
+    def missed(runs: int) -> float:
+        return float(np.sum(flips * (1 - coarse) ** runs) / np.sum(flips))
+
+    assert missed(8 * training.ROUNDS) == pytest.approx(1.7e-6, rel=0.05)
+    assert missed(8) == pytest.approx(0.013, rel=0.05)
 
 
 def test_more_rounds_reach_farther() -> None:

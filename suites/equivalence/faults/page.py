@@ -138,7 +138,7 @@ def _training(trained: Sequence[TrainingRow]) -> Iterable[str]:
     yield ""
     yield (
         f"{training_mutation.MODEL}. What a framework can be told is trained by PyTorch; the rest in NumPy, by the oracle's steps with one "
-        "convention exchanged. fp32 names the certificate's tiers that fail there, and the probes where E3 looks once more: residual "
+        "convention exchanged. fp32 names the certificate's tiers that fail there, and of E3 the probes apart: residual "
         "branches that end in gamma 0 (zero gamma), batch variances below epsilon (epsilon), and a mean of 10,000 deviations (magnitude). "
         "The signal before them is how far a step of E5 moves, in deviations of predicted noise. "
         f"The other columns are float64, {len(training_mutation.RATES)} steps with a change of learning rate, against the oracle's: how "
