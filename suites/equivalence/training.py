@@ -177,7 +177,7 @@ class TrainingExamination:
             answers += [within_noise(errors) for errors in step_errors(trainer, start, batch, sgd, predicted, precision)]
         single = all_of(answers)
         if not single.passed:
-            return single
+            return dataclasses.replace(single, note=masks.note)
         run = self._free_run(start)
         return dataclasses.replace(all_of([single, run]), note=f"{masks.note}; {run.note}")
 
@@ -339,7 +339,7 @@ def followed(distances: Sequence[float], limits: Sequence[float], parameters: in
         apart = f"after {place + 1} free steps the parameters are {distances[place]:.3g} of their way apart"
         return Tier(False, (place + 1) * parameters, 1.0, "", None, f"{apart}, rounding explains {limits[place]:.3g}")
     if not limits:
-        return Tier(True, 1, 0.0, "", 0.0, None, "rounding takes over a free run within its first step")
+        return Tier(True, 0, 0.0, "", 0.0, None, "rounding takes over a free run within its first step")
     steps = len(limits)
     apart = f"to {distances[steps - 1]:.2g} of its way from the oracle's, where rounding goes to {limits[-1]:.2g}"
     return Tier(True, steps * parameters, 0.0, "", 0.0, None, f"a free run was followed for {steps} of {TRAJECTORY_STEPS} steps, {apart}")
