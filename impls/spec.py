@@ -311,13 +311,18 @@ def _layer_macs(layer: Layer, output: Shape) -> int:
             return 0
 
 
+def macs_of_layers(model: ModelSpec, height: int, width: int) -> dict[str, int]:
+    """Multiply-accumulates of one image in every layer, by name in topological order; 0 but in convolutions and linear layers."""
+    shapes = tap_shapes(model, 1, height, width)
+    return {layer.name: _layer_macs(layer, shapes[layer.name]) for layer in layers(model.body)}
+
+
 def macs(model: ModelSpec, height: int | None = None, width: int | None = None) -> int:
     """Multiply-accumulates of one image in convolutions and linear layers; 1 MAC = 2 FLOP.
 
     The convention of torchvision's ``_ops`` field (which calls them GFLOPS) and of the paper's "FLOPs".
     """
-    shapes = tap_shapes(model, 1, height or model.input_chw[1], width or model.input_chw[2])
-    return sum(_layer_macs(layer, shapes[layer.name]) for layer in layers(model.body))
+    return sum(macs_of_layers(model, height or model.input_chw[1], width or model.input_chw[2]).values())
 
 
 def bytes_moved(model: ModelSpec, storage_bytes: int, batch: int, height: int | None = None, width: int | None = None) -> int:

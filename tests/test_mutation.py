@@ -14,8 +14,8 @@ from levelfield.cli import main
 from suites.equivalence import mutation, simulation, training_mutation
 from suites.equivalence.faults import page
 from suites.equivalence.faults.arithmetic import ARITHMETIC
+from suites.equivalence.faults.families import CATALOGUE
 from suites.equivalence.faults.fault import Citation
-from suites.equivalence.faults.inference import INFERENCE
 from suites.equivalence.faults.training import TRAINING
 from suites.equivalence.mutation import SOUND, CorrectRun, Net, Row, Verdict
 from suites.equivalence.practice import PracticeTrainer
@@ -237,4 +237,4 @@ def test_the_whole_catalogue_has_a_place_in_the_matrix() -> None:
     placed = {
         planned.fault.id for net in mutation.NETS for planned in mutation.mutations(net, models.get(net.model)) if planned.fault is not None
     }
-    assert placed == {fault.id for fault in INFERENCE}
+    assert placed == {fault.id for fault in CATALOGUE}

@@ -25,8 +25,8 @@ from impls.oracle.rounding import arithmetic, round_to
 from impls.precision import PRECISIONS
 from impls.spec import ModelSpec, SpecError, tap_shapes
 from suites.equivalence import outputs, signature
+from suites.equivalence.faults.families import CATALOGUE
 from suites.equivalence.faults.fault import Case, Fault, Site
-from suites.equivalence.faults.inference import INFERENCE
 from suites.equivalence.trial import Evidence, Hypothesis, Trial, Verdict
 from suites.harness.reference import held
 
@@ -163,7 +163,7 @@ class _Search:
         Whoever errs errs everywhere: of every fault the first site is that of all layers at once, or the only one.
         """
         region = self.evidence.region(trial.failing[0])
-        sites = [(fault, fault.sites(self.evidence.case.model)) for fault in INFERENCE]
+        sites = [(fault, fault.sites(self.evidence.case.model)) for fault in CATALOGUE]
         groups = [[(fault, site) for fault, each in sites for site in each[part]] for part in (slice(1), slice(1, None))]
         fitting = [[(fault, site) for fault, site in group if region & set(site.layers)] for group in groups]
         return fitting if self._few else [[each for group in fitting for each in group]]

@@ -1,9 +1,9 @@
 """How much the certificate sees: every fault of the catalogue put into one implementation and examined by the certificate's own tiers.
 
-The implementation is PyTorch, eager, which gets the faulty network and weights; faults of arithmetic and TF32, which no CPU has, run
-in ``suites.equivalence.simulation``. The oracle never hears of a fault: it answers for the sound network. E0 to E4 are the
-certificate's; R5 is the epsilon probe: the same function with running variances below epsilon, so that epsilon decides every
-scale, judged in float64 as E2 and in the other precisions as E3.
+The implementation is PyTorch, eager, which gets the faulty network and weights; TF32, which no CPU has, faults of arithmetic and
+layers that the spec does not have run in ``suites.equivalence.simulation``. The oracle never hears of a fault: it answers for the
+sound network. E0 to E4 are the certificate's; R5 is the epsilon probe: the same function with running variances below epsilon, so
+that epsilon decides every scale, judged in float64 as E2 and in the other precisions as E3.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from impls.spec import ModelSpec, layers
 from impls.weights import file, folding
 from suites.equivalence import probes, simulation
 from suites.equivalence.faults.arithmetic import ARITHMETIC, ArithmeticFault
-from suites.equivalence.faults.fault import Array, Case, Citation, Fault, Images, Site, Weights, without_helpers
-from suites.equivalence.faults.inference import INFERENCE
+from suites.equivalence.faults.families import CATALOGUE, FAMILIES
+from suites.equivalence.faults.fault import Array, Case, Citation, Fault, Function, Images, Site, Weights, computed, without_helpers
+from suites.equivalence.faults.inference import INFERENCE, POOL, photographs
 from suites.equivalence.rules import RULES, Outputs
 from suites.equivalence.tiers import Tier, exact, identity, local_rounding, meaning, rounding_noise
 from suites.harness import inputs
@@ -62,7 +63,8 @@ TINT = np.array([1.0, 0.75, 0.5], np.float32)[:, None, None]
 class Net:
     """A network, the size of its images in pixels, on how many E3 looks, and the faults that it is given, None for all it can have.
 
-    ``simulated`` says whether it is also examined in the precisions that only ``simulation`` has, and with faults of arithmetic.
+    ``simulated`` says whether it is also examined in the precisions that only ``simulation`` has, and without a list of faults with those
+    of arithmetic.
     """
 
     model: str
@@ -71,6 +73,13 @@ class Net:
     faults: tuple[str, ...] | None
     simulated: bool
 
+    def takes(self, fault: Fault) -> bool:
+        """Whether the fault is examined on it: without a list, whatever it can have but the families."""
+        return fault.id in self.faults if self.faults is not None else fault in INFERENCE
+
+
+PIXELS = tuple(fault.id for fault in FAMILIES if fault.find is photographs)
+POOLS = tuple(fault.id for fault in FAMILIES if fault.find is POOL)
 
 NETS: tuple[Net, ...] = (
     Net("cifar_resnet20", 32, 2, None, True),
@@ -95,13 +104,17 @@ NETS: tuple[Net, ...] = (
             "images-minus-one-to-one",
             "images-mean-order",
             "images-no-deviation",
+            *PIXELS,
+            *POOLS,
         ),
         False,
     ),
     Net("resnet50", 64, 1, ("conv-same", "stride-v1", "eps-1e-3", "kernel-transposed", "blocks-swapped"), False),
     Net("resnet50_v1", 64, 1, ("stride-v1.5",), False),
+    Net("cifar_resnet8", 32, 2, tuple(fault.id for fault in FAMILIES if fault.id not in (*PIXELS, *POOLS)), True),
 )
-"""Trained weights with every fault that a CIFAR net can have; synthesised weights with those that need an ImageNet net or a bottleneck."""
+"""Trained weights with every single fault that a CIFAR net can have; synthesised weights with the families, and with those that need an
+ImageNet net or a bottleneck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +229,10 @@ class Mutation:
         """What is run in place of ``case``."""
         return case if self.fault is None or self.site is None else self.fault.of(case, self.site)
 
+    def simulated(self, case: Case, precision: str) -> Simulated:
+        """What runs it where no framework can."""
+        return Simulated(precision, instead=self.of(case).instead)
+
     def output(self, logits: Array) -> Array:
         """What the implementation gives for its logits."""
         return logits if self.fault is None or self.fault.output is None else self.fault.output(logits)
@@ -224,8 +241,8 @@ class Mutation:
 def mutations(net: Net, model: ModelSpec) -> list[Mutation]:
     """The sound network, then each fault everywhere at once and in one layer from the middle."""
     found = [Mutation(None, None)]
-    for fault in INFERENCE:
-        if net.faults is None or fault.id in net.faults:
+    for fault in CATALOGUE:
+        if net.takes(fault):
             sites = fault.sites(model)
             single = [site for site in sites if site.single]
             chosen = [site for site in sites if not site.single] + single[len(single) // 2 :][:1]
@@ -285,18 +302,21 @@ class Framework:
 
 
 class Simulated:
-    """The same in NumPy, for the precisions that no CPU has."""
+    """The same in NumPy, for the precisions that no CPU has and the functions that no implementation is told."""
 
-    def __init__(self, precision: str, deviating: Mapping[str, simulation.Steps] | None = None) -> None:
+    def __init__(
+        self, precision: str, deviating: Mapping[str, simulation.Steps] | None = None, instead: Mapping[str, Function] | None = None
+    ) -> None:
         self.precision = precision
         self.deviating = deviating
+        self.instead = instead
 
     def taps(self, model: ModelSpec, weights: Weights, images: Images) -> dict[str, Array]:
         """See ``Framework``."""
-        return simulation.taps(model, weights, images, self.precision, self.deviating)
+        return simulation.taps(model, weights, images, self.precision, self.deviating, self.instead)
 
     def logits(self, model: ModelSpec, weights: Weights, images: Images) -> Array:
-        """See ``Framework``."""
+        """See ``Framework``; always folded."""
         with np.errstate(all="ignore"):
             folded = folding.fold_batch_norm(model, weights)
         return list(self.taps(*folded, images).values())[-1]
@@ -384,7 +404,8 @@ def signals(about: Subject, mutation: Mutation) -> dict[str, float]:
         if precision != "tf32":  # which holds what fp32 holds, and comes after it
             images = held({"images": mutant.images}, precision)["images"]
             with np.errstate(all="ignore"):
-                moved = mutation.output(forward.forward(mutant.model, about.held_of(mutant, precision), images))
+                taps = computed(dataclasses.replace(mutant, weights=about.held_of(mutant, precision), images=images))
+                moved = mutation.output(list(taps.values())[-1])
         distance = rho(moved, Envelope(about.logits(precision), about.noise(precision, folded=False).deviation))
         found[precision] = distance if math.isfinite(distance) else math.inf
     return found
@@ -433,7 +454,7 @@ def run(
                 for done in [executor.submit(task) for task in tasks]:
                     done.result()
             rows += made
-            if net.simulated:
+            if net.simulated and net.faults is None:
                 rows += arithmetic(about, threads)
     return rows
 
@@ -473,21 +494,24 @@ def correct_runs(pythons: Mapping[str, tuple[Path, str]], threads: int, nets: Se
 
 def _in_framework(python: Path, folder: Path, precision: str, about: Subject, planned: Sequence[Mutation], rows: Sequence[Row]) -> None:
     framework = Framework(python, precision, folder)
-    reference_outputs: Outputs | None = None
+    references: dict[str, Outputs] = {}  # the sound logits, by kind, of who runs the mutant
     try:
         for mutation, row in zip(planned, rows, strict=True):
-            row.verdicts[precision], logits = examine(about, mutation, framework)
+            runner: Framework | Simulated = mutation.simulated(about.case, precision) if row.kind == "function" else framework
+            row.verdicts[precision], logits = examine(about, mutation, runner)
             if precision == "fp32" and logits is not None:
+                if row.kind not in references:
+                    sound = framework if runner is framework else Simulated(precision)
+                    references[row.kind] = Outputs(sound.logits(about.case.model, about.case.weights, about.case.images), labels(about))
                 outputs = Outputs(logits, labels(about))
-                reference_outputs = reference_outputs or outputs
-                row.passes.update({rule.id: rule.passes(reference_outputs, outputs) for rule in RULES})
+                row.passes.update({rule.id: rule.passes(references[row.kind], outputs) for rule in RULES})
     finally:
         framework.end()
 
 
 def _simulated(precision: str, about: Subject, planned: Sequence[Mutation], rows: Sequence[Row]) -> None:
     for mutation, row in zip(planned, rows, strict=True):
-        row.verdicts[precision], _ = examine(about, mutation, Simulated(precision))
+        row.verdicts[precision], _ = examine(about, mutation, mutation.simulated(about.case, precision))
 
 
 def _signals(about: Subject, planned: Sequence[Mutation], rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""An implementation in NumPy that rounds where a precision rounds: what tensor cores compute, and what faulty arithmetic computes.
+"""An implementation in NumPy that rounds where a precision rounds: what tensor cores, faulty arithmetic and foreign layers compute.
 
 It shares the oracle's layer functions, which follow the dtype of what they are given, so it judges nothing: it is judged.
 """
@@ -16,6 +16,7 @@ from impls import spec
 from impls.oracle.forward import evaluate
 from impls.oracle.rounding import round_to
 from impls.spec import BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, ModelSpec
+from suites.equivalence.faults.fault import Function
 
 Array = npt.NDArray[Any]
 
@@ -24,7 +25,7 @@ Array = npt.NDArray[Any]
 class Steps:
     """Where one layer rounds, by precision.
 
-    ``operand`` is what enters a product, ``accumulate`` a partial sum (fp32: as NumPy sums), ``store`` the result, through each
+    ``operand`` is what enters a product, ``accumulate`` a partial sum (fp32 and fp64: as NumPy sums), ``store`` the result, through each
     precision in turn. ``truncate`` cuts off at the last step instead of rounding to nearest.
     """
 
@@ -35,6 +36,7 @@ class Steps:
 
 
 STEPS: Mapping[str, Steps] = {
+    "fp64": Steps("fp64", "fp64", ("fp64",)),
     "fp32": Steps("fp32", "fp32", ("fp32",)),
     "tf32": Steps("tf32", "fp32", ("fp32",)),
     "bf16": Steps("bf16", "fp32", ("bf16",)),
@@ -42,14 +44,22 @@ STEPS: Mapping[str, Steps] = {
 }
 """Sound arithmetic, as ``impls.oracle.rounding.arithmetic`` describes it."""
 
+WIDE = {"fp32": np.float32, "fp64": np.float64}
+"""What NumPy sums in; the partial sums of another precision are rounded."""
+
 CHANNELS_AT_ONCE = 4
 """Input channels whose products are summed in fp32 before the partial sum is rounded, where it is rounded."""
 
 
 def taps(
-    model: ModelSpec, weights: Mapping[str, Array], images: Array, precision: str, deviating: Mapping[str, Steps] | None = None
+    model: ModelSpec,
+    weights: Mapping[str, Array],
+    images: Array,
+    precision: str,
+    deviating: Mapping[str, Steps] | None = None,
+    instead: Mapping[str, Function] | None = None,
 ) -> dict[str, Array]:
-    """Every layer's output, float32, with the layers in ``deviating`` computed otherwise.
+    """Every layer's output, float32 (float64 in fp64), with layers in ``deviating`` rounded otherwise and those in ``instead`` replaced.
 
     ``weights`` are as the file holds them. TF32 rounds what enters a matrix product and stores fp32; the others store what they say.
     """
@@ -60,22 +70,22 @@ def taps(
     def apply(layer: Layer, *inputs: Array) -> Array:
         steps = (deviating or {}).get(layer.name, STEPS[precision])
         tensors = {leaf: held[f"{layer.name}.{leaf}"] for leaf in layer.tensors()}
-        outputs[layer.name] = _layer(layer, inputs, tensors, steps)
+        outputs[layer.name] = _layer(layer, inputs, tensors, steps, (instead or {}).get(layer.name, evaluate))
         return outputs[layer.name]
 
     spec.walk(model.body, apply, round_to(images, storage))
     return outputs
 
 
-def _layer(layer: Layer, inputs: tuple[Array, ...], tensors: dict[str, Array], steps: Steps) -> Array:
+def _layer(layer: Layer, inputs: tuple[Array, ...], tensors: dict[str, Array], steps: Steps, function: Function) -> Array:
     if isinstance(layer, (Conv2d, Linear)):
         inputs = tuple(round_to(x, steps.operand) for x in inputs)
         tensors = tensors | {"weight": round_to(tensors["weight"], steps.operand)}
-    elif isinstance(layer, BatchNorm2d) and steps.accumulate not in (steps.operand, "fp32"):
+    elif isinstance(layer, BatchNorm2d) and steps.accumulate not in (steps.operand, *WIDE):
         tensors = {leaf: round_to(tensor, steps.operand) for leaf, tensor in tensors.items()}
     with np.errstate(all="ignore"):  # a faulty network may overflow, and says so by its values
-        if steps.accumulate == "fp32":
-            wide = np.asarray(evaluate(layer, inputs, tensors), np.float32)
+        if steps.accumulate in WIDE:
+            wide = np.asarray(function(layer, inputs, tensors), WIDE[steps.accumulate])
         else:
             wide = _in_parts(layer, inputs, tensors, steps.accumulate)
         return _stored(wide, steps)

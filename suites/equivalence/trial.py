@@ -19,10 +19,9 @@ import numpy.typing as npt
 
 from impls import spec
 from impls.oracle import local
-from impls.oracle.forward import evaluate
-from impls.oracle.rounding import EXACT_LAYERS, NO_POWER, RHO_MAX, arithmetic, plausible, sigma, spacing
-from impls.spec import Layer, ModelSpec, SpecError
-from suites.equivalence.faults.fault import Case, Fault, Site
+from impls.oracle.rounding import EXACT_LAYERS, NO_POWER, RHO_MAX, Arithmetic, arithmetic, plausible, sigma, spacing
+from impls.spec import Add, Layer, ModelSpec, SpecError
+from suites.equivalence.faults.fault import Case, Fault, Function, Site
 from suites.equivalence.outputs import Outputs
 from suites.equivalence.tiers import MEANING_BOUND
 from suites.harness.reference import RUNS_IN_ALL, held
@@ -59,14 +58,23 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One layer's evaluation. ``direct`` says that all its inputs were given; ``held`` are the tensors before the cast."""
+    """One layer's evaluation. ``direct`` says that all its inputs were given; ``held`` are the tensors before the cast.
+
+    ``function`` is what stood in the layer's place; E3 judges only the spec's own layers.
+    """
 
     layer: Layer
+    function: Function | None
     held: tuple[Array, ...]
     tensors: Mapping[str, Array]
     inputs: tuple[Array, ...]
     output: Array
     direct: bool
+
+    @property
+    def is_local(self) -> bool:
+        """Whether E3 can judge it."""
+        return self.direct and self.function is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +168,15 @@ class Evidence:
             arrays = tuple(value.array for value in inputs)
             before = known.get(layer.name) if known else None
             raw = tuple(hypothesis.case.weights[f"{layer.name}.{leaf}"] for leaf in layer.tensors())
-            same = before is not None and before.layer == layer and _identical(before.held, raw)
+            function = hypothesis.case.instead.get(layer.name)
+            same = before is not None and before.layer == layer and before.function is function and _identical(before.held, raw)
             if before is not None and same and _identical(before.inputs, arrays):
                 step = before
             else:
                 spec.output_shape(layer, *(array.shape for array in arrays))
                 tensors = before.tensors if before is not None and same else self._tensors(layer, hypothesis)
-                output = evaluate(layer, tuple(np.asarray(array, np.float64) for array in arrays), tensors)
-                step = Step(layer, raw, tensors, arrays, output, all(value.given for value in inputs))
+                output = hypothesis.case.evaluate(layer, tuple(np.asarray(array, np.float64) for array in arrays), tensors)
+                step = Step(layer, function, raw, tensors, arrays, output, all(value.given for value in inputs))
             steps.append(step)
             return _Value(self.found[layer.name], True) if layer.name in self.found else _Value(step.output, False)
 
@@ -226,7 +235,7 @@ class Evidence:
             return unchanged and (name != last or hypothesis.shows_logits)
 
         fresh = [name for name in self.found if name in steps and not is_known(name)]
-        free = [name for name in fresh if not steps[name].direct or (name == last and not hypothesis.shows_logits)]
+        free = [name for name in fresh if not steps[name].is_local or (name == last and not hypothesis.shows_logits)]
         deviations = {} if precision == "fp64" else self._deviations(hypothesis, precision, frozenset(free))
         residuals, verdicts = {}, {}
         for name, found in self.found.items():
@@ -284,12 +293,12 @@ class Evidence:
                         return _Value(given, True)
                     arrays = tuple(np.asarray(value.array, np.float64) for value in inputs)
                     spec.output_shape(layer, *(array.shape for array in arrays))
-                    output = evaluate(layer, arrays, tensors[name])
-                    if not isinstance(layer, EXACT_LAYERS):
+                    output = hypothesis.case.evaluate(layer, arrays, tensors[name])
+                    if name in hypothesis.case.instead or not isinstance(layer, EXACT_LAYERS):
                         if noisy:
                             output = output + generator.standard_normal(output.shape, dtype=np.float32) * sigmas[name]
                         else:
-                            sigmas[name] = sigma(layer, arrays, output, tensors[name], rules).astype(np.float32)
+                            sigmas[name] = _sigma(layer, arrays, output, tensors[name], rules).astype(np.float32)
                     if name in names:
                         seen[name] = hypothesis.shown(output) if name == last else output
                     return _Value(output, False) if given is None else _Value(given, True)
@@ -308,6 +317,15 @@ class Evidence:
         with ThreadPoolExecutor(self.threads) as executor:
             parts = list(executor.map(of_image, range(len(images))))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mapping[str, Array], rules: Arithmetic) -> Array:
+    """``rounding.sigma``; a function in the place of a layer that rounds nothing errs as a sum of the sizes of what enters and leaves."""
+    if isinstance(layer, EXACT_LAYERS):
+        size = np.abs(output)
+        entering = np.abs(inputs[0]) if inputs[0].shape == output.shape else size
+        return sigma(Add(layer.name), (entering, size), size, {}, rules)
+    return sigma(layer, inputs, output, tensors, rules)
 
 
 def _identical(some: tuple[Array, ...], others: tuple[Array, ...]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from impls.oracle.forward import evaluate, tensors_of
+from impls.oracle.forward import tensors_of
 from impls.oracle.rounding import round_to
 from impls.spec import (
     NO_PADDING,
@@ -31,7 +31,7 @@ from impls.spec import (
     layers,
     walk,
 )
-from suites.equivalence.faults.fault import Array, Case, Citation, Fault, Group, Images
+from suites.equivalence.faults.fault import Array, Case, Citation, Fault, Group
 from suites.equivalence.faults.surgery import (
     blocks,
     changed,
@@ -48,6 +48,7 @@ from suites.equivalence.faults.surgery import (
     relayered,
     rewired,
     swapped_with_next,
+    with_images,
     with_tensors,
 )
 from suites.harness.inputs import IMAGENET_MEAN, IMAGENET_STD
@@ -233,7 +234,7 @@ TINY = 1e-30
 """An epsilon that no sum with a variance notices: the spec takes none that is 0."""
 
 
-def _variances(change: Callable[[Array, float], Array], eps: float | None = None) -> Callable[[Case, Group], Case]:
+def variances(change: Callable[[Array, float], Array], eps: float | None = None) -> Callable[[Case, Group], Case]:
     """Running variances made anew from the old and epsilon; said through the weights, but no fault of them."""
 
     def inject(case: Case, names: Group) -> Case:
@@ -275,23 +276,6 @@ def _no_offset(case: Case, names: Group) -> Case:
     return _leaves("bias", "running_mean", value=0.0)(case, names)
 
 
-def _neighbours_norm(case: Case, names: Group) -> Case:
-    """Each batch norm has the tensors of the next of its width."""
-    norms = [layer for layer in layers(case.model.body) if isinstance(layer, BatchNorm2d)]
-    tensors: dict[str, Array] = {}
-    for name in names:
-        place = next(index for index, layer in enumerate(norms) if layer.name == name)
-        others = [layer for layer in (*norms[place + 1 :], *norms[:place]) if layer.channels == norms[place].channels]
-        tensors |= {f"{name}.{leaf}": case.weights[f"{others[0].name}.{leaf}"] for leaf in norms[place].tensors()}
-    return with_tensors(case, tensors)
-
-
-def _has_neighbour(model: ModelSpec) -> tuple[Group, ...]:
-    norms = [layer for layer in layers(model.body) if isinstance(layer, BatchNorm2d)]
-    widths = [layer.channels for layer in norms]
-    return tuple((layer.name,) for layer in norms if widths.count(layer.channels) > 1)
-
-
 def _batch_statistics(case: Case, names: Group) -> Case:
     """Every named batch norm normalises by the statistics of the batch that it sees."""
     tensors: dict[str, Array] = {}
@@ -303,7 +287,7 @@ def _batch_statistics(case: Case, names: Group) -> Case:
             found = {"running_mean": x.mean((0, 2, 3)), "running_var": x.var((0, 2, 3))}
             tensors.update({f"{layer.name}.{leaf}": value for leaf, value in found.items()})
             own |= found
-        return evaluate(layer, inputs, own)
+        return case.evaluate(layer, inputs, own)
 
     walk(case.model.body, apply, case.images.astype(np.float64))
     return with_tensors(case, tensors)
@@ -369,22 +353,19 @@ def _two_outputs_swapped(weight: Array) -> Array:
     return swapped
 
 
-def _of_images(change: Callable[[Array], Array]) -> Callable[[Case, Group], Case]:
-    def inject(case: Case, names: Group) -> Case:
-        made: Images = np.ascontiguousarray(change(case.images.astype(np.float64)), np.float32)
-        return dataclasses.replace(case, images=made)
-
-    return inject
+def of_images(change: Callable[[Array], Array]) -> Callable[[Case, Group], Case]:
+    """A fault of the images, (N, C, H, W) float64."""
+    return lambda case, names: with_images(case, change)
 
 
-def _photographs(model: ModelSpec) -> tuple[Group, ...]:
+def photographs(model: ModelSpec) -> tuple[Group, ...]:
     """The first convolution of nets whose images were normalised with ImageNet's statistics."""
     return first_convolution(model) if model.input_chw[1] == 224 else ()
 
 
-def _of_pixels(change: Callable[[Array], Array]) -> Callable[[Case, Group], Case]:
+def of_pixels(change: Callable[[Array], Array]) -> Callable[[Case, Group], Case]:
     """A fault of the preprocessing, as seen from pixels on 0..1; what is given was normalised with ImageNet's statistics."""
-    return _of_images(lambda images: change(images * STD + MEAN))
+    return of_images(lambda images: change(images * STD + MEAN))
 
 
 def _shifted(images: Array) -> Array:
@@ -542,14 +523,14 @@ INFERENCE: tuple[Fault, ...] = (
         "{site} adds epsilon to the standard deviation instead of to the variance",
         "every batch norm",
         NORM,
-        _variances(lambda variance, eps: (np.sqrt(variance) + eps) ** 2, TINY),
+        variances(lambda variance, eps: (np.sqrt(variance) + eps) ** 2, TINY),
     ),
     Fault(
         "eps-maximum",
         "{site} takes the larger of variance and epsilon instead of their sum",
         "every batch norm",
         NORM,
-        _variances(np.maximum, TINY),
+        variances(np.maximum, TINY),
         citation=Citation(
             "vacancy/Synchronized-BatchNorm-PyTorch#43",
             'a question about the highlight "use sqrt(max(var, eps)) instead of sqrt(var + eps)"',
@@ -766,17 +747,9 @@ INFERENCE: tuple[Fault, ...] = (
         "{site} holds the variance with epsilon already added: it counts twice",
         "every batch norm",
         NORM,
-        _variances(lambda variance, eps: variance + eps),
+        variances(lambda variance, eps: variance + eps),
         "weights",
         citation=Citation("torch/nn#609", "Fix loading of old SpatialBatchNormalization modules"),
-    ),
-    Fault(
-        "norm-of-neighbour",
-        "{site} has the tensors of the next batch norm of its width",
-        "every batch norm",
-        _has_neighbour,
-        _neighbours_norm,
-        "weights",
     ),
     Fault("norm-missing", "{site} is left out", "every batch norm", NORM, _identity_norm),
     Fault(
@@ -817,15 +790,6 @@ INFERENCE: tuple[Fault, ...] = (
         _kernels(lambda weight: weight[:, :, ::-1, ::-1]),
         "weights",
         citation=Citation("keras-team/keras#3015", "Tensorflow/Theano inconsistency for convolutional2D on CPU (kernel flipping)"),
-    ),
-    Fault(
-        "kernel-mirrored",
-        "{site} has its kernels mirrored left to right",
-        "every convolution with a kernel above 1x1",
-        KERNEL,
-        _kernels(lambda weight: weight[:, :, :, ::-1]),
-        "weights",
-        reach="one",
     ),
     Fault(
         "kernel-channels-transposed",
@@ -935,7 +899,7 @@ INFERENCE: tuple[Fault, ...] = (
         "{site} is given BGR instead of RGB",
         "the first convolution",
         first_convolution,
-        _of_images(lambda images: images[:, ::-1]),
+        of_images(lambda images: images[:, ::-1]),
         "images",
         citation=Citation(
             "tensorpack/tensorpack#176", "ilsvrc.py uses cv2.imread to read image. The preprocessing assumes images are in rgb."
@@ -945,8 +909,8 @@ INFERENCE: tuple[Fault, ...] = (
         "images-256",
         "{site} is given pixels divided by 256 instead of 255",
         "the first convolution",
-        _photographs,
-        _of_pixels(lambda pixels: (pixels * 255 / 256 - MEAN) / STD),
+        photographs,
+        of_pixels(lambda pixels: (pixels * 255 / 256 - MEAN) / STD),
         "images",
         citation=Citation("Daniil-Osokin/lightweight-human-pose-estimation.pytorch#140", "preprocessing and normalization"),
     ),
@@ -954,8 +918,8 @@ INFERENCE: tuple[Fault, ...] = (
         "images-255-twice",
         "{site} is given pixels divided by 255 twice",
         "the first convolution",
-        _photographs,
-        _of_pixels(lambda pixels: (pixels / 255 - MEAN) / STD),
+        photographs,
+        of_pixels(lambda pixels: (pixels / 255 - MEAN) / STD),
         "images",
         citation=Citation("magenta/magenta#925", "Fix the preprocessing of imagenet data"),
     ),
@@ -963,24 +927,24 @@ INFERENCE: tuple[Fault, ...] = (
         "images-255-never",
         "{site} is given pixels from 0 to 255",
         "the first convolution",
-        _photographs,
-        _of_pixels(lambda pixels: (pixels * 255 - MEAN) / STD),
+        photographs,
+        of_pixels(lambda pixels: (pixels * 255 - MEAN) / STD),
         "images",
     ),
     Fault(
         "images-minus-one-to-one",
         "{site} is given pixels scaled to -1..1 instead of by mean and deviation",
         "the first convolution",
-        _photographs,
-        _of_pixels(lambda pixels: 2 * pixels - 1),
+        photographs,
+        of_pixels(lambda pixels: 2 * pixels - 1),
         "images",
     ),
     Fault(
         "images-mean-order",
         "{site} is given pixels less the means of the channels in reverse order",
         "the first convolution",
-        _photographs,
-        _of_pixels(lambda pixels: (pixels - MEAN[::-1]) / STD),
+        photographs,
+        of_pixels(lambda pixels: (pixels - MEAN[::-1]) / STD),
         "images",
         citation=Citation("intel/BigDL#708", "ChannelNormalize bug?"),
     ),
@@ -988,8 +952,8 @@ INFERENCE: tuple[Fault, ...] = (
         "images-no-deviation",
         "{site} is given pixels that were not divided by the standard deviation",
         "the first convolution",
-        _photographs,
-        _of_pixels(lambda pixels: pixels - MEAN),
+        photographs,
+        of_pixels(lambda pixels: pixels - MEAN),
         "images",
     ),
     Fault(
@@ -997,7 +961,7 @@ INFERENCE: tuple[Fault, ...] = (
         "{site} is given NHWC bytes reshaped to NCHW instead of transposed",
         "the first convolution",
         first_convolution,
-        _of_images(lambda images: images.transpose(0, 2, 3, 1).reshape(images.shape)),
+        of_images(lambda images: images.transpose(0, 2, 3, 1).reshape(images.shape)),
         "images",
         citation=Citation("nntrainer/nntrainer#697", "[tensorfilter] Bug fix of tranpose"),
     ),
@@ -1006,7 +970,7 @@ INFERENCE: tuple[Fault, ...] = (
         "{site} is given images with rows and columns exchanged",
         "the first convolution",
         first_convolution,
-        _of_images(lambda images: images.swapaxes(2, 3)),
+        of_images(lambda images: images.swapaxes(2, 3)),
         "images",
     ),
     Fault(
@@ -1014,7 +978,7 @@ INFERENCE: tuple[Fault, ...] = (
         "{site} is given images cropped one pixel too far",
         "the first convolution",
         first_convolution,
-        _of_images(_shifted),
+        of_images(_shifted),
         "images",
     ),
 )

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from impls.spec import NO_PADDING, Block, Conv2d, Layer, MaxPool2d, ModelSpec, Node, Padding, Shape, layers, output_shape, walk
-from suites.equivalence.faults.fault import HELPER, Array, Case, Group, Weights
+from suites.equivalence.faults.fault import HELPER, Array, Case, Function, Group, Images, Weights
 
 MUTANT = "mutant"
 """The name of every changed network: no family has it, so a weight file describes it in full."""
@@ -108,14 +108,45 @@ def passed_on(layer: Layer) -> tuple[Node, ...]:
 
 
 def with_tensors(case: Case, tensors: Mapping[str, Array]) -> Case:
-    """The case with some tensors exchanged or added; rounded once to float32."""
-    made: Weights = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+    """The case with some tensors exchanged or added; rounded once to float32, where a faulty one may overflow."""
+    with np.errstate(over="ignore"):
+        made: Weights = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
     return dataclasses.replace(case, weights=case.weights | made)
 
 
 def changed(case: Case, names: Collection[str], leaf: str, change: Callable[[Array], Array]) -> Case:
     """The case with one tensor of each named layer made anew from the old one, in float64."""
     return with_tensors(case, {f"{name}.{leaf}": change(case.weights[f"{name}.{leaf}"].astype(np.float64)) for name in names})
+
+
+def with_images(case: Case, change: Callable[[Array], Array]) -> Case:
+    """The case with images made anew from the old ones, in float64."""
+    made: Images = np.ascontiguousarray(change(case.images.astype(np.float64)), np.float32)
+    return dataclasses.replace(case, images=made)
+
+
+def with_functions(case: Case, names: Collection[str], function: Function) -> Case:
+    """The case in which the named layers compute something else."""
+    return dataclasses.replace(case, instead={**case.instead, **dict.fromkeys(names, function)})
+
+
+def doubled(case: Case, names: Collection[str]) -> Case:
+    """The case in which the blocks with the named layers are applied twice; the second application has the names."""
+    tensors: dict[str, Array] = {}
+
+    def copy(node: Any) -> Any:
+        if isinstance(node, Block):
+            branches = tuple(tuple(copy(child) for child in branch) for branch in node.branches)
+            return Block(helper(node.name), branches, copy(node.merge), tuple(copy(child) for child in node.then))
+        tensors.update({f"{helper(node.name)}.{leaf}": case.weights[f"{node.name}.{leaf}"] for leaf in node.tensors()})
+        return dataclasses.replace(node, name=helper(node.name))
+
+    body: list[Node] = []
+    for node in case.model.body:
+        if isinstance(node, Block) and any(layer.name in names for layer in layers((node,))):
+            body.append(copy(node))
+        body.append(node)
+    return with_tensors(_with_body(case, tuple(body)), tensors)
 
 
 def per_channel(
