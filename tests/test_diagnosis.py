@@ -21,11 +21,11 @@ from impls.oracle.rounding import envelope, rho
 from impls.spec import MaxPool2d, ModelSpec, Padding, Relu, layers
 from impls.weights import file, synthesis
 from levelfield.cli import main
-from suites.equivalence import simulation
+from suites.equivalence import diagnosis, simulation
 from suites.equivalence.diagnosis import Diagnosis, diagnose
 from suites.equivalence.doors import embedded
-from suites.equivalence.faults.families import CATALOGUE
 from suites.equivalence.faults import fault as faults
+from suites.equivalence.faults.families import CATALOGUE
 from suites.equivalence.faults.fault import Case, Fault, Site, without_helpers
 from suites.equivalence.outputs import OutputsError
 
@@ -80,7 +80,7 @@ def asked(case: Case, found: Mapping[str, Array], precision: str = "fp32") -> Di
 # Faults that are one function, or one up to less than fp32's rounding.
 SAME = (
     {"eps-2e-5", "variance-plus-eps"},
-    {"eps-none", "eps-maximum"},
+    {"eps-none", "eps-maximum", "eps-1e-7"},
     {"kernel-transposed", "images-transposed"},  # of a net with symmetric paddings and a global mean
 )
 
@@ -207,6 +207,34 @@ def test_two_faults_are_named_together(alone: bool) -> None:
     answer = asked(case, logits_of(case, taps) if alone else taps)
     assert {frozenset(each.faults) for each in answer.explanations} == {frozenset({"images-bgr", "eps-1e-3"})}, answer.sentence
     assert ", and " in answer.sentence
+
+
+@pytest.mark.parametrize("sites", [("layer1.0.add", "layer2.0.add"), ("layer2.0.add", "layer3.0.add")])
+def test_one_fault_at_two_layers_is_two_faults(sites: tuple[str, str]) -> None:
+    """The fault of every layer explains both, and is not it: it breaks taps that are right."""
+    case, fault = CASES["basic"], FAULTS["sum-shortcut-half"]
+    faulty = case
+    for site in fault.sites(case.model):
+        faulty = fault.of(faulty, site) if site.name in sites else faulty
+    answer = asked(case, computed(case, faulty))
+    assert [each.sites for each in answer.explanations] == [sites], answer.sentence
+
+
+def test_what_takes_too_long_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With little work to spend, the layers nearest the end are searched; the tap that is asked for makes the rest affordable."""
+    case = CASES["basic"]
+    site = next(each for each in FAULTS["kernel-flipped"].sites(case.model) if each.name == "layer1.0.conv1")
+    taps = computed(case, FAULTS["kernel-flipped"].of(case, site))
+    said: list[str] = []
+    monkeypatch.setattr(diagnosis, "WORK", 2 * 10**9)
+    answer = diagnose(case.model, case.weights, case.images, logits_of(case, taps), say=said.append)
+    assert answer.untried > 100
+    assert answer.explanations == ()
+    assert "faults at single layers are not tried" in answer.sentence
+    assert any("give the tap layer2.0.out, or smaller images" in line for line in said)
+    answer = diagnose(case.model, case.weights, case.images, {"layer1.0.relu1": taps["layer1.0.relu1"], **logits_of(case, taps)})
+    assert answer.untried == 0
+    assert [(each.faults, each.sites) for each in answer.explanations] == [(("kernel-flipped",), ("layer1.0.conv1",))]
 
 
 def perturbed(case: Case, name: str, change: Any) -> Case:

@@ -121,12 +121,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What was found for a case, ``count`` images of it, in a run declared to be of ``precision``."""
+    """What was found for some of a case's images, in a run declared to be of ``precision``; ``which`` are the images' numbers."""
 
     case: Case
     found: Outputs
     precision: str
-    count: int
+    which: tuple[int, ...]
     threads: int
     images: Array = field(init=False)
 
@@ -134,11 +134,24 @@ class Evidence:
         object.__setattr__(self, "images", self._held(self.case.images))
 
     def _held(self, images: Array) -> Array:
-        return held({"images": images[: self.count]}, self.precision)["images"]
+        return held({"images": images[list(self.which)]}, self.precision)["images"]
 
-    def few(self, count: int) -> Evidence:
-        """The same of fewer images."""
-        return replace(self, found={name: tap[:count] for name, tap in self.found.items()}, count=min(count, self.count))
+    @property
+    def count(self) -> int:
+        """How many images they are."""
+        return len(self.which)
+
+    def farthest(self, trial: Trial, count: int) -> Evidence:
+        """The same of those images in which the failing taps are the farthest off."""
+        distance = np.zeros(self.count)
+        for name in trial.failing:
+            tap = self.found[name]
+            if name in trial.steps and (predicted := self._predicted(trial.hypothesis, trial.steps[name])).shape == tap.shape:
+                squares = np.square(tap - predicted).reshape(self.count, -1).mean(1)
+                distance += squares / (np.mean(np.square(tap, dtype=np.float64)) or 1.0)
+        chosen = sorted(np.argsort(-distance, kind="stable")[:count].tolist())
+        found = {name: self.found[name][chosen] for name in self.found}
+        return replace(self, found=found, which=tuple(self.which[number] for number in chosen))
 
     def images_of(self, hypothesis: Hypothesis) -> Array:
         """The images as the hypothesis has them; the very same array where they are not changed."""
