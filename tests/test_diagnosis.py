@@ -220,6 +220,20 @@ def test_one_fault_at_two_layers_is_two_faults(sites: tuple[str, str]) -> None:
     assert [each.sites for each in answer.explanations] == [sites], answer.sentence
 
 
+@pytest.mark.parametrize("bright", [0, 7])
+def test_a_fault_that_shows_in_one_image_is_named(bright: int) -> None:
+    """The faults are ranked on few images, those that are the farthest off, wherever they stand in the batch."""
+    model = CASES["basic"].model
+    images = 0.2 * np.random.default_rng(1).standard_normal((8, 3, 16, 16)).astype(np.float32)
+    images[bright] *= 20
+    case = Case(model, CASES["basic"].weights, images)
+    site = next(each for each in FAULTS["relu-6"].sites(model) if each.name == "relu")
+    stem = forward.taps(model, case.weights, images)["relu"].max((1, 2, 3))
+    assert [index for index in range(8) if stem[index] > 6] == [bright]
+    answer = asked(case, logits_of(case, computed(case, FAULTS["relu-6"].of(case, site))))
+    assert [(each.faults, each.sites) for each in answer.explanations] == [(("relu-6",), ("relu",))], answer.sentence
+
+
 def test_what_takes_too_long_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """With little work to spend, the layers nearest the end are searched; the tap that is asked for makes the rest affordable."""
     case = CASES["basic"]
@@ -230,9 +244,9 @@ def test_what_takes_too_long_is_left_out_and_said(monkeypatch: pytest.MonkeyPatc
     answer = diagnose(case.model, case.weights, case.images, logits_of(case, taps), say=said.append)
     assert answer.untried > 100
     assert answer.explanations == ()
-    assert "faults at single layers are not tried" in answer.sentence
+    assert "faults and places are not tried, since all would take" in answer.sentence
     assert any("give the tap layer2.0.out, or smaller images" in line for line in said)
-    answer = diagnose(case.model, case.weights, case.images, {"layer1.0.relu1": taps["layer1.0.relu1"], **logits_of(case, taps)})
+    answer = diagnose(case.model, case.weights, case.images, {"layer2.0.out": taps["layer2.0.out"], **logits_of(case, taps)})
     assert answer.untried == 0
     assert [(each.faults, each.sites) for each in answer.explanations] == [(("kernel-flipped",), ("layer1.0.conv1",))]
 

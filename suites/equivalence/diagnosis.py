@@ -88,7 +88,7 @@ class Diagnosis:
         error: its rms difference over its rms; where all agree, that of the last tap. None where the shape differs.
         noise: that difference in units of the bound or the noise.
         explanations: equally good ones; empty where nothing explains it.
-        untried: faults at single layers that were left out because they would have taken too long; 0 where something explains it.
+        untried: faults and places that were left out because they would have taken too long; 0 where something explains it.
     """
 
     verdict: Literal["equal", "different", "unclear"]
@@ -153,6 +153,11 @@ class _Plan:
     left_out: tuple[Candidate, ...]
     times: float
 
+    @property
+    def size(self) -> int:
+        """How many faults and places there are, those left out among them."""
+        return len(self.left_out) + sum(len(group) for group in self.groups)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Search:
@@ -180,12 +185,12 @@ class _Search:
                 if alone:
                     explained = self._explained(clean, clean, _best_first((*scored, *self._ranked(clean, clean, alone))))
                 return self._different(clean, explained)
-            best = _best_first((*best, *scored[:1]))
+            best = _best_first((*best, *scored))
         if named := self._other_precision(clean) or self._other_wire(clean):
             return self._different(clean, (named,))
-        if best and (explained := self._in_pairs(clean, best[0])):
+        if explained := self._in_pairs(clean, best):
             return self._different(clean, explained)
-        near = f"nearest comes that {best[0].hypothesis_sentence}, which explains only {_percent(best[0].share)}" if best else None
+        near = f"nearest comes that {best[0].sentence}, which explains only {_percent(best[0].share)}" if best else None
         said = (near if best and best[0].share >= MUCH else None, self._untried(clean, plan) if plan.left_out else None)
         return replace(self._different(clean, (), "; ".join(filter(None, said))), untried=len(plan.left_out))
 
@@ -242,8 +247,8 @@ class _Search:
         between = [name for name in ends if name in region and name not in self.evidence.found]
         tap = f"the tap {between[len(between) // 2]}, or " if between else ""
         return (
-            f"{len(plan.left_out):,} faults at single layers are not tried, since all would take {plan.times:.0f} times as long: "
-            f"give {tap}smaller images"
+            f"{len(plan.left_out):,} of {plan.size:,} faults and places are not tried, since all would take "
+            f"{plan.times:.0f} times as long: give {tap}smaller images"
         )
 
     def _ranked(self, clean: Trial, base: Trial, sites: Sequence[Candidate]) -> list[_Scored]:
@@ -261,7 +266,9 @@ class _Search:
                 hypothesis = base.hypothesis.with_fault(fault, site)
             except SpecError:
                 return None
-            return _Scored(hypothesis, _share(clean.failing, first.residuals, evidence.residuals(hypothesis, start)))
+            left = evidence.residuals(hypothesis, start)
+            shares = (_share(taps, first.residuals, left) for taps in (clean.failing, clean.failing[:1]))
+            return _Scored(base.hypothesis, fault, site, *shares)
 
         with ThreadPoolExecutor(self.evidence.threads) as executor:
             scored = [each for each in executor.map(score, range(len(untaken))) if each is not None]
@@ -271,7 +278,7 @@ class _Search:
         """The best of those that leave only noise, and its equals."""
         passed: list[tuple[float, _Scored]] = []
         for each in [each for each in scored if each.share >= LEAST_SHARE][:JUDGED]:
-            self.say(f"is it that {each.hypothesis_sentence}?")
+            self.say(f"is it that {each.sentence}?")
             trial = self.evidence.trial(each.hypothesis, base, two_sided=False)
             share = _share(clean.failing, clean.residuals, trial.residuals)
             if not trial.failing and share >= LEAST_SHARE:
@@ -281,10 +288,14 @@ class _Search:
         tied = [(share, each) for share, each in passed if 1 - share <= nearest * (1 - passed[0][0]) + 1e-12]
         return tuple(each.explanation(share) for share, each in tied)
 
-    def _in_pairs(self, clean: Trial, best: _Scored) -> tuple[Explanation, ...]:
-        """The best fault and one more: where it explains much of the logits, or the whole of the first failing tap."""
-        base = self.evidence.trial(best.hypothesis, clean, two_sided=False)
-        if not base.failing or (base.failing[0] == clean.failing[0] and best.share < MUCH):
+    def _in_pairs(self, clean: Trial, scored: Sequence[_Scored]) -> tuple[Explanation, ...]:
+        """One more fault on top of the best that explains some failing taps whole and breaks none, or much of the one that fails."""
+        whole = [each for each in scored if each.first >= LEAST_SHARE]
+        for each in (whole or scored)[:JUDGED]:
+            base = self.evidence.trial(each.hypothesis, clean, two_sided=False)
+            if set(base.failing) < set(clean.failing) or (base.failing == clean.failing and each.share >= MUCH):
+                break
+        else:
             return ()
         for sites in self._plan(base).groups:
             if explained := self._explained(clean, base, self._ranked(clean, base, sites)):
@@ -363,18 +374,31 @@ class _Search:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Scored:
-    hypothesis: Hypothesis
+    """A fault on top of others, and the shares of all failing taps' difference and of the first one's that they explain together."""
+
+    base: Hypothesis
+    fault: Fault
+    site: Site
     share: float
+    first: float
 
     @property
-    def hypothesis_sentence(self) -> str:
-        return ", and ".join(fault.say(site) for fault, site in self.hypothesis.causes)
+    def hypothesis(self) -> Hypothesis:
+        """Made when it is asked for: the tensors of all would fill the memory."""
+        return self.base.with_fault(self.fault, self.site)
+
+    @property
+    def causes(self) -> tuple[Candidate, ...]:
+        return (*self.base.causes, (self.fault, self.site))
+
+    @property
+    def sentence(self) -> str:
+        return ", and ".join(fault.say(site) for fault, site in self.causes)
 
     def explanation(self, share: float) -> Explanation:
         """It, with the share of the difference that it explains on all images."""
-        causes = self.hypothesis.causes
-        ids, sites = tuple(fault.id for fault, _ in causes), tuple(site.name for _, site in causes)
-        return Explanation(self.hypothesis_sentence, ids, sites, share)
+        ids, sites = tuple(fault.id for fault, _ in self.causes), tuple(site.name for _, site in self.causes)
+        return Explanation(self.sentence, ids, sites, share)
 
 
 def _best_first(scored: Iterable[_Scored]) -> list[_Scored]:
