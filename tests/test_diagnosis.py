@@ -285,12 +285,14 @@ def test_what_is_unknown_is_said_to_be_unknown(name: str, change: Any, alone: bo
     ("change", "says"),
     [
         (lambda x: x * 1.5, "it is 1.5 times what it should be"),
+        (lambda x: x + 0.1 * np.arange(1, 5)[:, None, None], "it has every channel moved by a constant, 0.1 to 0.4"),
+        (lambda x: x * np.linspace(0.5, 2, 4)[:, None, None], "it has every channel rescaled, by 0.5 to 2, and moved by a constant"),
         (lambda x: np.roll(x, 3, axis=1), "it has its channels in another order: 0 holds 1, 1 holds 2, 2 holds 3, ..."),
         (lambda x: np.roll(x, (1, 2), axis=(2, 3)), "it is shifted by 1 rows and 2 columns"),
         (lambda x: x[:, :, ::-1], "it is mirrored top to bottom"),
         (lambda x: x.swapaxes(2, 3), "it has rows and columns exchanged"),
     ],
-    ids=["scale", "permutation", "shift", "mirror", "transpose"],
+    ids=["scale", "offsets", "scales", "permutation", "shift", "mirror", "transpose"],
 )
 def test_the_signature_of_an_unknown_fault_is_read_off(change: Any, says: str) -> None:
     """The output of one layer, moved about; the layers after it compute on what they get."""

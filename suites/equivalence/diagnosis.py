@@ -22,14 +22,14 @@ from threadpoolctl import threadpool_limits
 from impls import spec
 from impls.oracle import local
 from impls.oracle.forward import check
-from impls.oracle.rounding import arithmetic, round_to
+from impls.oracle.rounding import EXACT_LAYERS, arithmetic, round_to
 from impls.precision import PRECISIONS
 from impls.spec import Layer, ModelSpec, SpecError, tap_shapes
 from suites.equivalence import outputs, signature
 from suites.equivalence.faults.families import CATALOGUE
 from suites.equivalence.faults.fault import Case, Fault, Group, Site
 from suites.equivalence.faults.surgery import blocks
-from suites.equivalence.trial import Evidence, Hypothesis, Trial, Verdict
+from suites.equivalence.trial import Evidence, Hypothesis, Step, Trial, Verdict
 from suites.harness.reference import held
 
 LEAST_SHARE = 0.9
@@ -46,6 +46,9 @@ APART = 6.2
 """Of two explanations so many deviations of noise apart the wrong one fits better with a chance of 1e-3, Phi(-6.2 / 2). The numbers of an
 image err as one draw at worst, so on n images it leaves sqrt(1 + 6.2^2 / n) times what the right one leaves; the nearer are named
 together."""
+
+COARSEST = max(precision.unit_roundoff for precision in PRECISIONS.values())
+"""Relative error of one rounding in the coarsest precision."""
 
 JUDGED = 8
 """Explanations, best first, that are held to the noise."""
@@ -190,9 +193,7 @@ class _Search:
             return self._different(clean, (named,))
         if explained := self._in_pairs(clean, best):
             return self._different(clean, explained)
-        near = f"nearest comes that {best[0].sentence}, which explains only {_percent(best[0].share)}" if best else None
-        said = (near if best and best[0].share >= MUCH else None, self._untried(clean, plan) if plan.left_out else None)
-        return replace(self._different(clean, (), "; ".join(filter(None, said))), untried=len(plan.left_out))
+        return replace(self._different(clean, (), self._hint(clean, plan, best)), untried=len(plan.left_out))
 
     def _plan(self, trial: Trial) -> _Plan:
         """Faults that touch the layers before the first failing tap; with the logits alone in three groups, the likely ones first.
@@ -250,6 +251,16 @@ class _Search:
             f"{len(plan.left_out):,} of {plan.size:,} faults and places are not tried, since all would take "
             f"{plan.times:.0f} times as long: give {tap}smaller images"
         )
+
+    def _hint(self, clean: Trial, plan: _Plan, best: Sequence[_Scored]) -> str | None:
+        """The nearest fault, if taps say where it must lie; by the logits alone many faults come half as near as the right one."""
+        if plan.left_out:
+            return self._untried(clean, plan)
+        if len(self.evidence.found) == 1:
+            return "give outputs of layers too, and the first that is wrong is named"
+        if not best or best[0].share < MUCH:
+            return None
+        return f"nearest comes that {best[0].sentence}, which explains only {_percent(best[0].share)}"
 
     def _ranked(self, clean: Trial, base: Trial, sites: Sequence[Candidate]) -> list[_Scored]:
         """Every fault on top of ``base``, best first, by the share of the clean difference that they explain together."""
@@ -345,10 +356,10 @@ class _Search:
         sentence += (
             first.tap if len(clean.verdicts) == 1 else f"of {len(clean.verdicts)} given taps the first to fail is {first.tap}, which"
         )
-        sentence += f" {(first.fault or '').partition(':')[0]}"
+        step = clean.steps.get(first.tap)
+        sentence += f" {_what_fails(first, step)}"
         if first.error is not None:
             sentence += f", by {_percent(first.error)} of its rms"
-        step = clean.steps.get(first.tap)
         reading = signature.read(self.evidence.found[first.tap], step.output) if step else None
         for part in (f"it {reading}" if reading else None, why):
             sentence += f"; {part}" if part else ""
@@ -424,6 +435,14 @@ def _shows(verdict: Verdict, found: npt.NDArray[Any], precision: str, declared: 
     if PRECISIONS[precision].significand_bits > PRECISIONS[declared].significand_bits:
         return True
     return bool(arithmetic(precision).store) and np.array_equal(round_to(found, precision), found)
+
+
+def _what_fails(verdict: Verdict, step: Step | None) -> str:
+    """What is wrong with a tap; an error beyond the coarsest roundoff is not said to be one of rounding."""
+    is_rounded = step is not None and step.is_local and not isinstance(step.layer, EXACT_LAYERS)
+    if is_rounded and verdict.error is not None and verdict.error > COARSEST:
+        return f"is not the {type(step.layer).__name__} of its inputs"
+    return (verdict.fault or "").partition(":")[0]
 
 
 def _listed(names: Sequence[str]) -> str:

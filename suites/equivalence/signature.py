@@ -78,8 +78,11 @@ def _scale(found: Array, expected: Array, difference: float) -> str | None:
     left = np.stack([given - a * right - b for right, given, (a, b) in zip(other, one, lines, strict=True)])
     if _rms(left) > LEFT * difference:
         return None
+    moves = (one - other).mean(1, keepdims=True)
+    if _rms(one - other - moves) <= LEFT * difference:
+        return f"has every channel moved by a constant, {moves.min():.3g} to {moves.max():.3g}"
     factors = [line[0] for line in lines]
-    return f"has every channel rescaled, by {min(factors):.4g} to {max(factors):.4g}, or moved by a constant"
+    return f"has every channel rescaled, by {min(factors):.6g} to {max(factors):.6g}, and moved by a constant"
 
 
 def _line(x: Array, y: Array) -> tuple[float, float]:

@@ -110,7 +110,9 @@ def _matrix(rows: Sequence[Row]) -> Iterable[str]:
     yield (
         "Each cell names the tiers that fail in a run of this precision (docs/certificate.md; R5 is the epsilon probe: running variances "
         "below epsilon), with the signal before them: how far the logits move, in deviations of predicted noise. For faults of "
-        "arithmetic it is how far the simulated logits are off. Empty: no tier fails. A dot: not run."
+        "arithmetic it is how far the simulated logits are off. Empty: no tier fails. A dot: not run. PyTorch runs the faulty networks; "
+        "TF32, faults of arithmetic and layers that the spec does not have (padding by reflection, GELU) run in NumPy, which rounds where "
+        "the precision says."
     )
     for net in dict.fromkeys(row.net for row in rows):
         yield from ("", f"### {net}", "", f"| fault | thread | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|")
