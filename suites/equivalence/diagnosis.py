@@ -40,7 +40,7 @@ LEAST_NUMBERS = 10
 """Fewer numbers are explained by chance: of 2,000 faults and sites, 2,000 * 0.1^9 = 2e-6 would be."""
 
 MUCH = 0.5
-"""A fault that takes away this part of the logits' difference may be one of two."""
+"""A fault that takes away this part of the difference may be one of two, and is worth telling where none explains it."""
 
 APART = 6.2
 """Of two explanations so many deviations of noise apart the wrong one fits better with a chance of 1e-3, Phi(-6.2 / 2). The numbers of an
@@ -301,8 +301,8 @@ class _Search:
 
     def _in_pairs(self, clean: Trial, scored: Sequence[_Scored]) -> tuple[Explanation, ...]:
         """One more fault on top of the best that explains some failing taps whole and breaks none, or much of the one that fails."""
-        whole = [each for each in scored if each.first >= LEAST_SHARE]
-        for each in (whole or scored)[:JUDGED]:
+        whole = [each for each in scored if each.first >= LEAST_SHARE][:JUDGED]
+        for each in whole or [each for each in scored[:1] if each.share >= MUCH]:
             base = self.evidence.trial(each.hypothesis, clean, two_sided=False)
             if set(base.failing) < set(clean.failing) or (base.failing == clean.failing and each.share >= MUCH):
                 break
@@ -317,11 +317,12 @@ class _Search:
         """Another precision in which every failing tap is sound."""
         declared, found = self.evidence.precision, self.evidence.found
         for precision in ("fp32", "tf32", "fp16", "bf16"):
-            if precision == declared:
+            proves = (_proves(clean.steps.get(name), found[name], precision, declared) for name in clean.failing)
+            if precision == declared or not all(proves):
                 continue
             self.say(f"is it {precision}?")
             other = replace(self.evidence, precision=precision).trial(Hypothesis(self.evidence.case), two_sided=False)
-            if all(_shows(other.verdicts[name], found[name], precision, declared) for name in clean.failing):
+            if all(other.verdicts[name].fault is None for name in clean.failing):
                 sentence = f"{_listed(clean.failing)} rounds as {precision} does, in a run declared {declared}"
                 return Explanation(sentence, (f"{declared}-as-{precision}",), clean.failing, None)
         return None
@@ -425,13 +426,13 @@ def _share(taps: Sequence[str], before: Mapping[str, float], after: Mapping[str,
     return 1 - math.sqrt(left / sum(before[tap] for tap in taps))
 
 
-def _shows(verdict: Verdict, found: npt.NDArray[Any], precision: str, declared: str) -> bool:
-    """Whether a tap is sound in another precision for a reason: the size of an error proves nothing about a coarser one.
+def _proves(step: Step | None, found: npt.NDArray[Any], precision: str, declared: str) -> bool:
+    """Whether a tap that is sound in another precision is so for a reason: the size of an error proves nothing about a coarser one.
 
-    Where E3 judged it, or where the precision is the finer one, being sound is proof. Else the stored numbers must be the precision's own.
+    Where E3 judges it, or where the precision is the finer one, being sound is proof. Else the stored numbers must be the precision's own.
     """
-    if verdict.fault is not None or verdict.carried is None:
-        return verdict.fault is None
+    if step is None or step.is_local:
+        return step is not None
     if PRECISIONS[precision].significand_bits > PRECISIONS[declared].significand_bits:
         return True
     return bool(arithmetic(precision).store) and np.array_equal(round_to(found, precision), found)
