@@ -56,8 +56,8 @@ JUDGED = 8
 SCORED_NUMBERS = 32
 """The faults are ranked on as few images as have so many given numbers: three times ``LEAST_NUMBERS``."""
 
-WORK = 10**12
-"""Multiply-accumulates that a ranking may take: about a minute on two cores, enough for every fault of ResNet-50 at 64 x 64 by its
+WORK = 11 * 10**11
+"""Multiply-accumulates that a ranking may take: one to two minutes on two cores, enough for every fault of ResNet-50 at 64 x 64 by its
 logits alone. What it leaves out is said."""
 
 MEMORY_BYTES = 1 << 30
@@ -249,7 +249,7 @@ class _Search:
         tap = f"the tap {between[len(between) // 2]}, or " if between else ""
         return (
             f"{len(plan.left_out):,} of {plan.size:,} faults and places are not tried, since all would take "
-            f"{plan.times:.0f} times as long: give {tap}smaller images"
+            f"{plan.times:.2g} times as long: give {tap}smaller images"
         )
 
     def _hint(self, clean: Trial, plan: _Plan, best: Sequence[_Scored]) -> str | None:
