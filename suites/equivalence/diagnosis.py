@@ -440,8 +440,7 @@ def _proves(step: Step | None, found: npt.NDArray[Any], precision: str, declared
 
 def _what_fails(verdict: Verdict, step: Step | None) -> str:
     """What is wrong with a tap; an error beyond the coarsest roundoff is not said to be one of rounding."""
-    is_rounded = step is not None and step.is_local and not isinstance(step.layer, EXACT_LAYERS)
-    if is_rounded and verdict.error is not None and verdict.error > COARSEST:
+    if step is not None and step.is_local and not isinstance(step.layer, EXACT_LAYERS) and (verdict.error or 0.0) > COARSEST:
         return f"is not the {type(step.layer).__name__} of its inputs"
     return (verdict.fault or "").partition(":")[0]
 

@@ -66,6 +66,10 @@ class Idle(Network):
         """See the contract."""
         return {}
 
+    def compilations(self) -> int:
+        """See the contract."""
+        return 0
+
     def settings(self) -> dict[str, Any]:
         """See the contract."""
         return {}
