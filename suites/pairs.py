@@ -102,11 +102,13 @@ def planned(request: plan.Request, manifests: Mapping[str, Manifest], models: tu
     """The plan of a request; by default of these models, in each implementation's default mode, at batch 1.
 
     Raises:
-        UsageError: a word or number of the request makes no sense.
+        UsageError: a word or number of the request makes no sense, or a cell was named that cannot run here.
         NothingToRunError: no cell can run here.
     """
     filled = dataclasses.replace(request, models=request.models or models, batch_sizes=request.batch_sizes or (1,))
     made = plan.make(filled, manifests)
+    if vain := [skip.reason for skip in made.skips if skip.by_name]:
+        raise plan.UsageError(f"{vain[0]}: a gate judges all that it was asked for, or nothing")
     if request.modes is None:
         cells = tuple(cell for cell in made.cells if cell.mode == manifests[cell.implementation].default_mode)
         made = dataclasses.replace(made, cells=cells)

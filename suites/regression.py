@@ -16,7 +16,7 @@ from results.record import Cell
 from results.regression import Regressions, Verdict
 from suites import pairs
 from suites.equivalence.certificate import certificates_for
-from suites.harness import plan
+from suites.harness import environments, plan
 from suites.harness.context import PROTOCOL_VERSION, Context
 from suites.harness.revisions import Revision, closure_sha256
 from suites.harness.runner import FINISHED, Options, interpreters, opened
@@ -69,7 +69,8 @@ def run(
     with opened(request, planned, options, changed) as context:
         machine_id = str(context.run.machine["machine_id"])
         entries = ledger.of_machine(ledger.read(path or ledger.path_of(machine_id)).entries, machine_id, PROTOCOL_VERSION)
-        _judge(_context(context, base, before, changed), _context(context, head, after, changed), changed, slowdown, tell)
+        sides = [_context(context, *side, changed, options) for side in ((base, before), (head, after))]
+        _judge(sides[0], sides[1], changed, slowdown, tell)
         found = judged(ledger.summarise(entries).advisory)
         regression.write(context.folder, found)
         (context.folder / FINISHED).touch()
@@ -82,12 +83,13 @@ def _closure(revision: Revision, manifests: Mapping[str, Manifest], name: str, d
     return closure_sha256(revision.root, manifests[name], device)
 
 
-def _context(context: Context, revision: Revision, manifests: Mapping[str, Manifest], cells: tuple[Cell, ...]) -> Context:
-    """The run as seen by one side: its implementations, in the environments that its pins name."""
+def _context(context: Context, revision: Revision, manifests: Mapping[str, Manifest], cells: tuple[Cell, ...], options: Options) -> Context:
+    """The run as seen by one side: its implementations, in the environments that its pins name, or that were named to the command."""
     if revision.root == ROOT:
         return context
     names = [name for name in dict.fromkeys(cell.implementation for cell in cells) if name in manifests]
-    pythons = interpreters(manifests, names, cells[0].device, {}, context.say)
+    named = environments.parse_named(options.named_interpreters, manifests)
+    pythons = interpreters(manifests, names, cells[0].device, named, context.say)
     return dataclasses.replace(context, manifests=manifests, interpreters=pythons, root=revision.root)
 
 

@@ -81,6 +81,9 @@ def closure_sha256(root: Path, manifest: Manifest, device: str) -> str:
     """A hash of what a timed call of an implementation runs through: modules reached by imports, its manifest and its pins.
 
     Modules count as their syntax trees without docstrings, so comments, docstrings and formatting change nothing.
+
+    Raises:
+        RevisionError: a module is not Python.
     """
     digest = hashlib.sha256()
     for path in sorted(set(_modules(root, f"{manifest.package}.runtime", *LOADING))):
@@ -103,7 +106,7 @@ def _modules(root: Path, *names: str) -> Iterator[Path]:
         parents = name.split(".")
         waiting += [".".join(parents[:length]) for length in range(1, len(parents))]
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += _imports(ast.parse(path.read_bytes()), package)
+        waiting += _imports(_parsed(path), package)
 
 
 def _file(root: Path, name: str) -> Path | None:
@@ -125,13 +128,20 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _code(path: Path) -> str:
-    tree = ast.parse(path.read_bytes())
+    tree = _parsed(path)
     for node in ast.walk(tree):
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, None)
             if isinstance(statements, list):
                 setattr(node, field, [each for each in statements if not _is_text(each)])
     return ast.dump(tree)
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except SyntaxError as error:
+        raise RevisionError(f"{path}: line {error.lineno}: {error.msg}") from None
 
 
 def _is_text(node: ast.AST) -> bool:
