@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from impls import spec
 from impls.oracle import local
 from impls.oracle.forward import check
-from impls.oracle.rounding import EXACT_LAYERS, arithmetic, round_to
+from impls.oracle.rounding import arithmetic, round_to
 from impls.precision import PRECISIONS
 from impls.spec import Layer, ModelSpec, SpecError, tap_shapes
 from suites.equivalence import outputs, signature
@@ -358,7 +358,7 @@ class _Search:
             first.tap if len(clean.verdicts) == 1 else f"of {len(clean.verdicts)} given taps the first to fail is {first.tap}, which"
         )
         step = clean.steps.get(first.tap)
-        sentence += f" {_what_fails(first, step)}"
+        sentence += f" {_what_fails(first, step, self.evidence.precision)}"
         if first.error is not None:
             sentence += f", by {_percent(first.error)} of its rms"
         reading = signature.read(self.evidence.found[first.tap], step.output) if step else None
@@ -438,11 +438,13 @@ def _proves(step: Step | None, found: npt.NDArray[Any], precision: str, declared
     return bool(arithmetic(precision).store) and np.array_equal(round_to(found, precision), found)
 
 
-def _what_fails(verdict: Verdict, step: Step | None) -> str:
+def _what_fails(verdict: Verdict, step: Step | None, precision: str) -> str:
     """What is wrong with a tap; an error beyond the coarsest roundoff is not said to be one of rounding."""
-    if step is not None and step.is_local and not isinstance(step.layer, EXACT_LAYERS) and (verdict.error or 0.0) > COARSEST:
+    if step is None or not step.is_local or verdict.error is None:
+        return (verdict.fault or "").partition(":")[0]
+    if verdict.error > COARSEST:
         return f"is not the {type(step.layer).__name__} of its inputs"
-    return (verdict.fault or "").partition(":")[0]
+    return f"does not round as {precision} does"
 
 
 def _listed(names: Sequence[str]) -> str:
