@@ -48,6 +48,12 @@ def accuracy(session: nox.Session) -> None:
 
 
 @nox.session
+def regress(session: nox.Session) -> None:
+    """The regression gate: `nox -s regress -- --base REVISION`."""
+    _command(session, "regress")
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Tables, figures and the page from stored records."""
     _command(session, "report")

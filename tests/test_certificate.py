@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from impls.implementation import find
+from impls.implementation import ROOT, find
 from impls.oracle import lattice
 from results import certificate as documents
 from results.record import Cell, Record
@@ -202,7 +202,7 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
     ]
     monkeypatch.setattr(certificate, "oracle_sha256", lambda: "0" * 64)
     others.append(key())
-    monkeypatch.setattr(certificate, "code_sha256", lambda *patterns: "0" * 64)
+    monkeypatch.setattr(certificate, "code_sha256", lambda *patterns, root=ROOT: "0" * 64)
     others.append(key())
     monkeypatch.undo()
     assert key(sizes=(8, 1)) == key()
@@ -210,12 +210,14 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_code_of_the_implementation_counts(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key covers the files of the implementations, of the contract, of loading and folding, and of the examination itself."""
-    asked: list[str] = []
-    monkeypatch.setattr(certificate, "code_sha256", lambda *patterns: asked.extend(patterns) or "0")
-    certificate._key(context, CELL, subject(CELL.model), (), "3.11.7", PACKAGES)
-    root = Path(certificate.__file__).parents[2]
-    covered = {str(path.relative_to(root)) for pattern in asked for path in root.glob(pattern)}
+    """The key covers what runs in workers, as the examined revision has it, and the examination itself, as it is here."""
+    asked: dict[Path, list[str]] = {}
+    elsewhere = Path("elsewhere")
+    monkeypatch.setattr(certificate, "code_sha256", lambda *patterns, root=ROOT: asked.setdefault(root, []).extend(patterns) or "0")
+    certificate._key(dataclasses.replace(context, root=elsewhere), CELL, subject(CELL.model), (), "3.11.7", PACKAGES)
+    covered, examined = (
+        {str(path.relative_to(ROOT)) for pattern in asked[root] for path in ROOT.glob(pattern)} for root in (ROOT, elsewhere)
+    )
     needed = {
         "impls/onnx/layers.py",
         "impls/onnx/runtime.py",
@@ -223,7 +225,8 @@ def test_the_code_of_the_implementation_counts(context: Context, monkeypatch: py
         "impls/weights/file.py",
         "impls/weights/folding.py",
     }
-    assert covered >= needed | {"suites/equivalence/probes.py", "suites/equivalence/tiers.py", "suites/harness/worker.py"}
+    assert examined >= needed
+    assert covered >= {"suites/equivalence/probes.py", "suites/equivalence/tiers.py", "suites/harness/worker.py"}
 
 
 def test_a_worker_that_fails_to_start_is_a_row(context: Context) -> None:

@@ -44,10 +44,10 @@ from suites.harness.process import WorkerError
 from suites.harness.reference import code_sha256, oracle_sha256
 
 IMPLEMENTATIONS = ("impls/**/*.py", "impls/**/*.toml")
-"""The code that runs in workers, of the revision that is examined."""
+"""The code that runs in workers, of the revision that is examined; an implementation may use another's, so all count."""
 
 CODE = (
-    *IMPLEMENTATIONS,
+    "impls/implementation.py",
     "results/certificate.py",
     "suites/zoo/**/*.py",
     *(
@@ -58,7 +58,7 @@ CODE = (
     "suites/harness/reference.py",
     "suites/harness/worker.py",
 )
-"""The code that a certificate depends on: an implementation may use another's, so all of them count."""
+"""The rest of the code that a certificate depends on, of this checkout; the oracle has a hash of its own."""
 
 SUITES: Mapping[Purpose, Suite] = {"inference": "equivalence", "training": "training_equivalence"}
 """The records that certificates are stored as."""
