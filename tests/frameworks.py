@@ -78,6 +78,10 @@ class Prepared:
         self.worker.call("outputs", CALL_TIMEOUT_S, handle=self.handle, out=str(out))
         return load_file(out)["logits"]
 
+    def arithmetic(self) -> str:
+        """How the products of the last ring's first batch were computed."""
+        return str(self.worker.call("arithmetic", BUILD_TIMEOUT_S, handle=self.handle)["arithmetic"])
+
     def taps(self, images: Images) -> dict[str, Array]:
         """Every layer's output for one batch (N, C, H, W)."""
         batch, out = self.folder / "batch.safetensors", self.folder / "taps.safetensors"

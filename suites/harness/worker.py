@@ -102,7 +102,6 @@ class Worker:
         import numpy as np
         from safetensors.numpy import load_file
 
-        from impls.precision import PRECISIONS
         from suites.harness import clock
 
         network = self.networks[handle]
@@ -116,11 +115,13 @@ class Worker:
         began = time.perf_counter()
         network.get(network.run(network.put(hosts[0])))
         first_call_s = time.perf_counter() - began
-        settings = network.settings()
-        if PRECISIONS[self.arguments.precision].storage_bytes < PRECISIONS["fp32"].storage_bytes:
-            settings["arithmetic"] = network.arithmetic(network.put(hosts[0]))
         self.paths[handle] = clock.TimedPath(network, hosts, slowdown)
-        return {"first_call_s": first_call_s, "settings": settings}
+        return {"first_call_s": first_call_s, "settings": network.settings()}
+
+    def arithmetic(self, handle: str) -> dict[str, Any]:
+        """In which types and kernels products were computed; it may take seconds and memory, so no process that is measured is asked."""
+        path = self.paths[handle]
+        return {"arithmetic": path.network.arithmetic(path.network.put(path.hosts[0]))}
 
     def visit(self, handle: str, scope: str, samples: int, calls: int, rewarm: int = 0, keep: bool = False) -> dict[str, Any]:
         """``rewarm`` single calls and then ``samples`` of ``calls`` each, as columns of equal length; what they cost the process.
@@ -285,7 +286,7 @@ def error_of(error: BaseException) -> dict[str, str]:
 
 
 OPERATIONS = (
-    *("start", "prepare", "put", "visit", "kept", "windows", "reads", "unlike", "outputs", "weights", "memory", "release"),
+    *("start", "prepare", "put", "visit", "kept", "windows", "reads", "unlike", "outputs", "arithmetic", "weights", "memory", "release"),
     *("taps", "examine", "prepare_training", "train", "trained", "differentiate"),
 )
 
