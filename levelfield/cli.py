@@ -98,6 +98,7 @@ EXPECTED = {
     "reports.asv_site.SiteError",
     "reports.frame.BaselineError",
     "reports.frame.NoRecordsError",
+    "reports.likeness.AllowUnlikeError",
     "results.schema.RecordError",
     "results.store.StoreError",
     "suites.equivalence.scoring.ScoringError",
@@ -168,6 +169,12 @@ def run_options(command: F) -> F:
     return command
 
 
+allowing = click.option(
+    "--allow-unlike",
+    type=Listed(),
+    default=(),
+    help="Compare rows although these fields differ, as folded,tf32; the report says so.",
+)
 resumed = click.option("--fresh", is_flag=True, help="Start a new run even if an unfinished one of the same plan is there.")
 
 
@@ -206,24 +213,28 @@ def main() -> None:
 @run_options
 @resumed
 @click.option("--baseline", default="pytorch/eager", show_default=True, help="IMPLEMENTATION/MODE that ratios are against.")
-def bench(env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, baseline: str, **options: Any) -> None:
+@allowing
+def bench(
+    env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, baseline: str, allow_unlike: tuple[str, ...], **options: Any
+) -> None:
     """Certify, measure, store, print the comparison and write the report."""
     with plain_errors():
         from levelfield import screen
-        from reports import write
+        from reports import likeness, write
         from suites.harness import runner
 
+        likeness.require_liftable(allow_unlike)
         request = _request(options)
         _require_device(request.device)
-        with screen.live(quiet=as_json, baseline=baseline) as live:
+        with screen.live(quiet=as_json, baseline=baseline, allow_unlike=allow_unlike) as live:
             folder, planned = runner.bench(request, _options(runner, env, store, fresh, live.say, live.show))
         out = runner.REPORTS / folder.name
-        write.write(folder, out, baseline)
+        write.write(folder, out, baseline, allow_unlike)
         frame = _frame(folder, baseline)
         if as_json:
-            _print_json(screen.bench_document(folder, baseline, planned))
+            _print_json(screen.bench_document(folder, baseline, planned, allow_unlike))
         else:
-            screen.final(folder, baseline, out)
+            screen.final(folder, baseline, out, allow_unlike)
         raise SystemExit(screen.bench_code(frame, planned))
 
 
@@ -509,7 +520,8 @@ def plan(as_json: bool, **options: Any) -> None:
 @click.argument("run", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to. Default: reports/local/RUN.")
 @click.option("--baseline", default="pytorch/eager", show_default=True, help="IMPLEMENTATION/MODE that ratios are against.")
-def report(run: Path | None, out: Path | None, baseline: str) -> None:
+@allowing
+def report(run: Path | None, out: Path | None, baseline: str, allow_unlike: tuple[str, ...]) -> None:
     """Write tables, figures and the page from stored records; without RUN, of the latest run."""
     with plain_errors():
         from levelfield import screen
@@ -523,8 +535,8 @@ def report(run: Path | None, out: Path | None, baseline: str) -> None:
                 fail("no run is stored yet; `levelfield bench` makes one")
             run = runner.LOCAL / latest.run_id
         out = out or runner.REPORTS / run.name
-        write.write(run, out, baseline)
-        screen.final(run, baseline, out)
+        write.write(run, out, baseline, allow_unlike)
+        screen.final(run, baseline, out, allow_unlike)
 
 
 @main.command()

@@ -33,10 +33,11 @@ from suites.harness.plan import Plan, Skip
 class Progress:
     """Says what happens now and shows the comparison as it grows, on stderr."""
 
-    def __init__(self, console: Console, quiet: bool, baseline: str | None) -> None:
+    def __init__(self, console: Console, quiet: bool, baseline: str | None, allow_unlike: Sequence[str]) -> None:
         self._console = console
         self._quiet = quiet
         self._baseline = baseline
+        self._allow_unlike = allow_unlike
         self._began = time.monotonic()
         self._live: Live | None = None
         self._shown: Any = Text("")
@@ -63,20 +64,20 @@ class Progress:
         if self._baseline is None or self._quiet:
             return
         try:
-            self._shown = table.terminal(write.comparison(folder, self._baseline))
+            self._shown = table.terminal(write.comparison(folder, self._baseline, allow_unlike=self._allow_unlike))
         except frame.NoRecordsError:
             return
         if self._live:
             self._live.update(self._shown, refresh=True)
-        elif not self._first_ratio and bool(frame.load(folder, self._baseline)["ratio"].notna().any()):
+        elif not self._first_ratio and bool(frame.load(folder, self._baseline, self._allow_unlike)["ratio"].notna().any()):
             self._first_ratio = True
             self._console.print(self._shown)
 
 
 @contextmanager
-def live(*, quiet: bool, baseline: str | None) -> Iterator[Progress]:
+def live(*, quiet: bool, baseline: str | None, allow_unlike: Sequence[str] = ()) -> Iterator[Progress]:
     """Progress for the length of a run."""
-    progress = Progress(Console(stderr=True, width=None if sys.stderr.isatty() else 110), quiet, baseline)
+    progress = Progress(Console(stderr=True, width=None if sys.stderr.isatty() else 110), quiet, baseline, allow_unlike)
     progress.start()
     try:
         yield progress
@@ -84,15 +85,15 @@ def live(*, quiet: bool, baseline: str | None) -> Iterator[Progress]:
         progress.stop()
 
 
-def final(folder: Path, baseline: str, out: Path) -> None:
+def final(folder: Path, baseline: str, out: Path, allow_unlike: Sequence[str] = ()) -> None:
     """The comparison and where its files lie, on stdout."""
     console = Console(width=max(100, min(120, Console().width)))
-    console.print(table.terminal(write.comparison(folder, baseline, out / "index.html")))
+    console.print(table.terminal(write.comparison(folder, baseline, out / "index.html", allow_unlike)))
 
 
-def bench_document(folder: Path, baseline: str, planned: Plan) -> dict[str, Any]:
+def bench_document(folder: Path, baseline: str, planned: Plan, allow_unlike: Sequence[str] = ()) -> dict[str, Any]:
     """``{"rows": [...], "machine": {...}}`` with a row per cell; figures are null where there is none."""
-    cells = frame.load(folder, baseline)
+    cells = frame.load(folder, baseline, allow_unlike)
     rows = []
     for _, row in cells.iterrows():
         plain = {str(name): _plain(value) for name, value in row.items()}
@@ -111,6 +112,7 @@ def bench_document(folder: Path, baseline: str, planned: Plan) -> dict[str, Any]
         "run_id": run.run_id,
         "rows": rows,
         "machine": dict(run.machine),
+        "allow_unlike": list(allow_unlike),
         "estimated_s": planned.estimated_s,
         "reductions": list(planned.reductions),
     }

@@ -5,6 +5,7 @@ Rules that hold for every row (they are applied here once, so that no table, fig
 - No certificate, no number. A row holds figures only if the run has a passing certificate for its implementation, mode,
   model, precision and device, and for the very weights and network that were timed.
 - A row of a smoke run and a row of which any process failed hold no figure.
+- Only rows that are alike in what the comparison is not about are compared (``reports.likeness``); the others keep their own figures.
 - Processes are the unit of all statistics. A ratio is taken between processes of one round, never between iterations.
 """
 
@@ -14,7 +15,7 @@ import math
 import re
 import statistics as descriptive
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from impls.precision import PRECISIONS
-from reports import labels
+from reports import labels, likeness
 from results import statistics, steadiness, timing
 from results.record import Cell, Record
 from results.store import Run, Store
@@ -58,6 +59,11 @@ DTYPES: Mapping[str, str] = {
     "latency_s": "Float64",
     "latency_low_s": "Float64",
     "latency_high_s": "Float64",
+    "calls": "Int64",
+    "p90_s": "Float64",
+    "p90_calls_needed": "Int64",
+    "p99_s": "Float64",
+    "p99_calls_needed": "Int64",
     "throughput_images_per_s": "Float64",
     "throughput_low_images_per_s": "Float64",
     "throughput_high_images_per_s": "Float64",
@@ -68,6 +74,8 @@ DTYPES: Mapping[str, str] = {
     "mde": "Float64",
     "rank_low": "Int64",
     "rank_high": "Int64",
+    "unlike": "string",
+    "despite": "string",
     "peak_memory_bytes": "Float64",
     "import_s": "Float64",
     "load_s": "Float64",
@@ -89,11 +97,14 @@ DTYPES: Mapping[str, str] = {
 }
 """Every column and its dtype; ``load`` says what each holds."""
 
+PERCENTILES = (90, 99)
+"""Of latency, each with an upper bound; the tails that serving is judged by."""
 CELL = ["implementation", "mode", "model", "precision", "device", "batch_size", "scope", "scenario", "threads"]
 CERTIFIED = CELL[:5]
 GROUP = ["run_id", "machine_id", "model", "precision", "device", "batch_size", "scope", "scenario", "threads"]
 """What rows share that are compared with each other."""
 FIGURES = [name for name in DTYPES if DTYPES[name] == "Float64"] + ["pairs", "tie", "rank_low", "rank_high", "images", "flips"]
+FIGURES += [f"p{percentile}_calls_needed" for percentile in PERCENTILES]
 """The columns that a row without a right to figures leaves empty."""
 STARTUP = ("import_s", "load_s", "first_call_s")
 
@@ -115,10 +126,11 @@ class Loaded:
     unreadable: tuple[str, ...]
 
 
-def load(path: str | Path, baseline: str = BASELINE) -> pd.DataFrame:
+def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[str] = ()) -> pd.DataFrame:
     """What was measured, one row per run and cell.
 
-    ``path`` is a run's folder or a folder of runs; ``baseline`` is "implementation/mode". All columns are nullable.
+    ``path`` is a run's folder or a folder of runs; ``baseline`` is "implementation/mode"; ``allow_unlike`` are fields in which
+    rows may differ and be compared all the same (``likeness.LIFTABLE``). All columns are nullable.
 
     ============================  =======  =================================================================================
     column                        dtype    what it holds
@@ -151,6 +163,11 @@ def load(path: str | Path, baseline: str = BASELINE) -> pd.DataFrame:
     latency_s                     Float64  the same, in scenario single_stream only, seconds
     latency_low_s                 Float64  lower end, seconds
     latency_high_s                Float64  upper end, seconds
+    calls                         Int64    timed calls of the process that has the fewest, in scenario single_stream only
+    p90_s                         Float64  the 90th percentile of latency is not above this: largest bound of a process, seconds
+    p90_calls_needed              Int64    where there is no such bound: the fewest calls of a process that give one
+    p99_s                         Float64  the same of the 99th percentile, seconds
+    p99_calls_needed              Int64    where there is none: the fewest calls
     throughput_images_per_s       Float64  images per second of wall time, in scenario offline only
     throughput_low_images_per_s   Float64  lower end
     throughput_high_images_per_s  Float64  upper end
@@ -161,6 +178,8 @@ def load(path: str | Path, baseline: str = BASELINE) -> pd.DataFrame:
     mde                           Float64  smallest difference from the baseline that can be counted on to be seen, fraction
     rank_low                      Int64    best rank that the simultaneous intervals allow, 1 is fastest
     rank_high                     Int64    worst rank that they allow
+    unlike                        string   why it is in no ratio or rank: what differs from the baseline (this row's, the baseline's)
+    despite                       string   what differs from the baseline although they are compared, and why they are
     peak_memory_bytes             Float64  peak resident (cpu) or allocated (cuda) bytes, median over processes
     import_s                      Float64  seconds to import the framework, median over processes
     load_s                        Float64  seconds to load the weights and build the network, median
@@ -184,8 +203,9 @@ def load(path: str | Path, baseline: str = BASELINE) -> pd.DataFrame:
     Raises:
         NoRecordsError: nothing there is a run.
         BaselineError: ``baseline`` is not "implementation/mode".
+        AllowUnlikeError: a field that may not differ.
     """
-    return tidy(read(path), baseline)
+    return tidy(read(path), baseline, allow_unlike)
 
 
 def read(path: str | Path) -> Loaded:
@@ -212,19 +232,21 @@ def read(path: str | Path) -> Loaded:
     return Loaded(tuple(records), runs, tuple(unreadable))
 
 
-def tidy(loaded: Loaded, baseline: str = BASELINE) -> pd.DataFrame:
+def tidy(loaded: Loaded, baseline: str = BASELINE, allow_unlike: Collection[str] = ()) -> pd.DataFrame:
     """The frame of ``load`` from records in memory.
 
     Raises:
         BaselineError: ``baseline`` is not "implementation/mode".
+        AllowUnlikeError: a field that may not differ.
     """
+    likeness.require_liftable(allow_unlike)
     if not re.fullmatch(r"[^/]+/[^/]+", baseline):
         raise BaselineError(f"the baseline {baseline!r} is not written as IMPLEMENTATION/MODE, like {BASELINE}")
     rows: list[dict[str, Any]] = []
     for run_id in dict.fromkeys(record.run_id for record in loaded.records):
         records = latest(record for record in loaded.records if record.run_id == run_id)
         run = loaded.runs.get(run_id)
-        rows += _Run(records, run.machine if run else {}, baseline).rows()
+        rows += _Run(records, run.machine if run else {}, baseline, allow_unlike).rows()
     table = pd.DataFrame([[row.get(name) for name in DTYPES] for row in rows], columns=list(DTYPES), dtype=object)
     return table.astype(dict(DTYPES))
 
@@ -240,9 +262,10 @@ def latest(records: Iterable[Record]) -> list[Record]:
 class _Run:
     """The records of one run on their way to rows."""
 
-    def __init__(self, records: list[Record], machine: Mapping[str, object], baseline: str) -> None:
+    def __init__(self, records: list[Record], machine: Mapping[str, object], baseline: str, allow_unlike: Collection[str]) -> None:
         self.machine = machine
         self.baseline = baseline
+        self.allow_unlike = allow_unlike
         self.by_suite: dict[str, list[Record]] = defaultdict(list)
         for record in records:
             self.by_suite[record.suite].append(record)
@@ -260,7 +283,7 @@ class _Run:
         times = {cell: process_times(records) for cell, records in timed.items()}
         rows = [self._row(cell, records, times[cell]) for cell, records in timed.items()]
         rows += [self._row(cell, records, {}) for cell, records in others.items()]
-        self._compare(rows, times)
+        self._compare(rows, timed, times)
         for row in rows:
             if why := _withheld(row):
                 row.update(dict.fromkeys(FIGURES))
@@ -276,9 +299,9 @@ class _Run:
         row |= {name: newest.settings.get(name) for name in ("layout", "folded", "tf32", "deterministic")}
         row |= self._status(cell, records)
         row |= self._certificate(cell, records)
-        row |= {"processes": len(times), "noise": timing.disturbed(records), "steady": _steady(records)}
+        row |= {"processes": len(times), "noise": timing.disturbed(records), "steady": _steady(records), "mixed": _mixed(records)}
         if times:
-            row |= self._times(cell, newest, times)
+            row |= self._times(cell, newest, times) | _tails(cell, records)
         return row | self._beside(cell)
 
     def _status(self, cell: Cell, records: list[Record]) -> dict[str, Any]:
@@ -369,19 +392,21 @@ class _Run:
         found = [record for record in self.by_suite["accuracy"] if record.status == "ok" and _covers(record, cell)]
         return found[-1] if found else None
 
-    def _compare(self, rows: list[dict[str, Any]], times: dict[Cell, dict[int, float]]) -> None:
-        """Ratios, ties and ranks among the rows that may be compared and hold figures."""
+    def _compare(self, rows: list[dict[str, Any]], timed: dict[Cell, list[Record]], times: dict[Cell, dict[int, float]]) -> None:
+        """Ratios, ties and ranks among the rows that may be compared and hold figures; of the others, why they may not."""
         groups: dict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             if row.get("time_per_batch_s") is not None and _withheld(row) is None:
                 groups[tuple(row[name] for name in GROUP)].append(row)
         for group in groups.values():
-            by_name = {f"{row['implementation']}/{row['mode']}": times[Cell(*(row[name] for name in CELL))] for row in group}
+            cells = {f"{row['implementation']}/{row['mode']}": Cell(*(row[name] for name in CELL)) for row in group}
+            found = likeness.examine({name: likeness.facts(timed[cell]) for name, cell in cells.items()}, self.baseline, self.allow_unlike)
+            by_name = {name: times[cell] for name, cell in cells.items() if found[name].unlike is None}
             base = by_name.get(self.baseline)
             places = statistics.ranks(by_name) if _share_rounds(by_name.values()) else {}
-            for row in group:
-                name = f"{row['implementation']}/{row['mode']}"
-                if base is not None and not row["is_baseline"]:
+            for name, row in zip(cells, group, strict=True):
+                row.update(unlike=found[name].unlike, despite=found[name].despite)
+                if base is not None and name in by_name and not row["is_baseline"]:
                     row.update(_ratio(base, by_name[name]))
                 if name in places:
                     row.update(rank_low=places[name].low, rank_high=places[name].high)
@@ -433,6 +458,8 @@ def _withheld(row: Mapping[str, Any]) -> str | None:
         return str(row["reason"])
     if not row["certified"]:
         return str(row["why"])
+    if row["mixed"]:
+        return str(row["mixed"])
     if row["noise"]:
         return str(row["noise"])
     if not row["measurement"]:
@@ -474,6 +501,31 @@ def _steady(records: Iterable[Record]) -> str | None:
         return None
     common = descriptive.mode(verdicts)
     return common if len(set(verdicts)) == 1 else f"{common} in {verdicts.count(common)} of {len(verdicts)}"
+
+
+def _mixed(records: Iterable[Record]) -> str | None:
+    """Why the processes of a cell are no one measurement: they are of several protocols or machines; None where they are one."""
+    kinds = sorted({(record.protocol_version, record.machine_id) for record in records})
+    if len(kinds) == 1:
+        return None
+    each = (f"protocol {protocol} on machine {labels.short(machine)}" for protocol, machine in kinds)
+    return f"its processes are not of one measurement: {labels.joined(list(each))}"
+
+
+def _tails(cell: Cell, records: Iterable[Record]) -> dict[str, Any]:
+    """Upper bounds of percentiles of latency: the largest over processes, and where any process has too few calls, how many it takes."""
+    if cell.scenario != "single_stream":
+        return {}
+    processes = [timing.latencies_s(record) for record in records if record.status == "ok" and record.samples is not None]
+    found: dict[str, Any] = {"calls": min(map(len, processes))}
+    for percentile in PERCENTILES:
+        bounds = [statistics.percentile_bound(calls, percentile) for calls in processes]
+        values = [bound.value for bound in bounds if bound.value is not None]
+        if len(values) == len(bounds):
+            found[f"p{percentile}_s"] = max(values)
+        else:
+            found[f"p{percentile}_calls_needed"] = bounds[0].needed
+    return found
 
 
 def _share_rounds(times: Iterable[Mapping[int, float]]) -> bool:

@@ -32,6 +32,12 @@ def implementation(name: str, mode: str) -> str:
     return manifest.modes[mode].title
 
 
+def folds(name: str) -> bool:
+    """Whether an implementation is given the network with batch norm folded; of one that the checkout does not have, true."""
+    manifest = _manifest(name)
+    return manifest is None or manifest.folds
+
+
 def versions(implementation: str, software: Mapping[str, str]) -> str:
     """ "torch 2.13.0, python 3.11.7": of the installed packages, the one that stands for the framework, and Python."""
     wanted = (_distribution(implementation), "python")
@@ -63,6 +69,16 @@ def model(name: str) -> str:
         return name
     kind = {"resnet": "ResNet", "plain": "Plain"}[match["kind"]]
     return f"{'CIFAR ' if match['cifar'] else ''}{kind}-{match['depth']}{match['suffix'].replace('_', ' ')}"
+
+
+def cell(
+    name: str, precision: str, device: str, batch_size: int | None = None, scope: str | None = None, scenario: str | None = None
+) -> list[str]:
+    """ "ResNet-50", "fp32", "host to host", "batch 8", "throughput": what is run, without what goes without saying."""
+    what = [model(name), precision, *([device] if device != "cpu" else [])]
+    what += [SCOPES.get(scope, scope)] if scope is not None else []
+    what += [f"batch {batch_size}"] if batch_size is not None else []
+    return [*what, *([SCENARIOS["offline"]] if scenario == "offline" else [])]
 
 
 def joined(names: list[str]) -> str:

@@ -14,6 +14,10 @@ from reports.table import Content, Line, Section
 
 STARTUP = ["import_s", "load_s", "first_call_s"]
 STARTUP_HEADINGS = ("implementation", "import s", "load s", "first call s")
+LATENCY = (
+    "Each call is waited for before the next. Unlike rows are never compared. Percentiles are upper bounds with 99 % confidence in a "
+    "process (MLPerf's early stopping), the largest over processes; they take a process's calls for independent."
+)
 BADGES = {
     "measured": "certified",
     "waiting": "not measured",
@@ -89,7 +93,7 @@ def render(frame: pd.DataFrame, content: Content, *, certificates: bool) -> str:
 def _chapters(frame: pd.DataFrame, content: Content) -> Iterator[Chapter]:
     timed = list(zip(content.sections, table.groups(frame), strict=True))
     for scenario, title, note in (
-        ("single_stream", "Latency", "Each call is waited for before the next. Unlike rows are never compared."),
+        ("single_stream", "Latency", LATENCY),
         ("offline", "Throughput", "Calls are enqueued in windows, and a window is waited for: images per second of wall time."),
     ):
         chosen = [(section, part) for section, part in timed if part["scenario"].eq(scenario).fillna(False).iloc[0]]
@@ -98,6 +102,15 @@ def _chapters(frame: pd.DataFrame, content: Content) -> Iterator[Chapter]:
         yield Chapter(title.lower(), title, note, (*parts, *curves))
     untimed = [_timing(section, part) for section, part in timed if pd.isna(part["scenario"].iloc[0])]
     yield Chapter("untimed", "Not timed", "What is known of cells for which no speed was measured.", tuple(untimed))
+    yield Chapter(
+        "sets",
+        "Over several cells",
+        "A geometric mean over cells: each round's ratios are averaged first, since its cells share their processes.",
+        tuple(
+            Part(means.title, headings=means.headings, rows=tuple(Row("measured", line) for line in means.lines), notes=means.notes)
+            for means in content.sets
+        ),
+    )
     yield Chapter(
         "memory",
         "Memory",
@@ -120,6 +133,7 @@ def _chapters(frame: pd.DataFrame, content: Content) -> Iterator[Chapter]:
 
 def _timing(section: Section, rows: pd.DataFrame) -> Part:
     drawn = figures.forest(rows, section.baseline)
+    headings = section.headings(wide=True)
     caption = (
         "Point and 95 % interval of the speed against the baseline. Squares are told apart from it, open circles are ties. "
         "Shaded: differences too small to be counted on to be seen. Dashed: the roofline, where probes gave one."
@@ -128,19 +142,19 @@ def _timing(section: Section, rows: pd.DataFrame) -> Part:
         section.title,
         section.verdict,
         (Figure(drawn.svg, caption),) if drawn else (),
-        section.headings(),
-        tuple(_timing_row(line) for line in section.lines),
+        headings,
+        tuple(_timing_row(line, len(headings)) for line in section.lines),
         section.notes,
         1,
-        (4, 5, 6),
+        tuple(index for index, heading in enumerate(headings) if heading in (*section.tails, *table.NUMBERS)),
     )
 
 
-def _timing_row(line: Line) -> Row:
+def _timing_row(line: Line, columns: int) -> Row:
     badge = BADGES[line.kind]
     if line.kind == "measured":
-        return Row(line.kind, line.cells()[:-1], badge, line.proof)
-    return Row(line.kind, (line.rank, line.implementation), badge, line.proof, len(line.cells()) - 2)
+        return Row(line.kind, line.cells(wide=True)[:-1], badge, line.proof)
+    return Row(line.kind, (line.rank, line.implementation), badge, line.proof, columns - 2)
 
 
 def _against_batch(rows: pd.DataFrame) -> Iterator[Part]:

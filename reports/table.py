@@ -6,7 +6,7 @@ A row without a passing certificate, a failed one and one of a smoke run hold no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reports import labels
+from reports import labels, sets
 from reports.about import About
-from reports.frame import GROUP
+from reports.frame import GROUP, PERCENTILES
+from results.statistics import Ratio
 
 NO_CONCLUSION = (
     "other machines, other batch sizes or models, other versions, training",
@@ -27,12 +28,16 @@ NO_CONCLUSION = (
 )
 SMOKE = "NOT-A-MEASUREMENT: a smoke run, which shows that every path runs and says nothing about speed."
 COLUMNS = ("rank", "implementation", "speed vs BASELINE", "MiB", "% of ceiling", "top-1 %", "proof")
+NUMBERS = COLUMNS[3:6]
 MISSING = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row as text. ``kind`` is "measured", "waiting", "smoke", "uncertified", "skipped" or "failed"."""
+    """A row as text. ``kind`` is "measured", "waiting", "smoke", "uncertified", "skipped" or "failed".
+
+    ``tails`` are the bounds of the percentiles of a latency; they are for where there is room.
+    """
 
     rank: str
     implementation: str
@@ -43,10 +48,12 @@ class Line:
     top1: str
     proof: str
     kind: str
+    tails: tuple[str, ...] = ()
 
-    def cells(self) -> tuple[str, ...]:
+    def cells(self, *, wide: bool = False) -> tuple[str, ...]:
         """The row in the order of the table's columns."""
-        return (self.rank, self.implementation, self.figure, self.speed, self.memory, self.ceiling, self.top1, self.proof)
+        tails = self.tails if wide else ()
+        return (self.rank, self.implementation, self.figure, *tails, self.speed, self.memory, self.ceiling, self.top1, self.proof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,22 @@ class Section:
     baseline: str
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
+    tails: tuple[str, ...] = ()
 
-    def headings(self) -> tuple[str, ...]:
+    def headings(self, *, wide: bool = False) -> tuple[str, ...]:
         """The column headings."""
         speed = COLUMNS[2].replace("BASELINE", self.baseline)
-        return (*COLUMNS[:2], self.figure_heading, speed, *COLUMNS[3:])
+        return (*COLUMNS[:2], self.figure_heading, *(self.tails if wide else ()), speed, *COLUMNS[3:])
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """Geometric means over a set of cells: a title, (implementation, speed) from the fastest on, and what belongs to them."""
+
+    title: str
+    headings: tuple[str, str]
+    lines: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +92,23 @@ class Content:
     headline: str
     about: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
+    sets: tuple[Set, ...]
     no_conclusion: tuple[str, ...]
     footer: tuple[str, ...]
 
 
-def content(frame: pd.DataFrame, about: About, report: Path | None = None) -> Content:
-    """The comparison in words and numbers; ``report`` is where the page lies, if it is written."""
+def content(frame: pd.DataFrame, about: About, report: Path | None = None, allow_unlike: Collection[str] = ()) -> Content:
+    """The comparison in words and numbers; ``report`` is where the page lies, if it is written.
+
+    ``allow_unlike`` is what the frame was made with.
+    """
     sections = tuple(_section(rows, about) for rows in groups(frame))
     footer = [f"Again: {command}" for command in about.again()]
     if report is not None:
         footer.insert(0, f"Report: {report}")
-    return Content(headline(sections), about.facts(), sections, NO_CONCLUSION, tuple(footer))
+    allowed = [("Allowed to differ", ", ".join(allow_unlike))] if allow_unlike else []
+    means = tuple(_set(found) for found in sets.over(frame, about.records))
+    return Content(headline(sections), (*allowed, *about.facts()), sections, means, NO_CONCLUSION, tuple(footer))
 
 
 def headline(sections: tuple[Section, ...]) -> str:
@@ -130,21 +154,40 @@ def _section(rows: pd.DataFrame, about: About) -> Section:
     lines = tuple(_line(row, throughput=throughput) for _, row in rows.iterrows())
     heading = "images/s [95 %]" if throughput else "ms [95 %]"
     baseline = labels.implementation(*str(first["baseline"]).split("/", 1))
-    return Section(_title(first, rows, about), verdict(rows), verdict(rows, detailed=True), heading, baseline, lines, tuple(_notes(rows)))
+    is_latency = pd.notna(first["scenario"]) and not throughput
+    tails = tuple(f"p{percentile} ms at most" for percentile in PERCENTILES) if is_latency else ()
+    return Section(
+        _title(first, rows, about), verdict(rows), verdict(rows, detailed=True), heading, baseline, lines, tuple(_notes(rows)), tails
+    )
 
 
 def _title(first: pd.Series, rows: pd.DataFrame, about: About) -> str:
-    what = [labels.model(first["model"]), first["precision"], *([first["device"]] if first["device"] != "cpu" else [])]
-    if pd.notna(first["scope"]):
-        what.append(labels.SCOPES.get(first["scope"], first["scope"]))
-    if pd.notna(first["batch_size"]):
-        what.append(f"batch {first['batch_size']}")
-    if is_offline(first):
-        what.append(labels.SCENARIOS["offline"])
+    known = {name: None if pd.isna(first[name]) else first[name] for name in ("batch_size", "scope", "scenario")}
+    what = labels.cell(first["model"], first["precision"], first["device"], **known)
     machine = about.machine(first["run_id"])
     if pd.notna(first["threads"]):
         machine += f", {first['threads']} thread{'s' if first['threads'] > 1 else ''}"
     return f"{'  '.join(what)} | {machine} | {_processes(rows)}"
+
+
+def _set(found: sets.Over) -> Set:
+    baseline = labels.implementation(*found.baseline.split("/", 1))
+
+    def names(keys: tuple[sets.Key, ...]) -> str:
+        """Threads, the last value, are named where they are what tells two cells apart."""
+        texts = [" ".join(labels.cell(*key[:-1])) for key in keys]  # type: ignore[arg-type]
+        return "; ".join(f"{text} {key[-1]} threads" if texts.count(text) > 1 else text for text, key in zip(texts, keys, strict=True))
+
+    notes = [f"It speaks of this set and no other: {names(found.cells)}."]
+    if found.left_out:
+        notes.append(f"Not in the set, since not every row has a ratio there: {names(found.left_out)}.")
+    if found.absent:
+        absent = labels.joined([labels.implementation(*arm) for arm in found.absent])
+        notes.append(f"Not shown, for want of ratios in these cells or of common rounds: {absent}.")
+    notes += [f"{labels.implementation(*arm)}: {said}." for arm, said in found.despite.items()]
+    lines = tuple((labels.implementation(*arm), _speed(mean)) for arm, mean in found.means.items())
+    title = f"Over {len(found.cells)} cells (run {found.run_id}): geometric mean of the speeds, with its 95 % interval over rounds"
+    return Set(title, ("implementation", f"speed vs {baseline}"), lines, tuple(notes))
 
 
 def _processes(rows: pd.DataFrame) -> str:
@@ -163,6 +206,10 @@ def verdict(rows: pd.DataFrame, *, detailed: bool = False) -> str:
         return SMOKE
     if figures.empty:
         return "No row holds a figure, so nothing can be said."
+    unlike = figures["unlike"].notna()
+    if len(figures) > 1 and (~unlike).sum() == 1:
+        return f"No row is like {_names(figures[~unlike])} in all that a comparison needs, so there is nothing to compare it with."
+    figures = figures[~unlike]
     if len(figures) == 1:
         return f"Only {_names(figures)} holds a figure, so there is nothing to compare it with."
     ranked = figures[figures["rank_low"].notna()]
@@ -214,6 +261,7 @@ def _line(row: pd.Series, *, throughput: bool) -> Line:
     kind, said = state(row)
     if kind != "measured":
         return Line(MISSING, name, "", "", "", "", "", said, kind)
+    tails = () if throughput else tuple(_tail(row, percentile) for percentile in PERCENTILES)
     scale = 1.0 if throughput else 1e3
     columns = ("throughput_images_per_s", "throughput_low_images_per_s", "throughput_high_images_per_s")
     columns = columns if throughput else ("latency_s", "latency_low_s", "latency_high_s")
@@ -228,7 +276,15 @@ def _line(row: pd.Series, *, throughput: bool) -> Line:
         str(row["top1_absent"]).partition(":")[0] if pd.notna(row["top1_absent"]) else _format(row["top1"], 100, 1),
         said,
         kind,
+        tails,
     )
+
+
+def _tail(row: pd.Series, percentile: int) -> str:
+    bound = row[f"p{percentile}_s"]
+    if pd.isna(bound):
+        return f"not reportable: {row['calls']} calls, {row[f'p{percentile}_calls_needed']} needed"
+    return f"{bound * 1e3:.{_decimals(bound * 1e3, 0)}f}"
 
 
 def state(row: pd.Series) -> tuple[str, str]:
@@ -255,11 +311,16 @@ def _rank(row: pd.Series) -> str:
 def _ratio(row: pd.Series) -> str:
     if pd.isna(row["ratio"]):
         return MISSING
-    low, high = _float(row["ratio_low"]), _float(row["ratio_high"])
+    return _speed(Ratio(_float(row["ratio"]), _float(row["ratio_low"]), _float(row["ratio_high"]), row["pairs"], None))
+
+
+def _speed(ratio: Ratio) -> str:
+    assert ratio.low is not None
+    assert ratio.high is not None
     decimals = 2
-    while decimals < 4 and not row["tie"] and 1 in (round(low, decimals), round(high, decimals)):
+    while decimals < 4 and not ratio.tie and 1 in (round(ratio.low, decimals), round(ratio.high, decimals)):
         decimals += 1  # an interval that does not hold 1 must not look as if it did
-    return f"{row['ratio']:.{decimals}f}x [{low:.{decimals}f},{high:.{decimals}f}]{' tie' if row['tie'] else ''}"
+    return f"{ratio.value:.{decimals}f}x [{ratio.low:.{decimals}f},{ratio.high:.{decimals}f}]{' tie' if ratio.tie else ''}"
 
 
 def with_interval(value: float, low: float, high: float) -> str:
@@ -288,7 +349,9 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
     mde = rows["mde"].max()
     if pd.notna(mde):
         yield f"Gaps under {mde * 100:.1f} % from the baseline cannot be counted on to be seen here."
-    unpaired = rows["time_per_batch_s"].notna() & rows["ratio"].isna() & ~rows["is_baseline"]
+    for _, row in rows[rows["unlike"].notna() | rows["despite"].notna()].iterrows():
+        yield f"{_name(row)}: {row['unlike'] if pd.notna(row['unlike']) else row['despite']}."
+    unpaired = rows["time_per_batch_s"].notna() & rows["ratio"].isna() & rows["unlike"].isna() & ~rows["is_baseline"]
     if unpaired.any():
         baseline = labels.implementation(*str(rows["baseline"].iloc[0]).split("/", 1))
         yield f"No ratio where fewer than two processes were paired with {baseline}'s."
@@ -307,6 +370,11 @@ def terminal(shown: Content) -> Group:
     for section in shown.sections:
         parts += [Text(""), Text(section.title, style="bold"), Text(section.verdict), _rich_table(section)]
         parts += [Text(note) for note in section.notes]
+    for means in shown.sets:
+        grid = RichTable.grid(padding=(0, 2, 0, 0))
+        for line in (means.headings, *means.lines):
+            grid.add_row(*(escape(cell) for cell in line), style="dim" if line is means.headings else "")
+        parts += [Text(""), Text(means.title, style="bold"), grid, *(Text(note) for note in means.notes)]
     if not shown.sections:
         parts.append(Text(shown.headline))
     parts += [Text(""), Text(f"Do not conclude: {'; '.join(shown.no_conclusion)}.")]
@@ -334,7 +402,7 @@ class _Proofs:
 def _rich_table(section: Section) -> Group:
     table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in section.headings():
-        right = heading in COLUMNS[3:6]
+        right = heading in NUMBERS
         table.add_column(_wrapped(heading), justify="right" if right else "left", overflow="fold")
     figures = [line for line in section.lines if line.kind == "measured"]
     without = [line for line in section.lines if line.kind != "measured"]
@@ -358,10 +426,22 @@ def markdown(shown: Content) -> str:
     lines += [f"- **Do not conclude**: {'; '.join(shown.no_conclusion)}."]
     for section in shown.sections:
         lines += ["", f"## {_md(section.title.replace(' | ', '; '))}", "", _md(section.verdict), ""]
-        lines += [f"| {' | '.join(map(_md, section.headings()))} |", f"|{'---|' * len(section.headings())}"]
-        lines += [f"| {' | '.join(map(_md, line.cells()))} |" for line in section.lines]
+        lines += _md_table(section.headings(wide=True), [_whole(line, section) for line in section.lines])
         lines += [line for note in section.notes for line in ("", _md(note))]
+    for means in shown.sets:
+        lines += ["", f"## {_md(means.title)}", "", *_md_table(means.headings, means.lines)]
+        lines += [line for note in means.notes for line in ("", _md(note))]
     return "\n".join([*lines, *(line for text in shown.footer for line in ("", _md(text))), ""])
+
+
+def _whole(line: Line, section: Section) -> tuple[str, ...]:
+    """A row with as many cells as the table has; one without figures has no tails."""
+    cells = line.cells(wide=True)
+    return (*cells[:3], *[""] * (len(section.tails) - len(line.tails)), *cells[3:])
+
+
+def _md_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(map(_md, headings))} |", f"|{'---|' * len(headings)}", *(f"| {' | '.join(map(_md, row))} |" for row in rows)]
 
 
 def _md(text: str) -> str:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from reports import certificate, frame, page, publish, table
 from reports.about import About
 
 
-def comparison(path: str | Path, baseline: str = frame.BASELINE, report: Path | None = None) -> table.Content:
+def comparison(
+    path: str | Path, baseline: str = frame.BASELINE, report: Path | None = None, allow_unlike: Collection[str] = ()
+) -> table.Content:
     """What a run's folder (or a folder of runs) has to say, ready for ``table.terminal``, however much of it is there.
 
     Raises:
         frame.NoRecordsError: nothing there is a run.
     """
     loaded = frame.read(path)
-    return table.content(frame.tidy(loaded, baseline), About(loaded.records, loaded.runs, loaded.unreadable), report)
+    cells = frame.tidy(loaded, baseline, allow_unlike)
+    return table.content(cells, About(loaded.records, loaded.runs, loaded.unreadable), report, allow_unlike)
 
 
-def write(run_folder: str | Path, out: str | Path, baseline: str = frame.BASELINE) -> tuple[Path, ...]:
+def write(run_folder: str | Path, out: str | Path, baseline: str = frame.BASELINE, allow_unlike: Collection[str] = ()) -> tuple[Path, ...]:
     """Write ``index.html``, ``report.md``, ``cells.csv``, ``cells.parquet`` and the pages of the certificates; each is replaced whole.
 
     Raises:
@@ -27,8 +31,8 @@ def write(run_folder: str | Path, out: str | Path, baseline: str = frame.BASELIN
     """
     out = Path(out)
     loaded = frame.read(run_folder)
-    cells = frame.tidy(loaded, baseline)
-    content = table.content(cells, About(loaded.records, loaded.runs, loaded.unreadable))
+    cells = frame.tidy(loaded, baseline, allow_unlike)
+    content = table.content(cells, About(loaded.records, loaded.runs, loaded.unreadable), allow_unlike=allow_unlike)
     certificates = certificate.write(Path(run_folder), out / "certificates")
     documents = {
         "index.html": page.render(cells, content, certificates=certificates is not None).encode(),

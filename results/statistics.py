@@ -7,6 +7,7 @@ Times are compared on the log scale, where a ratio is a difference. Pure functio
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
@@ -219,6 +220,7 @@ def bounded_exp(value: float) -> float:
     return math.exp(min(value, _LARGEST_EXPONENT))
 
 
+@functools.cache  # asked of every process of a table, with the same two percentiles
 def _fewest_samples(over: float, risk: float) -> int:
     """The least n for which one call over the percentile is as unlikely as ``risk``; the probability falls with n."""
     low, high = 1, 2

@@ -110,3 +110,11 @@ def call_s(record: Record) -> float:
     if out.all():
         raise statistics.StatisticsError("every sample is left out")
     return float(np.sum(np.asarray(samples.duration_ns)[~out]) * 1e-9 / np.sum(np.asarray(samples.calls)[~out]))
+
+
+def latencies_s(record: Record) -> list[float]:
+    """Seconds of every call that a figure may use, of one process in single_stream, where a sample is a call."""
+    samples, out = record.samples, left_out(record)
+    assert samples is not None
+    seconds: list[float] = (np.asarray(samples.duration_ns)[~out] * 1e-9).tolist()
+    return seconds

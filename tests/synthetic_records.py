@@ -54,7 +54,7 @@ class Run:
             "measurement": True,
             "process": None if index is None else Process(index, 0, 0, 0, 1),
             "certificate_id": self.certificates.get(cell.certificate_cell),
-            "settings": {"layout": "NCHW", "folded": False, "tf32": False, "threads": 2, "deterministic": False},
+            "settings": {"precision": "float32", "layout": "NCHW", "folded": True, "tf32": False, "threads": 2, "deterministic": False},
             "model": Model(SHA, SHA, 25_557_032, 4_089_184_256, None),
             "inputs": Inputs(SHA, "scikit-learn china.jpg and flower.jpg", 8, (cell.batch_size or 1, 3, 224, 224)),
             "software": {"python": "3.11.7", **SOFTWARE.get(cell.implementation, {})},
