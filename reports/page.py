@@ -105,7 +105,7 @@ def _chapters(frame: pd.DataFrame, content: Content) -> Iterator[Chapter]:
     yield Chapter(
         "sets",
         "Over several cells",
-        "A geometric mean over cells: each round's ratios are averaged first, since its cells share their processes.",
+        "A geometric mean of speeds. The cells are averaged within each round, and the interval is over rounds, never over cells.",
         tuple(
             Part(means.title, headings=means.headings, rows=tuple(Row("measured", line) for line in means.lines), notes=means.notes)
             for means in content.sets

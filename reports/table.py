@@ -107,7 +107,8 @@ def content(frame: pd.DataFrame, about: About, report: Path | None = None, allow
     if report is not None:
         footer.insert(0, f"Report: {report}")
     allowed = [("Allowed to differ", ", ".join(allow_unlike))] if allow_unlike else []
-    means = tuple(_set(found) for found in sets.over(frame, about.records))
+    found = list(sets.over(frame, about.records))
+    means = tuple(_set(each, f" of run {each.run_id}" if len(found) > 1 else "") for each in found)
     return Content(headline(sections), (*allowed, *about.facts()), sections, means, NO_CONCLUSION, tuple(footer))
 
 
@@ -170,7 +171,7 @@ def _title(first: pd.Series, rows: pd.DataFrame, about: About) -> str:
     return f"{'  '.join(what)} | {machine} | {_processes(rows)}"
 
 
-def _set(found: sets.Over) -> Set:
+def _set(found: sets.Over, run: str) -> Set:
     baseline = labels.implementation(*found.baseline.split("/", 1))
 
     def names(keys: tuple[sets.Key, ...]) -> str:
@@ -186,7 +187,7 @@ def _set(found: sets.Over) -> Set:
         notes.append(f"Not shown, for want of ratios in these cells or of common rounds: {absent}.")
     notes += [f"{labels.implementation(*arm)}: {said}." for arm, said in found.despite.items()]
     lines = tuple((labels.implementation(*arm), _speed(mean)) for arm, mean in found.means.items())
-    title = f"Over {len(found.cells)} cells (run {found.run_id}): geometric mean of the speeds, with its 95 % interval over rounds"
+    title = f"Over {len(found.cells)} cells{run}: geometric mean of the speeds, 95 % interval over rounds"
     return Set(title, ("implementation", f"speed vs {baseline}"), lines, tuple(notes))
 
 

@@ -21,6 +21,12 @@ SOFTWARE = {
 }
 
 
+SETTINGS: dict[str, Any] = {
+    **{"precision": "float32", "tf32": False, "threads": 2, "folded": True, "deterministic": False},
+    "layout": "NCHW",
+}
+
+
 class Run:
     """A run in the making: each method appends records of one suite."""
 
@@ -54,7 +60,7 @@ class Run:
             "measurement": True,
             "process": None if index is None else Process(index, 0, 0, 0, 1),
             "certificate_id": self.certificates.get(cell.certificate_cell),
-            "settings": {"precision": "float32", "layout": "NCHW", "folded": True, "tf32": False, "threads": 2, "deterministic": False},
+            "settings": SETTINGS,
             "model": Model(SHA, SHA, 25_557_032, 4_089_184_256, None),
             "inputs": Inputs(SHA, "scikit-learn china.jpg and flower.jpg", 8, (cell.batch_size or 1, 3, 224, 224)),
             "software": {"python": "3.11.7", **SOFTWARE.get(cell.implementation, {})},
@@ -77,15 +83,17 @@ class Run:
         status = "ok" if reason is None else "not_certified"
         self.certificates[cell] = self.append("equivalence", cell, status=status, reason=reason).record_id
 
-    def process(self, name: str, index: int, seconds: float, measurement: bool = True, **changes: Any) -> None:
-        """One timed process in which every call takes ``seconds``."""
+    def process(
+        self, name: str, index: int, seconds: float, measurement: bool = True, told: dict[str, Any] | None = None, **changes: Any
+    ) -> None:
+        """One timed process in which every call takes ``seconds``; ``told`` are fields of its record, ``changes`` of its cell."""
         cell = self.cell(name, **changes)
         calls = 1 if cell.scenario == "single_stream" else 4
         nanoseconds = round(seconds * calls * 1e9)
         starts = tuple(turn * (10 * nanoseconds + 10) for turn in range(5))
         samples = Samples((0, 0, 0, 1, 1), starts, (9 * nanoseconds, *[nanoseconds] * 4), (calls,) * 5, (True, *[False] * 4))
         timer = Timer("time.perf_counter_ns", 1, 40)
-        self.append("inference", cell, index, samples=samples, timer=timer, measurement=measurement)
+        self.append("inference", cell, index, **{"samples": samples, "timer": timer, "measurement": measurement, **(told or {})})
 
     def timed(self, name: str, seconds: float, processes: int = 5, spread: float = 0.01, **changes: Any) -> None:
         """Processes whose times scatter around ``seconds`` by the fraction ``spread``."""
