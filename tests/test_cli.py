@@ -38,6 +38,8 @@ def command(*arguments: str) -> Result:
         (["plan", "--budget", "-1s"], "'-1s' is not a duration"),
         (["bench", "--env", "jaks=python"], "--env jaks=python: expected 'current' or IMPLEMENTATION=PYTHON"),
         (["bench", "--impls", "jax", "--env", "jax=/no/python"], "there is no interpreter /no/python"),
+        (["bench", "--allow-unlike", "tf32,speed"], "--allow-unlike speed: what may be allowed to differ is precision, tf32, "),
+        (["report", "results/records", "--allow-unlike", "machine_id"], "--allow-unlike machine_id: what may be allowed to differ is"),
         (["weights", "make", "--model", "resnet", "--out", "unused"], "there is no model 'resnet'"),
         (["weights", "show", "/no/such/file"], "/no/such/file"),
     ],

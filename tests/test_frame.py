@@ -7,16 +7,19 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import levelfield
-from reports import frame
-from results.record import Model
-from tests.synthetic_records import MACHINE, Run, field_of_four
+from reports import frame, likeness, table
+from results import statistics
+from results.record import Inputs, Model, Samples
+from tests.synthetic_records import MACHINE, SETTINGS, SHA, Run, field_of_four
 
 
 def row(cells: pd.DataFrame, name: str, **fields: object) -> pd.Series:
@@ -153,6 +156,133 @@ def test_unlike_rows_are_never_compared(run: Run, differs: dict[str, object]) ->
     assert row(cells, "jax/jit")["latency_s"] > 0
     assert cells["ratio"].isna().all()
     assert set(cells["rank_high"]) == {1}
+
+
+UNLIKE = {
+    **{
+        name: {"settings": {**SETTINGS, name: value}}
+        for name, value in (("precision", "bfloat16"), ("tf32", True), ("threads", 1), ("folded", False))
+    },
+    "inputs_sha256": {"inputs": Inputs("cd" * 32, "noise", 8, (1, 3, 224, 224))},
+    "weights_sha256": {"model": Model("cd" * 32, SHA, 25_557_032, 4_089_184_256, None)},
+    "protocol_version": {"protocol_version": "2"},
+}
+"""What a process of an unlike row tells, by the field in which it differs."""
+
+
+def three(run: Run, told: dict[str, object]) -> None:
+    """PyTorch eager, ONNX Runtime, and JAX, whose processes tell something else."""
+    for name, seconds in (("pytorch/eager", 0.020), ("onnx/ort", 0.015), ("jax/jit", 0.010)):
+        if name == "jax/jit" and "model" in told:
+            run.certificates[run.cell(name).certificate_cell] = run.append("equivalence", run.cell(name).certificate_cell, **told).record_id
+        else:
+            run.certify(name)
+        run.timed(name, seconds, told=told if name == "jax/jit" else None)
+
+
+@pytest.mark.parametrize("field", UNLIKE)
+def test_a_row_that_was_set_up_otherwise_is_not_compared(run: Run, field: str) -> None:
+    """It keeps its own figures, and has neither ratio nor rank; the others are ranked as if it were not there."""
+    three(run, UNLIKE[field])
+    cells = frame.load(run.folder)
+    fast, other = row(cells, "jax/jit"), row(cells, "onnx/ort")
+    assert fast["latency_s"] > 0
+    assert fast[["ratio", "ratio_low", "ratio_high", "tie", "mde", "pairs", "rank_low", "rank_high"]].isna().all()
+    assert fast["unlike"].startswith(f"not compared with PyTorch eager: {field} differs (")
+    assert (other["rank_low"], other["rank_high"], row(cells, "pytorch/eager")["rank_low"]) == (1, 1, 2)
+    assert pd.isna(other["unlike"])
+    assert other["ratio"] > 1
+
+
+def test_what_is_allowed_to_differ_is_compared(run: Run) -> None:
+    """With its field lifted the row has its ratio and rank back, and says what differs."""
+    three(run, UNLIKE["tf32"])
+    fast = row(frame.load(run.folder, allow_unlike=["folded", "tf32"]), "jax/jit")
+    assert fast["ratio_low"] < 2 < fast["ratio_high"]
+    assert fast["rank_low"] == 1
+    assert pd.isna(fast["unlike"])
+    assert fast["despite"] == "compared with PyTorch eager although tf32 differs (true, false), as allowed"
+    assert pd.isna(row(frame.load(run.folder, allow_unlike=["folded"]), "jax/jit")["ratio"])
+    with pytest.raises(likeness.AllowUnlikeError, match="--allow-unlike protocol_version"):
+        frame.load(run.folder, allow_unlike=["protocol_version"])
+
+
+def test_layout_is_what_a_comparison_is_about(run: Run) -> None:
+    """As are implementation, mode and software: an implementation chooses its layout."""
+    three(run, {"settings": {**SETTINGS, "layout": "NHWC"}, "software": {"jax": "9"}})
+    assert frame.load(run.folder)["unlike"].isna().all()
+
+
+@pytest.mark.parametrize("changed", [{"protocol_version": "2"}, {"machine_id": "0" * 16}])
+def test_processes_of_two_measurements_are_no_row(run: Run, changed: dict[str, object]) -> None:
+    """A cell of which one process is of another protocol or machine holds no figure and says why."""
+    pair(run)
+    run.process("jax/jit", 5, 0.01, told=changed)
+    bare = row(frame.load(run.folder), "jax/jit")
+    assert no_figure(bare)
+    assert bare["reason"].startswith("its processes are not of one measurement: protocol 1 on machine ")
+
+
+@pytest.mark.parametrize("changed", [{"protocol_version": "2"}, {"machine": {**MACHINE, "machine_id": "0" * 16}}])
+def test_protocols_and_machines_stand_in_tables_of_their_own(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """A folder with runs of two protocols, or of two machines: no table holds both, and every ratio is within its run."""
+    for run in (Run(tmp_path), Run(tmp_path, **changed)):
+        three(run, {})
+    cells = frame.load(tmp_path)
+    sections = list(table.groups(cells))
+    assert len(sections) == 2
+    for part in sections:
+        assert part["run_id"].nunique() == part["machine_id"].nunique() == 1
+        assert part["ratio"].notna().sum() == 2
+    loaded = frame.read(tmp_path)
+    assert all(len({each.protocol_version for each in loaded.records if each.run_id == run_id}) == 1 for run_id in loaded.runs)
+
+
+def calls(run: Run, name: str, index: int, seconds: list[float]) -> None:
+    """One process with these calls behind a slow one that is warm-up."""
+    nanoseconds = (10**9, *(round(each * 1e9) for each in seconds))
+    starts = tuple(int(start) for start in np.cumsum((0, *nanoseconds[:-1])))
+    count = len(nanoseconds)
+    samples = Samples((0, *[1] * (count - 1)), starts, nanoseconds, (1,) * count, (True, *[False] * (count - 1)))
+    run.process(name, index, 1.0, told={"samples": samples})
+
+
+def test_percentiles_are_the_largest_bound_of_a_process(run: Run) -> None:
+    """Calls are never pooled over processes: the worst process's bound holds for all."""
+    run.certify("pytorch/eager")
+    processes = [list(0.01 * factor * np.exp(0.1 * run.random.standard_normal(700))) for factor in (1.0, 1.2, 1.1)]
+    for index, seconds in enumerate(processes):
+        calls(run, "pytorch/eager", index, seconds)
+    found = row(frame.load(run.folder), "pytorch/eager")
+    for percentile in (90, 99):
+        bounds = [statistics.percentile_bound(each, percentile).value for each in processes]
+        assert found[f"p{percentile}_s"] == pytest.approx(bounds[1], abs=1e-9)
+        assert bounds[1] == max(bound or 0 for bound in bounds)
+        assert np.quantile(processes[1], percentile / 100) < found[f"p{percentile}_s"] < 1
+    assert found["calls"] == 700
+    assert found[["p90_calls_needed", "p99_calls_needed"]].isna().all()
+
+
+def test_a_percentile_of_too_few_calls_is_not_reportable(run: Run) -> None:
+    """One process without a bound leaves the row without; the calls that are needed are MLPerf's 64 and 662."""
+    run.certify("pytorch/eager")
+    calls(run, "pytorch/eager", 0, [0.01] * 700)
+    calls(run, "pytorch/eager", 1, [0.01] * 661)
+    found = row(frame.load(run.folder), "pytorch/eager")
+    assert (found["calls"], found["p99_calls_needed"]) == (661, 662)
+    assert found["p90_s"] == pytest.approx(0.01)
+    assert found[["p99_s", "p90_calls_needed"]].isna().all()
+    calls(run, "pytorch/eager", 2, [0.01] * 63)
+    found = row(frame.load(run.folder), "pytorch/eager")
+    assert (found["calls"], found["p90_calls_needed"]) == (63, 64)
+    assert pd.isna(found["p90_s"])
+
+
+def test_a_throughput_has_no_percentiles(run: Run) -> None:
+    """A window's calls are not waited for one by one."""
+    pair(run, scenario="offline", batch_size=8)
+    columns = ["calls", *(f"p{each}_{what}" for each in (90, 99) for what in ("s", "calls_needed"))]
+    assert frame.load(run.folder)[columns].isna().all(axis=None)
 
 
 def test_a_missing_baseline_leaves_ranks(run: Run) -> None:

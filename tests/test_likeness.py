@@ -114,7 +114,9 @@ def test_facts_are_those_of_every_process(tmp_path: Path) -> None:
     run.append("inference", run.cell("jax/jit"), 1, status="failed", reason="died", settings={})
     records = run.store.read()[0]
     assert facts(records) == without("autotuning")
-    run.process("jax/jit", 2, 0.01, told={"settings": {**SETTINGS, "tf32": True}, "inputs": Inputs("cd" * 32, "noise", 8, (1, 3, 224, 224))})
+    run.process(
+        "jax/jit", 2, 0.01, told={"settings": {**SETTINGS, "tf32": True}, "inputs": Inputs("cd" * 32, "noise", 8, (1, 3, 224, 224))}
+    )
     assert facts(run.store.read()[0]).keys() == FACTS.keys() - {"autotuning", "tf32", "inputs_sha256"}
     assert facts([]) == {}
 

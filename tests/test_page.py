@@ -118,6 +118,23 @@ def test_figures_say_what_they_show(written: Path) -> None:
         assert "currentColor" in svg
 
 
+def test_latencies_have_their_percentiles_and_sets_their_chapter(written: Path) -> None:
+    """As columns of the latency tables alone; every row of a table has as many cells as its head."""
+    page = (written / "index.html").read_text(encoding="utf-8")
+    latency, throughput = (page[page.index(f'<section id="{name}"') :].split("</section>")[0] for name in ("latency", "throughput"))
+    assert latency.count("p99 ms at most") == 2
+    assert "not reportable: 4 calls, 662 needed" in latency
+    assert "p99" not in throughput
+    for text in (latency, throughput):
+        for rows in re.findall(r"<table.*?</table>", text, re.DOTALL):
+            widths = [
+                len(re.findall(r"<t[hd][ >]", line)) + sum(int(span) - 1 for span in re.findall(r'colspan="(\d+)"', line))
+                for line in re.findall(r"<tr.*?</tr>", rows, re.DOTALL)
+            ]
+            assert len(set(widths)) == 1
+    assert "<h3>Over 3 cells: geometric mean of the speeds" in page
+
+
 def test_reasons_are_escaped(written: Path) -> None:
     """A reason that holds a script is shown, not run, on the page and in Markdown."""
     page = (written / "index.html").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from reports import table, write
-from tests.synthetic_records import Run, field_of_four
+from tests.synthetic_records import SETTINGS, Run, field_of_four
 
 
 def printed(run: Run, width: int = 100, baseline: str = "pytorch/eager") -> str:
@@ -160,8 +160,72 @@ def test_markdown_has_whole_rows(field: Run) -> None:
     """Every row of a Markdown table has as many cells as its head, whatever its reason holds."""
     text = table.markdown(write.comparison(field.folder))
     rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
-    assert {row.count("|") for row in rows} == {9}
+    assert [row.count("|") for row in rows if row.startswith("| rank")] == [11, 11, 9, 9]
+    for table_rows in re.split(r"\n\n+", text):
+        assert len({line.replace("\\|", "").count("|") for line in table_rows.splitlines() if line.startswith("|")}) <= 1
     assert "<script>" not in text
+
+
+def test_percentiles_are_where_there_is_room(run: Run) -> None:
+    """Markdown has them, with what is missing where there is none; the terminal stays as narrow as it is."""
+    steady(run, "pytorch/eager", 0.02)
+    text = table.markdown(write.comparison(run.folder))
+    assert "| ms [95 %] | p90 ms at most | p99 ms at most | speed vs PyTorch eager |" in text
+    assert "| not reportable: 4 calls, 64 needed | not reportable: 4 calls, 662 needed | baseline |" in text
+    assert "p90" not in printed(run)
+
+
+def test_an_unlike_row_is_noted_and_not_in_the_verdict(run: Run) -> None:
+    """The fastest row was set up otherwise: it is beaten by nobody and beats nobody, and the note says why."""
+    steady(run, "pytorch/eager", 0.02)
+    steady(run, "onnx/ort", 0.015)
+    steady(run, "jax/jit", 0.01, told={"settings": {**SETTINGS, "tf32": True}})
+    assert verdicts(run)[0].startswith("ONNX Runtime is the fastest, 1.33x [")
+    text = printed(run)
+    assert "JAX jit: not compared with PyTorch eager: tf32 differs (true, false)." in text
+    assert re.search(r"^- +JAX jit +10\.0\d* \[.*\] +- ", text, re.MULTILINE)
+    assert "fewer than two processes" not in text
+
+
+def test_only_unlike_rows(run: Run) -> None:
+    """Where no other row is like the baseline, that is the verdict."""
+    steady(run, "pytorch/eager", 0.02)
+    steady(run, "jax/jit", 0.01, told={"settings": {**SETTINGS, "tf32": True}})
+    assert verdicts(run) == ["No row is like PyTorch eager in all that a comparison needs, so there is nothing to compare it with."]
+
+
+def test_what_was_allowed_is_said(run: Run) -> None:
+    """First of all, and beside the very rows that differ; without it nothing of the kind stands there."""
+    steady(run, "pytorch/eager", 0.02)
+    steady(run, "jax/jit", 0.01, told={"settings": {**SETTINGS, "tf32": True}})
+    shown = write.comparison(run.folder, allow_unlike=["tf32", "folded"])
+    stream = StringIO()
+    Console(file=stream, width=100).print(table.terminal(shown))
+    for text in (stream.getvalue(), table.markdown(shown).replace("**", "").replace("\\", "")):
+        assert "Allowed to differ: tf32, folded" in text
+        assert "JAX jit: compared with PyTorch eager although tf32 differs (true, false), as allowed." in text
+        assert "JAX jit is the fastest, 2.00x [" in text
+    assert "Allowed" not in printed(run)
+
+
+def test_a_set_is_shown(field: Run) -> None:
+    """Over the three cells that all share, from the fastest on, and named."""
+    (means,) = write.comparison(field.folder).sets
+    assert means.title == "Over 3 cells: geometric mean of the speeds, 95 % interval over rounds"
+    assert [name for name, _ in means.lines] == ["PyTorch compile", "ONNX Runtime", "JAX jit", "TensorFlow graph"]
+    assert re.fullmatch(r"1\.1\dx \[1\.1\d,1\.1\d\]", means.lines[0][1])
+    assert means.lines[2][1].endswith(" tie")
+    batches = ("batch 1", "batch 4", "batch 8 throughput")
+    assert means.notes == (f"It speaks of this set and no other: {'; '.join(f'ResNet-50 fp32 host to host {each}' for each in batches)}.",)
+    assert "Over 3 cells" in printed(field)
+    assert "## Over 3 cells" in table.markdown(write.comparison(field.folder))
+
+
+def test_the_sets_of_two_runs_are_told_apart(tmp_path: Path) -> None:
+    """Each is named after its run."""
+    runs = [field_of_four(tmp_path) for _ in range(2)]
+    titles = [means.title for means in write.comparison(tmp_path).sets]
+    assert [run.run.run_id in title for run, title in zip(runs, titles, strict=True)] == [True, True]
 
 
 def test_reasons_are_not_markup(run: Run) -> None:

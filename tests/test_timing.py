@@ -40,6 +40,13 @@ def test_excluded_blocks_and_warm_up_are_left_out() -> None:
     assert timing.call_s(everything) == pytest.approx((1e-6 * 0.85e-6) ** 0.5)
 
 
+def test_latencies_are_the_calls_that_figures_use() -> None:
+    """Each in seconds, without warm-up and excluded blocks; none may be left."""
+    assert timing.latencies_s(record(samples=SAMPLES, data=beside([]))) == pytest.approx([1e-6, 1e-6, 1.7e-6])
+    assert timing.latencies_s(record(samples=SAMPLES, data=beside([1]))) == pytest.approx([1e-6, 1e-6])
+    assert timing.latencies_s(record(samples=SAMPLES, data=beside([0, 1]))) == []
+
+
 def test_a_throughput_is_wall_time_over_calls() -> None:
     offline = {**fields()["cell"], "scenario": "offline", "batch_size": 8}
     assert timing.call_s(record(cell=offline, samples=SAMPLES, data=beside([]))) == pytest.approx(3.7e-6 / 4)
