@@ -144,8 +144,10 @@ def is_offline(row: pd.Series) -> bool:
 
 
 def order(rows: pd.DataFrame) -> pd.DataFrame:
-    """The fastest first; then those without a figure, by name."""
-    return rows.sort_values(["time_per_batch_s", "implementation", "mode"], na_position="last", kind="stable")
+    """The fastest first; then those that are in no comparison with them; then those without a figure, by name."""
+    keys = ["apart", "time_per_batch_s", "implementation", "mode"]
+    apart = rows["unlike"].notna() | rows["time_per_batch_s"].isna()
+    return rows.assign(apart=apart).sort_values(keys, na_position="last", kind="stable").drop(columns="apart")
 
 
 def _section(rows: pd.DataFrame, about: About) -> Section:

@@ -185,6 +185,7 @@ def test_an_unlike_row_is_noted_and_not_in_the_verdict(run: Run) -> None:
     assert "JAX jit: not compared with PyTorch eager: tf32 differs (true, false)." in text
     assert re.search(r"^- +JAX jit +10\.0\d* \[.*\] +- ", text, re.MULTILINE)
     assert "fewer than two processes" not in text
+    assert [line.implementation for line in write.comparison(run.folder).sections[0].lines] == ["ONNX Runtime", "PyTorch eager", "JAX jit"]
 
 
 def test_only_unlike_rows(run: Run) -> None:
