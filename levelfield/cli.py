@@ -414,6 +414,26 @@ def regress(
         raise SystemExit(judged.code(found))
 
 
+@main.command()
+@click.argument("record", type=click.Path(path_type=Path, exists=True))
+@run_options
+def rerun(env: tuple[str, ...], store: Path | None, as_json: bool, record: Path) -> None:
+    """Measure a stored RECORD again, or all timed cells of a run's folder, and say whether its result is reproduced (docs/gate.md)."""
+    with plain_errors():
+        from levelfield import repeated, screen
+        from suites import rerun as suite
+        from suites.harness import runner
+
+        with screen.live(quiet=as_json, baseline=None) as live:
+            arguments = _options(runner, env, store, True, live.say, live.show)
+            folder, found = suite.run(suite.read(record, arguments), arguments)
+        if as_json:
+            _print_json(repeated.document(found))
+        else:
+            repeated.show(found, folder)
+        raise SystemExit(repeated.code(found))
+
+
 def _gate_request(options: dict[str, Any]) -> planning.Request:
     for name, value in (("--smoke", options["smoke"]), ("--processes", options["processes"]), ("--budget", options["budget"])):
         if value:

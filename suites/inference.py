@@ -23,8 +23,17 @@ def groups(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     return [tuple(group) for group in found.values()]
 
 
-def run(context: Context, cells: Sequence[Cell], effort: Effort, certificates: Mapping[Cell, Record], measured: Callable[[], None]) -> None:
+def run(
+    context: Context,
+    cells: Sequence[Cell],
+    effort: Effort,
+    certificates: Mapping[Cell, Record],
+    measured: Callable[[], None],
+    **data: object,
+) -> None:
     """Measure certified cells until each group has ``effort.processes`` whole rounds; ``measured`` is called after each group.
+
+    ``data`` joins what stands beside the samples of every record.
 
     Rounds that the store already holds are not measured again. A cell of which a process failed takes no further part: its row
     holds no figure, and one that hangs would hang in every round.
@@ -32,7 +41,7 @@ def run(context: Context, cells: Sequence[Cell], effort: Effort, certificates: M
 
     def store(entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError) -> None:
         certificate = certificates[entrant.cell.certificate_cell]
-        context.store.append(record_of(context, "inference", entrant, seeds, outcome, certificate.record_id))
+        context.store.append(record_of(context, "inference", entrant, seeds, outcome, certificate.record_id, **data))
 
     for precision in dict.fromkeys(cell.precision for cell in cells):
         waiting = groups([cell for cell in cells if cell.precision == precision])

@@ -6,20 +6,19 @@ nothing changed that a timed call runs through passes without a measurement.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from impls.implementation import ROOT, Manifest, find
+from impls.implementation import Manifest, find
 from results import ledger, regression
 from results.record import Cell
 from results.regression import Regressions, Verdict
 from suites import pairs
 from suites.equivalence.certificate import certificates_for
-from suites.harness import environments, plan
+from suites.harness import plan
 from suites.harness.context import PROTOCOL_VERSION, Context
 from suites.harness.revisions import Revision, closure_sha256
-from suites.harness.runner import FINISHED, Options, interpreters, opened
+from suites.harness.runner import FINISHED, Options, of_revision, opened
 
 MODELS = ("resnet18", "resnet50")
 
@@ -69,7 +68,7 @@ def run(
     with opened(request, planned, options, changed) as context:
         machine_id = str(context.run.machine["machine_id"])
         entries = ledger.of_machine(ledger.read(path or ledger.path_of(machine_id)).entries, machine_id, PROTOCOL_VERSION)
-        sides = [_context(context, *side, changed, options) for side in ((base, before), (head, after))]
+        sides = [of_revision(context, *side, changed, options) for side in ((base, before), (head, after))]
         _judge(sides[0], sides[1], changed, slowdown, tell)
         found = judged(ledger.summarise(entries).advisory)
         regression.write(context.folder, found)
@@ -81,16 +80,6 @@ def _closure(revision: Revision, manifests: Mapping[str, Manifest], name: str, d
     if name not in manifests or device not in manifests[name].devices:
         return None
     return closure_sha256(revision.root, manifests[name], device)
-
-
-def _context(context: Context, revision: Revision, manifests: Mapping[str, Manifest], cells: tuple[Cell, ...], options: Options) -> Context:
-    """The run as seen by one side: its implementations, in the environments that its pins name, or that were named to the command."""
-    if revision.root == ROOT:
-        return context
-    names = [name for name in dict.fromkeys(cell.implementation for cell in cells) if name in manifests]
-    named = environments.parse_named(options.named_interpreters, manifests)
-    pythons = interpreters(manifests, names, cells[0].device, named, context.say)
-    return dataclasses.replace(context, manifests=manifests, interpreters=pythons, root=revision.root)
 
 
 def _judge(base: Context, head: Context, cells: tuple[Cell, ...], slowdown: float, tell: Callable[[Verdict], None]) -> None:

@@ -30,6 +30,7 @@ from suites.equivalence.certificate import SUITES, certificates_for
 from suites.harness import environments, plan, probe
 from suites.harness.context import Context, subject
 from suites.harness.process import WorkerProcess
+from suites.harness.revisions import Revision
 
 LOCAL = ROOT / "results" / "local"
 """Where runs are stored unless told otherwise; git ignores it."""
@@ -116,6 +117,18 @@ def opened(
         shutil.rmtree(context.folder / "scratch", ignore_errors=True)
 
 
+def of_revision(
+    context: Context, revision: Revision, manifests: Mapping[str, Manifest], cells: tuple[Cell, ...], options: Options
+) -> Context:
+    """The run with the implementations of a revision, in the environments that its pins name, or that were named to the command."""
+    if revision.root == ROOT:
+        return context
+    names = [name for name in dict.fromkeys(cell.implementation for cell in cells) if name in manifests]
+    named = environments.parse_named(options.named_interpreters, manifests)
+    pythons = interpreters(manifests, names, cells[0].device, named, context.say)
+    return dataclasses.replace(context, manifests=manifests, interpreters=pythons, root=revision.root)
+
+
 def _plan_sha256(planned: plan.Plan | None, cells: tuple[Cell, ...], weights: Mapping[str, Path] | None, asked: Sequence[object]) -> str:
     content: list[object] = [[cell.key for cell in cells], repr(planned.effort) if planned else None, bool(planned and planned.smoke)]
     content += asked
@@ -158,7 +171,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
             options.show(context.folder)
 
         left_s = planned.estimated_s
-        for chapter in _chapters(planned.cells):
+        for chapter in chapters(planned.cells):
             certificates |= certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in chapter)), sizes)
             for cell in chapter:
                 certificate = certificates[cell.certificate_cell]
@@ -281,7 +294,7 @@ def certificates_of(
     return {arm: made[arm] if arm in made else held[arm][-1] for arm in arms}
 
 
-def _chapters(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
+def chapters(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     """The cells by model, the cheapest first, so that the first answer is on the screen soon."""
     names = sorted({cell.model for cell in cells}, key=lambda name: macs(models.get(name)))
     return [tuple(cell for cell in cells if cell.model == name) for name in names]
