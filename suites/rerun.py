@@ -91,7 +91,9 @@ def _results(path: Path, by_cell: Mapping[Cell, list[Record]], options: Options)
         raise RecordError(f"{path}: nothing in this run can be rerun: {next(iter(refused.values()), 'it holds no timed inference')}")
     for cell, why in refused.items():
         options.say(f"left out: {cell.key}: {why}")
-    return {cell: tuple(records) for cell, records in by_cell.items() if cell not in refused}
+    # As tables show them: cells that are compared with each other stand together.
+    order = sorted(by_cell, key=lambda cell: (cell.model, cell.precision, cell.batch_size or 0, str(cell.scope), cell.key))
+    return {cell: tuple(by_cell[cell]) for cell in order if cell not in refused}
 
 
 def run(source: Source, options: Options) -> tuple[Path, Rerun]:
@@ -225,12 +227,12 @@ def _compare(
         implementations_commit=commit,
         processes=processes,
         same_machine=source.run.machine["machine_id"] == context.run.machine["machine_id"],
-        differences=rerun.differences((source.run, context.run), compared, _not_rebuilt(source, rebuilt)),
+        differences=rerun.differences((source.run, context.run), compared, not_rebuilt(source, rebuilt)),
         answers=tuple(answers),
     )
 
 
-def _not_rebuilt(source: Source, rebuilt: Rebuilt) -> tuple[Difference, ...]:
+def not_rebuilt(source: Source, rebuilt: Rebuilt) -> tuple[Difference, ...]:
     """The cells whose implementation is the working tree's and not that of the record's commit."""
     commit = source.first.code.commit
     was = None if commit is None else f"commit {commit}"
