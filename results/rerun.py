@@ -91,11 +91,6 @@ def write(folder: Path, found: Rerun) -> None:
     (folder / DOCUMENT).write_text(json.dumps(encode(found), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def band_of(old: Run, new: Run) -> float:
-    """How far the ratio may lie from 1, on the machine of the record and on another."""
-    return SAME_MACHINE if old.machine["machine_id"] == new.machine["machine_id"] else OTHER_MACHINE
-
-
 def refused(record: Record) -> str | None:
     """Why a record holds no time that a rerun could reproduce; None where it does."""
     if record.suite != "inference":
@@ -115,9 +110,12 @@ def no_result(records: Sequence[Record]) -> str | None:
     return timing.disturbed(records)
 
 
-def answer(old: Sequence[Record], new: Sequence[Record], band: float) -> Answer:
-    """What the processes of a rerun (``new``, at least one) say of those of a record's run, of one cell."""
-    cell = old[0].cell
+def answer(old: Sequence[Record], new: Sequence[Record]) -> Answer:
+    """What the processes of a rerun (``new``) say of those of a record's run, of one cell; at least one of each.
+
+    The band is that of ``results.comparison`` for a rerun on the same machine or on another.
+    """
+    cell, band = old[0].cell, SAME_MACHINE if old[0].machine_id == new[0].machine_id else OTHER_MACHINE
     for record in new:
         if record.status != "ok":
             outcome: Outcome = "not certified" if record.status == "not_certified" else "invalid"

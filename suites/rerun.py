@@ -26,6 +26,9 @@ from suites.harness.runner import FINISHED, NothingToRunError, Options, certific
 
 FEWEST_PROCESSES = 3
 
+OLDER = "the record's commit may not meet the contract of this checkout: check that commit out, and run `levelfield bench` there"
+"""What to do where an implementation that was rebuilt fails under this checkout's harness."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -212,12 +215,14 @@ def _compare(
     for record in context.store.read(context.run.run_id)[0]:
         if record.suite == "inference":
             measured.setdefault(record.cell, []).append(record)
-    band = rerun.band_of(source.run, context.run)
     answers: list[Answer] = []
     compared: list[tuple[Record, Record]] = []
     for cell, records in source.records.items():
         new = measured[cell]
-        answers.append(rerun.answer(records, new, band))
+        found = rerun.answer(records, new)
+        if rebuilt.revision.root != ROOT and any(record.status == "failed" for record in new):
+            found = dataclasses.replace(found, reason=f"{found.reason}; {OLDER}")
+        answers.append(found)
         timed = next((record for record in new if record.settings), None)
         compared.append((records[0], timed or certificates.get(cell.certificate_cell, new[0])))
     return Rerun(
@@ -226,7 +231,7 @@ def _compare(
         rerun_id=context.run.run_id,
         implementations_commit=commit,
         processes=processes,
-        same_machine=source.run.machine["machine_id"] == context.run.machine["machine_id"],
+        same_machine=source.first.machine_id == context.run.machine["machine_id"],
         differences=rerun.differences((source.run, context.run), compared, not_rebuilt(source, rebuilt)),
         answers=tuple(answers),
     )

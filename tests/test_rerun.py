@@ -81,10 +81,7 @@ def altered(benched: Path, tmp_path: Path) -> Callable[..., Path]:
     def make(change: Callable[[Record], Record], machine: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> Path:
         run = tmp_path / "altered" / benched.name
         shutil.copytree(benched, run)
-        for record in timed(benched):
-            path_of(run, record).unlink()
-            changed = change(record)
-            path_of(run, changed).write_text(to_json(changed), encoding="utf-8")
+        of_all(run, change)
         document = json.loads((run / "run.json").read_text(encoding="utf-8"))
         document["machine"] = machine(document["machine"])
         (run / "run.json").write_text(json.dumps(document), encoding="utf-8")
@@ -154,10 +151,7 @@ def test_the_commit_of_the_record_is_measured(checkout: Checkout, benched: Path,
 
         nowhere = tmp_path / "nowhere" / benched.name
         shutil.copytree(benched, nowhere)
-        for record in timed(benched):
-            changed = dataclasses.replace(record, code=dataclasses.replace(record.code, commit="0" * 40))
-            path_of(nowhere, record).unlink()
-            path_of(nowhere, changed).write_text(to_json(changed), encoding="utf-8")
+        of_all(nowhere, lambda record: dataclasses.replace(record, code=dataclasses.replace(record.code, commit="0" * 40)))
         code, document = again(checkout, nowhere, tmp_path / "store")
     finally:
         (checkout.root / RUNTIME).write_text(sound, encoding="utf-8")
@@ -167,6 +161,22 @@ def test_the_commit_of_the_record_is_measured(checkout: Checkout, benched: Path,
     assert was == f"commit {'0' * 40}"
     assert now.startswith("the working tree: there is no revision '000")
     assert {each["outcome"] for each in document["answers"]} == {"not certified"}
+
+
+def test_a_commit_too_old_for_the_contract_is_invalid(checkout: Checkout, benched: Path, tmp_path: Path) -> None:
+    """Its implementation cannot say how often it compiled; the way out is named."""
+    sound = (checkout.root / RUNTIME).read_text(encoding="utf-8")
+    (checkout.root / RUNTIME).write_text(sound.replace("def compilations", "def older_name"), encoding="utf-8")
+    git(checkout, "commit", "--quiet", "-a", "-m", "older")
+    commit = subprocess.run(["git", "-C", checkout.root, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    git(checkout, "reset", "--quiet", "--hard", "HEAD^")
+    run = tmp_path / benched.name
+    shutil.copytree(benched, run)
+    of_all(run, lambda record: dataclasses.replace(record, code=dataclasses.replace(record.code, commit=commit)))
+    code, document = again(checkout, run, tmp_path / "store")
+    assert (code, document["outcome"]) == (3, "invalid"), document
+    assert document["implementations_commit"] == commit
+    assert {each["reason"].partition("; ")[2] for each in document["answers"]} == {suite.OLDER}
 
 
 def test_model_zoos_are_not_rebuilt() -> None:
@@ -191,6 +201,7 @@ def test_every_recorded_difference_is_listed(checkout: Checkout, altered: Callab
         return dataclasses.replace(
             record,
             protocol_version="1",
+            machine_id="0123456789abcdef",
             settings={**record.settings, "layout": "NCHW", "new": None},
             software={**record.software, "numpy": "1.0", "gone": "2.0"},
             env_vars={**record.env_vars, "OMP_PROC_BIND": "true"},
@@ -358,6 +369,8 @@ def processes(*calls_ns: int, **changes: Any) -> list[Record]:
         (processes(1_010_000, 1_012_000, 1_011_000), "REPRODUCED", "lies within the band of 2%"),
         (processes(1_100_000, 1_101_000, 1_102_000), "DIFFERS", "time +10.1% [+9.9%, +10.3%] lies wholly outside"),
         (processes(900_000, 901_000, 902_000), "DIFFERS", "lies wholly outside"),
+        (processes(1_040_000, 1_041_000, 1_042_000), "DIFFERS", "lies wholly outside the band of 2%"),
+        (processes(1_040_000, 1_041_000, 1_042_000, machine_id="another"), "REPRODUCED", "lies within the band of 5%"),
         (processes(900_000, 1_000_000, 1_100_000), "CANNOT-TELL", "lies neither within nor outside"),
         (processes(1_000_000, 1_000_000, 1_000_000, protocol_version="2"), "CANNOT-TELL", NOT_THE_SAME_MEASUREMENT),
         ([*processes(1_000_000), process(1, 1, status="failed", reason="it fell over")], "invalid", "failed: it fell over"),
@@ -367,7 +380,7 @@ def processes(*calls_ns: int, **changes: Any) -> list[Record]:
 )
 def test_answers(new: Sequence[Record], outcome: Outcome, reason: str) -> None:
     """Three processes of a record that took 1 ms a call, and what a rerun of it would say."""
-    found = rerun.answer(processes(1_000_000, 1_000_500, 999_500), new, 0.02)
+    found = rerun.answer(processes(1_000_000, 1_000_500, 999_500), new)
     assert (found.outcome, reason in found.reason) == (outcome, True), found
 
 
