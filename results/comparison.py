@@ -99,7 +99,7 @@ def reproduced(found: Unpaired, band: float) -> Answer:
 def geometric_mean(ratios: Mapping[str, Mapping[int, float]], confidence: float = CONFIDENCE) -> Ratio:
     """The geometric mean over cells of speed ratios, each given by round, with Student's interval over rounds.
 
-    It speaks of this set of cells. A round's cells share processes and the machine's state, so the rounds are the units: the cells are averaged
+    It speaks of this set of cells. A round's cells share its processes, so the rounds are the units: the cells are averaged
     within each, and rounds that lack a cell are left out. For 6 cells in 5 rounds, with luck of 1 % in the process and in the cell, the
     interval covered the truth in 95 % of simulations, cells taken as units in 62 %, the percentile bootstrap over rounds in 83 %.
 
