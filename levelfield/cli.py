@@ -194,6 +194,7 @@ def _request(options: dict[str, Any]) -> planning.Request:
         smoke=options["smoke"],
         budget_s=options["budget"],
         zoo=options["zoo"],
+        second_clock=options.get("second_clock", False),
     )
 
 
@@ -212,6 +213,7 @@ def main() -> None:
 @request_options
 @run_options
 @resumed
+@click.option("--second-clock", is_flag=True, help="Let MLCommons LoadGen time one cell of each implementation too (docs/measuring.md).")
 @click.option("--baseline", default="pytorch/eager", show_default=True, help="IMPLEMENTATION/MODE that ratios are against.")
 @allowing
 def bench(

@@ -41,13 +41,42 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True)
+class SecondClock:
+    """What another clock says of the same calls: seconds of a call in visits taken next to each other, one of ours and one of theirs.
+
+    ``overhead_s`` is what ``theirs_s`` holds per call that does nothing, ``calls`` how many a visit makes, ``seeds`` those of the
+    other clock's generators.
+    """
+
+    name: str
+    seeds: Mapping[str, int]
+    calls: int
+    overhead_s: float
+    ours_s: tuple[float, ...]
+    theirs_s: tuple[float, ...]
+
+    def net_s(self) -> tuple[float, ...]:
+        """``theirs_s`` less the overhead; of a call that takes no longer than it nothing is left."""
+        return tuple(each - self.overhead_s for each in self.theirs_s)
+
+    def ratio(self, confidence: float = statistics.CONFIDENCE) -> statistics.Estimate | None:
+        """Ours over theirs less the overhead, with an interval over the pairs; None with fewer than two of which something is left."""
+        ratios = [ours / theirs for ours, theirs in zip(self.ours_s, self.net_s(), strict=True) if theirs > 0]
+        return statistics.estimate(ratios, confidence) if len(ratios) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
-    """``blocks`` says of each visit, from the first after the warm-up (which is visit 0), of which block it was a part."""
+    """``blocks`` says of each visit, from the first after the warm-up (which is visit 0), of which block it was a part.
+
+    ``second_clock`` is there where one was asked for, in the first round.
+    """
 
     blocks: tuple[int, ...]
     noise: tuple[Mapping[str, object], ...]
     excluded: tuple[Excluded, ...]
     audits: tuple[Audit, ...]
+    second_clock: SecondClock | None = None
 
     def as_data(self) -> dict[str, object]:
         """The fields of a record's ``data``."""

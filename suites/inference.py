@@ -6,6 +6,7 @@ In every round each arm (implementation, mode, precision) gets one fresh process
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from results.record import Cell, Record, Suite
 from suites.harness.context import Context, Seeds
@@ -29,6 +30,7 @@ def run(
     effort: Effort,
     certificates: Mapping[Cell, Record],
     measured: Callable[[], None],
+    second_clocks: Mapping[Cell, Path],
     **data: object,
 ) -> None:
     """Measure certified cells until each group has ``effort.processes`` whole rounds; ``measured`` is called after each group.
@@ -36,7 +38,8 @@ def run(
     ``data`` joins what stands beside the samples of every record.
 
     Rounds that the store already holds are not measured again. A cell of which a process failed takes no further part: its row
-    holds no figure, and one that hangs would hang in every round.
+    holds no figure, and one that hangs would hang in every round. ``second_clocks`` are the folders of
+    LoadGen for the cells that it times too.
     """
 
     def store(entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError) -> None:
@@ -51,7 +54,7 @@ def run(
             missing = [group for group in sound if group and done.whole_rounds(group) <= number]
             if missing:
                 context.say(f"round {number + 1} of {effort.processes}, {missing[0][0].model}, {precision}: starting processes")
-                entrants = [tuple(Entrant(cell, context) for cell in group) for group in missing]
+                entrants = [tuple(Entrant(cell, context, second_clock=second_clocks.get(cell)) for cell in group) for group in missing]
                 index = done.next_index(missing)
                 Round(entrants, effort, index, store, audited=number == 0).run(measured, "time")
 

@@ -10,6 +10,7 @@ import math
 import random
 import statistics as descriptive
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from impls.spec import Conv2d, GlobalAvgPool2d, Linear, ModelSpec, Padding
 from impls.weights import file
 from results import statistics
 from results.record import Cell
-from results.timing import Audit
+from results.timing import Audit, SecondClock
 from suites.equivalence.tiers import check_ring
 from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context
@@ -48,6 +49,12 @@ CACHING_FRACTION = 0.1
 
 MOST_UNLIKE = 100
 """Pairs of calls at most, each on an input made for it."""
+
+SECOND_CLOCK_FRACTION = 0.05
+"""Our clock and the second may differ by so much, once the second's own overhead is taken off."""
+
+SECOND_CLOCK_BLOCKS = 5
+"""Of four visits, ours and theirs in the order ABBA or BAAB: ten pairs."""
 
 CONFIDENCE = 0.999
 """Of the intervals by which times are judged: a run makes dozens of such audits, and a false one costs a figure."""
@@ -160,6 +167,62 @@ def judge_caching(ratios: Sequence[float]) -> Audit:
     if ratio.high < 1 - CACHING_FRACTION:
         reason = f"a repeated input takes {ratio.value:.0%} of the time of new ones: results come from a cache"
     return Audit("caching", reason is None, 1 - ratio.value, CACHING_FRACTION, reason)
+
+
+def second_clock(
+    worker: WorkerProcess,
+    handle: str,
+    cell: Cell,
+    package: Path,
+    logs: Path,
+    sizes: Mapping[str, int],
+    generator: random.Random,
+) -> SecondClock:
+    """Visits timed by our clock and by LoadGen (``suites.harness.loadgen``), in turns.
+
+    ``package`` is LoadGen's folder, ``logs`` where it may write; ``sizes`` are ``samples``, ``calls`` and ``rewarm`` of ``Worker.visit``.
+    """
+    arguments = {"handle": handle, "scope": cell.scope, **sizes}
+
+    def loadgen(*, idle: bool) -> dict[str, Any]:
+        where = {"package": str(package), "logs": str(logs)}
+        return worker.call("loadgen", CALL_TIMEOUT_S, **arguments, **where, scenario=cell.scenario, idle=idle)
+
+    def ours() -> float:
+        taken = worker.call("visit", CALL_TIMEOUT_S, **arguments)
+        ns, calls = taken["duration_ns"][sizes["rewarm"] :], taken["calls"][sizes["rewarm"] :]
+        # As LoadGen reports: the upper of two middle latencies, and all calls over all time.
+        return float(descriptive.median_high(ns) if cell.scenario == "single_stream" else sum(ns) / sum(calls)) / 1e9
+
+    def theirs() -> float:
+        return float(loadgen(idle=False)["call_s"])
+
+    nothing = loadgen(idle=True)
+    clocks = {"ours": ours, "theirs": theirs}
+    taken: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(SECOND_CLOCK_BLOCKS):
+        first = generator.sample(list(clocks), 2)
+        for name in (*first, *reversed(first)):
+            taken[name].append(clocks[name]())
+    calls = sizes["samples"] * sizes["calls"]
+    return SecondClock(nothing["version"], nothing["seeds"], calls, nothing["call_s"], tuple(taken["ours"]), tuple(taken["theirs"]))
+
+
+def judge_second_clock(found: SecondClock) -> Audit:
+    """The clocks agree, whichever of them says less; of calls that take no longer than LoadGen's overhead nothing can be said."""
+    ratio = found.ratio(CONFIDENCE)
+    if ratio is None:
+        return Audit("second_clock", True, None, SECOND_CLOCK_FRACTION, None)
+    assert ratio.low is not None
+    assert ratio.high is not None
+    reason = None
+    if ratio.high < 1 - SECOND_CLOCK_FRACTION or ratio.low > 1 + SECOND_CLOCK_FRACTION:
+        ours, theirs = descriptive.geometric_mean(found.ours_s), descriptive.geometric_mean([each for each in found.net_s() if each > 0])
+        reason = (
+            f"the clocks disagree: a call takes {ours * 1e6:.4g} us by ours and {theirs * 1e6:.4g} us by {found.name}, "
+            f"less its own {found.overhead_s * 1e6:.2g} us: {ratio.value:.3f} [{ratio.low:.3f},{ratio.high:.3f}] of it"
+        )
+    return Audit("second_clock", reason is None, abs(1 - ratio.value), SECOND_CLOCK_FRACTION, reason)
 
 
 def _repeats(call_s: float) -> int:

@@ -36,7 +36,7 @@ class Sample:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Keep Python's garbage collector out of the samples; what is alive now is not looked through again until ``gc.unfreeze``."""
     gc.collect()
     gc.freeze()
@@ -77,8 +77,8 @@ class TimedPath:
 
         With ``keep`` the outputs of some calls are kept for ``kept``.
         """
-        source, submit, finish = self._path(scope)
-        with _no_collection():
+        source, submit, finish = self.steps(scope)
+        with no_collection():
             return [self._sample(scope, source, submit, finish, calls, keep=keep) for _ in range(samples)]
 
     def kept(self) -> list[Kept]:
@@ -87,9 +87,9 @@ class TimedPath:
 
     def windows(self, *, scope: str, counts: Sequence[int]) -> list[int]:
         """For each count, the ns until so many calls were enqueued, waited for and the last output read on the host."""
-        source, submit, finish = self._path(scope)
+        source, submit, finish = self.steps(scope)
         durations = []
-        with _no_collection():
+        with no_collection():
             for count in counts:
                 items = self._items(source, count)
                 start = time.perf_counter_ns()
@@ -101,9 +101,9 @@ class TimedPath:
 
     def reads(self, *, scope: str, calls: int) -> list[tuple[int, int, int]]:
         """Of single calls: ns of the call, ns of reading its output on the host once it has been waited for, and of reading it again."""
-        source, submit, finish = self._path(scope)
+        source, submit, finish = self.steps(scope)
         taken = []
-        with _no_collection():
+        with no_collection():
             for _ in range(calls):
                 (item,) = self._items(source, 1)
                 times = [time.perf_counter_ns()]
@@ -119,10 +119,10 @@ class TimedPath:
     def unlike(self, *, scope: str, calls: int) -> tuple[list[int], list[int]]:
         """Ns of calls on one batch repeated, and of calls on batches that were never seen before; they take turns."""
         network = self.network
-        source, submit, finish = self._path(scope)
+        source, submit, finish = self.steps(scope)
         repeated: list[int] = []
         fresh: list[int] = []
-        with _no_collection():
+        with no_collection():
             for call in range(calls):
                 host = np.roll(self.hosts[0], 1 + call // 2, axis=2 + call % 2)
                 unseen = network.put(host) if scope == "device" else host
@@ -133,7 +133,7 @@ class TimedPath:
                     taken.append(time.perf_counter_ns() - start)
         return repeated, fresh
 
-    def _path(self, scope: str) -> tuple[list[Any], Callable[[Any], Any], Callable[[Any], Any]]:
+    def steps(self, scope: str) -> tuple[list[Any], Callable[[Any], Any], Callable[[Any], Any]]:
         """What calls are given, how one is enqueued, and how it is waited for."""
         if scope == "device":
             return self.batches, self.network.run, self.network.wait

@@ -13,10 +13,11 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,13 +92,38 @@ def build(manifest: Manifest, device: Device) -> Path:
     """
     place = folder(manifest, device)
     python = place / "bin" / "python"
+    steps = ([sys.executable, "-m", "venv", str(place)], _pip_install(python, "-r", str(device.requirements)))
+    _once(place, steps, manifest.title, pip_line(python, device))
+    return python
+
+
+SECOND_CLOCK = Path(__file__).with_name("requirements-second-clock.txt")
+
+
+def second_clock(python: Path) -> Path:
+    """The folder that holds MLCommons LoadGen for an interpreter, installed first where it is not there yet.
+
+    It is a folder of its own, so that the environments of the frameworks stay as they are.
+
+    Raises:
+        EnvironmentBuildError: pip failed, or the interpreter does not run; the message ends with the line that would mend it.
+    """
+    content = "\n".join((SECOND_CLOCK.read_text(encoding="utf-8"), software(python)[0], platform.machine()))
+    place = cache_root() / "environments" / f"second-clock-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    step = _pip_install(python, "--target", str(place), "-r", str(SECOND_CLOCK))
+    _once(place, [step], "the second clock", shlex.join(step))
+    return place
+
+
+def _pip_install(python: Path, *what: str) -> list[str]:
+    return [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what]
+
+
+def _once(place: Path, steps: Iterable[Sequence[str]], title: str, mend: str) -> None:
+    """Take the steps that fill a folder, unless they were taken to their end before."""
     with _exclusive(place):
         if not (place / COMPLETE).is_file():
             shutil.rmtree(place, ignore_errors=True)
-            steps = (
-                [sys.executable, "-m", "venv", str(place)],
-                [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(device.requirements)],
-            )
             for step in steps:
                 try:
                     done = subprocess.run(step, capture_output=True, text=True, check=False)
@@ -106,9 +132,8 @@ def build(manifest: Manifest, device: Device) -> Path:
                 if done.returncode:
                     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip() and not line.startswith("WARNING")]
                     why = lines[-1].strip() if lines else f"exit code {done.returncode}"
-                    raise EnvironmentBuildError(f"{manifest.title} could not be installed: {why}; to mend it: {pip_line(python, device)}")
+                    raise EnvironmentBuildError(f"{title} could not be installed: {why}; to mend it: {mend}")
             (place / COMPLETE).touch()
-    return python
 
 
 @functools.cache

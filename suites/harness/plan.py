@@ -66,6 +66,7 @@ class Request:
     smoke: bool = False
     budget_s: float | None = None
     zoo: bool = False
+    second_clock: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,10 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The cells in the order of the report, the skips, the effort, and what the budget made smaller."""
+    """The cells in the order of the report, the skips, the effort, and what the budget made smaller.
+
+    ``clocked`` are the cells that the second clock times too.
+    """
 
     cells: tuple[Cell, ...]
     skips: tuple[Skip, ...]
@@ -91,6 +95,7 @@ class Plan:
     estimated_s: float
     reductions: tuple[str, ...]
     smoke: bool
+    clocked: tuple[Cell, ...] = ()
 
     def arms(self) -> tuple[Cell, ...]:
         """The distinct (implementation, mode, model, precision, device), each needing one certificate."""
@@ -233,8 +238,16 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
         for size in dict.fromkeys(batch_sizes)
         for scope in scopes
     )
-    plan = Plan(cells, skips, effort, 0.0, (), request.smoke)
+    plan = Plan(cells, skips, effort, 0.0, (), request.smoke, _clocked(cells, manifests) if request.second_clock else ())
     return _within_budget(plan, manifests, request.budget_s)
+
+
+def _clocked(cells: tuple[Cell, ...], manifests: Mapping[str, Manifest]) -> tuple[Cell, ...]:
+    """One cell of each implementation, model and precision: its default mode's smallest batch, else its first mode's."""
+    found: dict[tuple[str, str, str], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.mode != manifests[cell.implementation].default_mode, cell.batch_size)):
+        found.setdefault((cell.implementation, cell.model, cell.precision), cell)
+    return tuple(found.values())
 
 
 def _within_budget(plan: Plan, manifests: Mapping[str, Manifest], budget_s: float | None) -> Plan:
@@ -271,10 +284,15 @@ ASSUMED_CALL_OVERHEAD_S = 1e-3
 ASSUMED_START_S = 3.0
 
 
+# Of the second clock: twenty visits of a cell, and what LoadGen takes to start and to write its log.
+SECOND_CLOCK_VISITS = 20
+ASSUMED_LOADGEN_S = 0.05
+
+
 def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     """About how long a plan takes with its environments built and its certificates kept, in seconds."""
     effort = plan.effort
-    measuring = fresh = 0.0
+    measuring = fresh = once = 0.0
     building: dict[str, dict[Cell, float]] = {}
     for cell in plan.cells:
         assert cell.batch_size is not None
@@ -282,10 +300,13 @@ def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
         flops = 2 * macs(models.get(cell.model)) * cell.batch_size
         call_s = flops / (ASSUMED_FLOPS_PER_CORE * cell.threads) + ASSUMED_CALL_OVERHEAD_S
         build_s = manifests[cell.implementation].modes[cell.mode].build_s
-        measuring += max(effort.warmup_s, 3 * call_s) + effort.blocks * max(effort.visit_s, 2 * effort.samples * call_s) + 8 * call_s
+        visit_s = max(effort.visit_s, 2 * effort.samples * call_s)
+        measuring += max(effort.warmup_s, 3 * call_s) + effort.blocks * visit_s + 8 * call_s
+        if cell in plan.clocked:
+            once += SECOND_CLOCK_VISITS * (visit_s + ASSUMED_LOADGEN_S)
         fresh += ASSUMED_START_S + build_s
         arm = building.setdefault(cell.model, {})
         arm[cell.certificate_cell] = arm.get(cell.certificate_cell, 0.0) + build_s
     # The processes of a round build at the same time: the slowest decides.
     starting = sum(ASSUMED_START_S + max(arms.values()) for arms in building.values())
-    return effort.processes * (starting + measuring) + fresh
+    return effort.processes * (starting + measuring) + fresh + once

@@ -162,7 +162,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
     for line in planned.reductions:
         options.say(f"to keep within the budget: {line}")
     options.say(f"{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes")
-    with opened(request, planned, options, planned.cells) as context:
+    with opened(request, planned, options, planned.cells, asked=[cell.key for cell in planned.clocked]) as context:
         _record_skips(context, planned.skips)
         sizes = tuple(sorted({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
         certificates: dict[Cell, Record] = {}
@@ -182,7 +182,8 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
             sound = tuple(cell for cell in chapter if certificates[cell.certificate_cell].status == "ok")
             options.say(f"measuring; about {max(1, round(left_s / 60))} minutes are left")
             began = time.monotonic()
-            inference.run(context, sound, planned.effort, certificates, measured)
+            clocks = {cell: environments.second_clock(context.python(cell.implementation)) for cell in sound if cell in planned.clocked}
+            inference.run(context, sound, planned.effort, certificates, measured, clocks)
             left_s -= time.monotonic() - began
         certified = tuple(cell for cell in planned.cells if certificates[cell.certificate_cell].status == "ok")
         probing, classifying = _probing(certified, manifests), accuracy.largest(certified)

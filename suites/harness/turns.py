@@ -14,12 +14,13 @@ import random
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from results import statistics
 from results.record import Cell
 from results.schema import encode
-from results.timing import Audit, Excluded, Timing
+from results.timing import Audit, Excluded, SecondClock, Timing
 from suites.harness import audits, inputs, noise
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
 from suites.harness.noise import Noise
@@ -44,13 +45,15 @@ COLUMNS = ("visit", "start_ns", "duration_ns", "calls", "warmup")
 class Entrant:
     """A cell that takes part, of the checkout that ``context`` launches; ``side`` tells two entrants of one cell apart.
 
-    ``slowdown`` lengthens its timed calls by this fraction, to see whether the difference is found.
+    ``slowdown`` lengthens its timed calls by this fraction, to see whether the difference is found. ``second_clock`` is the folder
+    of LoadGen for its interpreter, where the audited round times it by that clock too.
     """
 
     cell: Cell
     context: Context
     side: str = ""
     slowdown: float = 0.0
+    second_clock: Path | None = None
 
     @property
     def arm(self) -> tuple[str, str, str, str]:
@@ -280,7 +283,11 @@ class Round:
     def _tell(self, turn: Turn, excluded: tuple[Excluded, ...]) -> None:
         """Audit what was timed, then hand it over."""
         peak = turn.worker.call("memory", CALL_TIMEOUT_S, reset=False)["peak_memory_bytes"]
-        timing = Timing(tuple(turn.blocks), tuple(map(encode, turn.noise)), excluded, tuple(self._audits(turn)))
+        made = tuple(self._audits(turn))
+        second = self._second_clock(turn) if self.audited else None
+        if second is not None:
+            made += (audits.judge_second_clock(second),)
+        timing = Timing(tuple(turn.blocks), tuple(map(encode, turn.noise)), excluded, made, second)
         taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing, turn.startup, peak)
         self.store(turn.entrant, self.seeds[turn.entrant.arm], taken)
 
@@ -298,6 +305,14 @@ class Round:
             yield audits.linearity(worker, turn.handle, cell.scope, turn.calls, call_s, self.random)
             yield audits.caching(worker, turn.handle, cell.scope, call_s)
         yield audits.timer(turn.hello["timer"], turn.columns)  # last: what was left undone is fast, too, and better named
+
+    def _second_clock(self, turn: Turn) -> SecondClock | None:
+        cell, package = turn.entrant.cell, turn.entrant.second_clock
+        if package is None:
+            return None
+        logs = turn.entrant.context.scratch_of(f"loadgen-{turn.worker.pid}")
+        sizes = {"samples": turn.samples, "calls": turn.calls, "rewarm": turn.rewarm_calls}
+        return audits.second_clock(turn.worker, turn.handle, cell, package, logs, sizes, self.random)
 
     def _fail(self, entrants: Sequence[Entrant], error: WorkerError) -> None:
         for entrant in entrants:

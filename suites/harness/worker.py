@@ -161,6 +161,15 @@ class Worker:
         repeated, fresh = self.paths[handle].unlike(scope=scope, calls=calls)
         return {"repeated_ns": repeated, "fresh_ns": fresh}
 
+    def loadgen(self, handle: str, package: str, logs: str, idle: bool, **arguments: Any) -> dict[str, Any]:
+        """See ``loadgen.visit`` and ``loadgen.idle``; ``package`` is the folder that LoadGen was installed into."""
+        if package not in sys.path:
+            sys.path.append(package)  # behind the environment's own: nothing of it may take the framework's place
+        from suites.harness import loadgen
+
+        reading = (loadgen.idle if idle else loadgen.visit)(self.paths[handle], logs=Path(logs), **arguments)
+        return {"call_s": reading.call_s, "version": reading.version, "seeds": dict(loadgen.SEEDS)}
+
     def outputs(self, handle: str, out: str, batches: int | None = None) -> dict[str, Any]:
         """Logits of the first ``batches`` of the ring (of all), (batches, N, classes), through the timed path."""
         import numpy as np
@@ -286,7 +295,8 @@ def error_of(error: BaseException) -> dict[str, str]:
 
 
 OPERATIONS = (
-    *("start", "prepare", "put", "visit", "kept", "windows", "reads", "unlike", "outputs", "arithmetic", "weights", "memory", "release"),
+    *("start", "prepare", "put", "visit", "kept", "windows", "reads", "unlike", "loadgen", "outputs", "arithmetic", "weights"),
+    *("memory", "release"),
     *("taps", "examine", "prepare_training", "train", "trained", "differentiate"),
 )
 
