@@ -72,6 +72,12 @@ DTYPES: Mapping[str, str] = {
     "ratio_high": "Float64",
     "tie": "boolean",
     "mde": "Float64",
+    "second_clock": "string",
+    "second_clock_s": "Float64",
+    "second_clock_overhead_s": "Float64",
+    "second_clock_ratio": "Float64",
+    "second_clock_ratio_low": "Float64",
+    "second_clock_ratio_high": "Float64",
     "rank_low": "Int64",
     "rank_high": "Int64",
     "unlike": "string",
@@ -176,6 +182,12 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     ratio_high                    Float64  upper end
     tie                           boolean  the interval holds 1: this run cannot tell the row from the baseline
     mde                           Float64  smallest difference from the baseline that can be counted on to be seen, fraction
+    second_clock                  string   name and version of the other clock that timed one of the processes too
+    second_clock_s                Float64  seconds per call by it, less its overhead, geometric mean of visits in turns with ours
+    second_clock_overhead_s       Float64  what it takes per call that does nothing, seconds
+    second_clock_ratio            Float64  seconds per call by our clock over its, in the same visits
+    second_clock_ratio_low        Float64  lower end of its 95 % interval over pairs of visits
+    second_clock_ratio_high       Float64  upper end
     rank_low                      Int64    best rank that the simultaneous intervals allow, 1 is fastest
     rank_high                     Int64    worst rank that they allow
     unlike                        string   why it is in no ratio or rank: what differs from the baseline (this row's, the baseline's)
@@ -302,7 +314,7 @@ class _Run:
         row |= {"processes": len(times), "noise": timing.disturbed(records), "steady": _steady(records), "mixed": _mixed(records)}
         if times:
             row |= self._times(cell, newest, times) | _tails(cell, records)
-        return row | self._beside(cell)
+        return row | _second_clock(records) | self._beside(cell)
 
     def _status(self, cell: Cell, records: list[Record]) -> dict[str, Any]:
         broken = [record for record in records if record.status != "ok"]
@@ -410,6 +422,21 @@ class _Run:
                     row.update(_ratio(base, by_name[name]))
                 if name in places:
                     row.update(rank_low=places[name].low, rank_high=places[name].high)
+
+
+def _second_clock(records: Iterable[Record]) -> dict[str, Any]:
+    """What the second clock said in the one process that it timed too."""
+    for beside in map(timing.of, records):
+        if beside is not None and (found := beside.second_clock) is not None and (ratio := found.ratio()) is not None:
+            return {
+                "second_clock": found.name,
+                "second_clock_s": statistics.estimate([each for each in found.net_s() if each > 0]).value,
+                "second_clock_overhead_s": found.overhead_s,
+                "second_clock_ratio": ratio.value,
+                "second_clock_ratio_low": ratio.low,
+                "second_clock_ratio_high": ratio.high,
+            }
+    return {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -363,8 +363,22 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
     for reason in rows["top1_absent"].dropna().unique():
         if ":" in reason:
             yield f"Top-1: {reason}."
+    for _, row in rows[rows["second_clock_s"].notna()].iterrows():
+        yield f"{_name(row)}: {_second_clock(row)}"
     for _, row in rows[rows["remark"].notna()].iterrows():
         yield f"{_name(row)}: {row['remark']}"
+
+
+def _second_clock(row: pd.Series) -> str:
+    """Both clocks' figures of the same visits, in the unit of the table."""
+    calls = {row["second_clock"]: row["second_clock_s"], "our clock": row["second_clock_s"] * row["second_clock_ratio"]}
+    if is_offline(row):
+        figures = [f"{row['batch_size'] / seconds:.4g} images/s by {name}" for name, seconds in calls.items()]
+    else:
+        figures = [f"{seconds * 1e3:.4g} ms by {name}" for name, seconds in calls.items()]
+    interval = f"{row['second_clock_ratio']:.3f} [{row['second_clock_ratio_low']:.3f},{row['second_clock_ratio_high']:.3f}]"
+    overhead = f"{row['second_clock_overhead_s'] * 1e6:.2g} us per call for its own work are taken off"
+    return f"{figures[0]} ({overhead}), {figures[1]} in turns with it: a call takes {interval} of it by ours."
 
 
 def terminal(shown: Content) -> Group:

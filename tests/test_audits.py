@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impls.precision import PRECISIONS
-from results.timing import of
-from suites.harness import audits
+from results.timing import SecondClock, of
+from suites.harness import audits, environments
 from tests.checkouts import BRIEF, Checkout, bench, records
 
 CAUGHT = {
@@ -57,6 +60,48 @@ def test_the_honest_one_passes_every_audit(timed: tuple[int, dict[str, Any], Any
         *("threads", "placement", "recompilation", "outputs", "precision"),
         *("unfinished_work", "linearity", "caching", "timer"),
     ]
+
+
+@pytest.fixture(scope="module")
+def clocked(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], Any]:
+    """The same of a villain whose clock runs slow, with the second clock, which the tests' own environment holds."""
+    pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed: it is of the dependency group tests")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEVELFIELD_CACHE", str(checkout.cache))
+        place = environments.second_clock_folder(Path(sys.executable))
+    place.mkdir(parents=True, exist_ok=True)
+    (place / environments.COMPLETE).touch()
+    store = tmp_path_factory.mktemp("clocked")
+    arguments = (
+        *bench("villain", "honest", modes="eager,slow_clock", batch_sizes="1,2", store=store),
+        "--processes",
+        "2",
+        "--second-clock",
+    )
+    return *checkout.document(*arguments, before=BRIEF), store
+
+
+def test_a_clock_that_runs_slow_is_seen_by_the_second_alone(clocked: tuple[int, dict[str, Any], Any]) -> None:
+    (villain,) = (row for row in clocked[1]["rows"] if row["mode"] == "slow_clock" and row["batch_size"] == 1)
+    assert villain["certified"]
+    assert villain["status"] == "audit_failed"
+    assert re.search(r"the clocks disagree: a call takes [\d.]+ us by ours and [\d.]+ us by MLCommons LoadGen 6", villain["reason"])
+    assert villain["latency_s"]["value"] is None
+    found = [each for each in map(of, records(clocked[2])) if each is not None and each.failed_audits]
+    assert [[audit.name for audit in each.failed_audits] for each in found] == [["second_clock"]]
+
+
+def test_the_second_clock_stands_beside_ours(clocked: tuple[int, dict[str, Any], Any]) -> None:
+    """Of the honest one's smallest batch, in the first round alone, and it is no reason against it."""
+    honest = [each for each in records(clocked[2]) if each.suite == "inference" and each.cell.implementation == "honest"]
+    found = {(each.cell.batch_size, each.process.index): beside for each in honest if each.process and (beside := of(each))}
+    assert {key for key, beside in found.items() if beside.second_clock} == {(1, 0)}
+    assert {key for key, beside in found.items() if "second_clock" in [audit.name for audit in beside.audits]} == {(1, 0)}
+    assert all(each.status == "ok" for each in honest)
+    row, other = sorted((row for row in clocked[1]["rows"] if row["implementation"] == "honest"), key=lambda row: row["batch_size"])
+    assert row["second_clock"].startswith("MLCommons LoadGen 6")
+    assert row["second_clock_ratio_low"] < row["second_clock_ratio"] < row["second_clock_ratio_high"]
+    assert other["second_clock_s"] is None
 
 
 def test_the_timed_calls_are_in_the_record_with_their_blocks(timed: tuple[int, dict[str, Any], Any]) -> None:
@@ -120,3 +165,35 @@ def test_noise_is_no_failure_and_half_the_work_is(judge: Any) -> None:
 
 def test_windows_that_noise_turned_round_say_nothing() -> None:
     assert audits.judge_linearity([-1.0, -2.0, 0.5]).passed
+
+
+def second(ours: list[float], theirs: list[float], overhead_s: float = 0.0) -> SecondClock:
+    return SecondClock("another clock", {}, 100, overhead_s, tuple(ours), tuple(theirs))
+
+
+def test_noise_between_clocks_is_no_failure_and_a_tenth_is() -> None:
+    """No alarm in 2,000 sound paths at 2 % and at 10 % noise; a clock 10 % off, either way, is seen nine times in ten at 2 %."""
+    generator = np.random.Generator(np.random.PCG64(2))
+    pairs = 2 * audits.SECOND_CLOCK_BLOCKS
+
+    def failures(truth: float, noise: float, runs: int) -> int:
+        simulations = (second(simulated(generator, truth, noise, pairs), simulated(generator, 1.0, noise, pairs)) for _ in range(runs))
+        return sum(not audits.judge_second_clock(each).passed for each in simulations)
+
+    assert failures(1.0, 0.02, 2000) == failures(1.0, 0.1, 2000) == 0
+    assert failures(0.9, 0.02, 200) >= 180
+    assert failures(1.1, 0.02, 200) >= 180
+
+
+def test_the_second_clocks_own_overhead_is_taken_off() -> None:
+    """10 us of its own on calls of 40 us are no disagreement; without being told of them it would be one."""
+    ours, theirs = [40e-6, 40.1e-6, 39.9e-6], [50e-6, 50.1e-6, 49.9e-6]
+    assert audits.judge_second_clock(second(ours, theirs, 10e-6)).passed
+    failed = audits.judge_second_clock(second(ours, theirs))
+    assert failed.reason == (
+        "the clocks disagree: a call takes 40 us by ours and 50 us by another clock, less its own 0 us: 0.800 [0.799,0.801] of it"
+    )
+
+
+def test_of_calls_that_do_less_than_the_second_clock_nothing_is_said() -> None:
+    assert audits.judge_second_clock(second([1e-6] * 3, [2e-6] * 3, 2e-6)).passed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,27 @@ def test_a_pin_that_cannot_be_had(toy: tuple[Manifest, Device]) -> None:
     )
     assert str(caught.value).endswith(f"; to mend it: {python} -m pip install -r {device.requirements}")
     assert not environments.is_built(manifest, device)
+
+
+def test_the_second_clock_has_a_folder_of_its_own(toy: tuple[Manifest, Device]) -> None:
+    """Where pip cannot have it the error says so; one that was installed to its end is not installed again."""
+    python = Path(sys.executable)
+    place = environments.second_clock_folder(python)
+    assert place.parent == environments.folder(*toy).parent
+    with pytest.raises(EnvironmentBuildError) as caught:
+        environments.second_clock(python)
+    assert str(caught.value).startswith(
+        "the second clock could not be installed: ERROR: No matching distribution found for mlcommons-loadgen"
+    )
+    assert f"; to mend it: {python} -m pip install" in str(caught.value)
+    place.mkdir()
+    (place / environments.COMPLETE).touch()
+    assert environments.second_clock(python) == place
+
+
+def test_the_tests_hold_the_second_clock_that_is_pinned() -> None:
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["tests"]
+    assert environments.SECOND_CLOCK.read_text(encoding="utf-8").strip() in pins
 
 
 def test_named_interpreters() -> None:

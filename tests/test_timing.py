@@ -70,3 +70,17 @@ def test_too_many_disturbed_blocks_are_no_sample() -> None:
 def test_data_of_another_form_is_refused() -> None:
     with pytest.raises(RecordError, match=r"data: audits\[0\].reason: missing"):
         timing.of(record(samples=SAMPLES, data={**beside([]), "audits": [{k: v for k, v in AUDIT.items() if k != "reason"}]}))
+
+
+def test_a_second_clock_is_there_or_not() -> None:
+    """Records of before there was one have none; of one the overhead is taken off."""
+    assert (before := timing.of(record(samples=SAMPLES, data=beside([])))) is not None
+    assert before.second_clock is None
+    second = {"name": "another", "seeds": {"a": 1}, "calls": 5, "overhead_s": 1.0, "ours_s": [4.0, 9.0, 4.0], "theirs_s": [5.0, 10.0, 1.0]}
+    found = timing.of(record(samples=SAMPLES, data={**beside([]), "second_clock": second}))
+    assert found is not None
+    assert found.second_clock is not None
+    assert found.second_clock.net_s() == (4.0, 9.0, 0.0)
+    ratio = found.second_clock.ratio()
+    assert ratio is not None
+    assert (ratio.value, ratio.processes) == (pytest.approx(1.0), 2)

@@ -100,16 +100,23 @@ def build(manifest: Manifest, device: Device) -> Path:
 SECOND_CLOCK = Path(__file__).with_name("requirements-second-clock.txt")
 
 
-def second_clock(python: Path) -> Path:
-    """The folder that holds MLCommons LoadGen for an interpreter, installed first where it is not there yet.
+def second_clock_folder(python: Path) -> Path:
+    """Where MLCommons LoadGen lies or will lie for an interpreter: beside the frameworks' environments, which stay as they are.
 
-    It is a folder of its own, so that the environments of the frameworks stay as they are.
+    Raises:
+        EnvironmentBuildError: the interpreter does not run.
+    """
+    content = "\n".join((SECOND_CLOCK.read_text(encoding="utf-8"), software(python)[0], platform.machine()))
+    return cache_root() / "environments" / f"second-clock-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def second_clock(python: Path) -> Path:
+    """``second_clock_folder``, installed first where it is not there yet.
 
     Raises:
         EnvironmentBuildError: pip failed, or the interpreter does not run; the message ends with the line that would mend it.
     """
-    content = "\n".join((SECOND_CLOCK.read_text(encoding="utf-8"), software(python)[0], platform.machine()))
-    place = cache_root() / "environments" / f"second-clock-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    place = second_clock_folder(python)
     step = _pip_install(python, "--target", str(place), "-r", str(SECOND_CLOCK))
     _once(place, [step], "the second clock", shlex.join(step))
     return place
