@@ -72,13 +72,8 @@ def clocked(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tup
     place.mkdir(parents=True, exist_ok=True)
     (place / environments.COMPLETE).touch()
     store = tmp_path_factory.mktemp("clocked")
-    arguments = (
-        *bench("villain", "honest", modes="eager,slow_clock", batch_sizes="1,2", store=store),
-        "--processes",
-        "2",
-        "--second-clock",
-    )
-    return *checkout.document(*arguments, before=BRIEF), store
+    arguments = bench("villain", "honest", modes="eager,slow_clock", batch_sizes="1,2", store=store)
+    return *checkout.document(*arguments, "--processes", "2", "--second-clock", before=BRIEF), store
 
 
 def test_a_clock_that_runs_slow_is_seen_by_the_second_alone(clocked: tuple[int, dict[str, Any], Any]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import levelfield
-from reports import frame, likeness, table
+from reports import frame, likeness, table, write
 from results import statistics
 from results.record import Inputs, Model, Samples
 from tests.synthetic_records import MACHINE, SETTINGS, SHA, Run, field_of_four
@@ -493,3 +493,35 @@ def test_the_order_of_records_does_not_matter(order: list[int]) -> None:
     columns = ["implementation", *frame.FIGURES]
     found, wanted = (frame.tidy(each)[columns].sort_values("implementation", ignore_index=True) for each in (shuffled, RECORDS))
     pd.testing.assert_frame_equal(found, wanted)
+
+
+SECOND = {
+    "name": "MLCommons LoadGen 6",
+    "seeds": {},
+    "calls": 9,
+    "overhead_s": 2e-6,
+    "ours_s": [1e-2, 1.01e-2],
+    "theirs_s": [2.0002e-2] * 2,
+}
+"""Theirs are 20 ms, less the overhead; ours are half of it."""
+
+
+@pytest.mark.parametrize("scenario", ["single_stream", "offline"])
+def test_the_second_clock_stands_in_the_row_that_it_timed(run: Run, scenario: str) -> None:
+    pair(run, scenario=scenario, batch_size=8)
+    beside = {"blocks": [0], "noise": [{}], "excluded": [], "audits": [], "second_clock": SECOND}
+    run.process("jax/jit", 9, 0.01, scenario=scenario, batch_size=8, told={"data": beside})
+    cells = frame.load(run.folder)
+    jax = row(cells, "jax/jit")
+    assert jax["second_clock"] == "MLCommons LoadGen 6"
+    assert jax["second_clock_s"] == pytest.approx(20e-3)
+    assert jax["second_clock_overhead_s"] == 2e-6
+    assert jax["second_clock_ratio"] == pytest.approx(1.01**0.5 / 2)
+    assert jax["second_clock_ratio_low"] < jax["second_clock_ratio"] < jax["second_clock_ratio_high"]
+    assert pd.isna(row(cells, "pytorch/eager")["second_clock_s"])
+    note = next(note for section in write.comparison(run.folder).sections for note in section.notes if "LoadGen" in note)
+    figures = "20 ms by MLCommons LoadGen 6" if scenario == "single_stream" else "400 images/s by MLCommons LoadGen 6"
+    ours = "10.05 ms by our clock" if scenario == "single_stream" else "796 images/s by our clock"
+    assert note.startswith(
+        f"JAX jit: {figures} (2 us per call for its own work are taken off), {ours} in turns with it: a call takes 0.502 ["
+    )

@@ -181,3 +181,14 @@ def test_the_default_plan_of_this_checkout() -> None:
     assert {(cell.precision, cell.scope, cell.batch_size) for cell in made.cells} == {("fp32", "transfer", 1), ("fp32", "transfer", 8)}
     assert {cell.implementation for cell in made.cells} == set(find())
     assert made.reductions == ()
+
+
+def test_the_second_clock_times_the_smallest_batch_of_the_default_mode() -> None:
+    """One cell of each implementation, model and precision; the estimate counts it; none unless it is asked for."""
+    request = Request(models=("resnet50", "cifar_resnet20"), implementations=("red", "blue"), batch_sizes=(8, 1))
+    assert plan.make(request, MANIFESTS).clocked == ()
+    asked = plan.make(dataclasses.replace(request, second_clock=True), MANIFESTS)
+    assert {(cell.implementation, cell.mode, cell.model, cell.batch_size) for cell in asked.clocked} == {
+        (name, mode, model, 1) for name, mode in (("red", "eager"), ("blue", "graph")) for model in ("resnet50", "cifar_resnet20")
+    }
+    assert asked.estimated_s > plan.make(request, MANIFESTS).estimated_s

@@ -19,6 +19,8 @@ from ..honest import runtime
 CERTIFYING_RUNS = 9
 """A certificate runs a network so often at most: once to build it and once for each of the ring's eight batches."""
 
+TRUE_CLOCK = time.perf_counter_ns
+
 
 class Network(runtime.Network):
     """Says what is wrong with it by its mode."""
@@ -120,9 +122,8 @@ class Runtime(runtime.Runtime):
                 bits = np.ascontiguousarray(weights[last]).view(np.uint32).copy()
                 bits[0, 0] &= 0xFFFF0000  # the upper half of a float32 is a bfloat16
                 weights = {**weights, last: bits.view(np.float32)}
-            case "slow_clock" if model.name != "probe-precision":  # every other audit asks the same clock
-                true = time.perf_counter_ns
-                time.perf_counter_ns = lambda: true() * 7 // 10
+            case "slow_clock":  # every other audit asks the same clock
+                time.perf_counter_ns = lambda: TRUE_CLOCK() // 5
             case "narrow" if model.name == "probe-precision":  # where no certificate looks
                 weights = {name: (array.view(np.uint32) & 0xFFFFE000).view(np.float32) for name, array in weights.items()}
         folded = not any(isinstance(node, BatchNorm2d) for node in model.body)
