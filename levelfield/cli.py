@@ -156,6 +156,9 @@ def request_options(command: F) -> F:
     return command
 
 
+with_energy = click.option("--energy", is_flag=True, help="Also energy per image, where the machine has a counter; takes long.")
+
+
 def run_options(command: F) -> F:
     """The options that say where things lie."""
     for option in reversed(
@@ -195,6 +198,7 @@ def _request(options: dict[str, Any]) -> planning.Request:
         budget_s=options["budget"],
         zoo=options["zoo"],
         second_clock=options.get("second_clock", False),
+        energy=options.get("energy", False),
     )
 
 
@@ -211,6 +215,7 @@ def main() -> None:
 
 @main.command()
 @request_options
+@with_energy
 @run_options
 @resumed
 @click.option("--second-clock", is_flag=True, help="Let MLCommons LoadGen time one cell of each implementation too (docs/measuring.md).")
@@ -521,6 +526,7 @@ def _require_device(device: str) -> None:
 
 @main.command()
 @request_options
+@with_energy
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 def plan(as_json: bool, **options: Any) -> None:
     """Show what would be measured, what not and why, and about how long it takes."""

@@ -28,6 +28,7 @@ def plan_document(planned: Plan) -> dict[str, Any]:
         "estimated_s": planned.estimated_s,
         "reductions": list(planned.reductions),
         "smoke": planned.smoke,
+        "energy_absent": planned.energy_absent,
     }
 
 
@@ -41,6 +42,8 @@ def plan(planned: Plan, manifests: Mapping[str, Manifest]) -> None:
     )
     for line in planned.reductions:
         console.print(f"To keep within the budget: {line}.")
+    if planned.energy_absent is not None:
+        console.print(Text(f"Energy will not be measured: {planned.energy_absent}."))
     shown = Table(box=None, pad_edge=False)
     for heading in ("model", "precision", "batch", "scope", "scenario", "implementations"):
         shown.add_column(heading)

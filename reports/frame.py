@@ -83,6 +83,13 @@ DTYPES: Mapping[str, str] = {
     "unlike": "string",
     "despite": "string",
     "peak_memory_bytes": "Float64",
+    "energy_j_per_image": "Float64",
+    "energy_low_j_per_image": "Float64",
+    "energy_high_j_per_image": "Float64",
+    "net_energy_j_per_image": "Float64",
+    "net_energy_low_j_per_image": "Float64",
+    "net_energy_high_j_per_image": "Float64",
+    "energy_absent": "string",
     "import_s": "Float64",
     "load_s": "Float64",
     "first_call_s": "Float64",
@@ -112,6 +119,9 @@ GROUP = ["run_id", "machine_id", "model", "precision", "device", "batch_size", "
 FIGURES = [name for name in DTYPES if DTYPES[name] == "Float64"] + ["pairs", "tie", "rank_low", "rank_high", "images", "flips"]
 FIGURES += [f"p{percentile}_calls_needed" for percentile in PERCENTILES]
 """The columns that a row without a right to figures leaves empty."""
+ENERGY_PROCESSES = 3
+"""Fewer have seen too few phases of the sensor for an energy."""
+NO_ENERGY = "not asked for: --energy"
 STARTUP = ("import_s", "load_s", "first_call_s")
 
 
@@ -193,6 +203,13 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     unlike                        string   why it is in no ratio or rank: what differs from the baseline (this row's, the baseline's)
     despite                       string   what differs from the baseline although they are compared, and why they are
     peak_memory_bytes             Float64  peak resident (cpu) or allocated (cuda) bytes, median over processes
+    energy_j_per_image            Float64  joules of an image by the hardware's counter, good to about 5 %; geometric mean over processes
+    energy_low_j_per_image        Float64  lower end of its 95 % interval over processes, the 5 % not included
+    energy_high_j_per_image       Float64  upper end
+    net_energy_j_per_image        Float64  the same without what the time would have drawn idle, where every process drew more
+    net_energy_low_j_per_image    Float64  lower end
+    net_energy_high_j_per_image   Float64  upper end
+    energy_absent                 string   why there is no energy: not asked for, no counter, or a failure
     import_s                      Float64  seconds to import the framework, median over processes
     load_s                        Float64  seconds to load the weights and build the network, median
     first_call_s                  Float64  seconds of the first call, compilation included, median
@@ -288,7 +305,7 @@ class _Run:
         for record in self.by_suite["inference"]:
             timed[record.cell].append(record)
         others: dict[Cell, list[Record]] = defaultdict(list)
-        for suite in ("memory", "startup", "accuracy", "equivalence"):
+        for suite in ("memory", "startup", "energy", "accuracy", "equivalence"):
             for record in self.by_suite[suite]:
                 if not any(_covers(record, cell) for cell in timed):
                     others[record.cell.certificate_cell].append(record)
@@ -373,10 +390,12 @@ class _Run:
                 for record in records
                 if record.status != "ok" and not _lacks_weights(record)
             ]
+        energies = [record for record in self.by_suite["energy"] if _covers(record, cell)]
+        remarks += [f"energy: {flag}" for record in energies for flag in _flags(record)]
         row["remark"] = "; ".join(dict.fromkeys(remarks)) or None
         row["peak_memory_bytes"] = self._median("memory", cell, "peak_memory_bytes")
         row |= {name: self._median("startup", cell, name) for name in STARTUP}
-        return row | self._accuracy(cell)
+        return row | _energy(energies, cell) | self._accuracy(cell)
 
     def _median(self, suite: str, cell: Cell, name: str) -> float | None:
         found = measured(self.by_suite[suite], cell, name)
@@ -513,6 +532,29 @@ def measured(records: Iterable[Record], cell: Cell, name: str) -> list[float]:
         for record in records
         if record.status == "ok" and _covers(record, cell) and (value := record.measurements.get(name)) is not None
     ]
+
+
+def _energy(records: list[Record], cell: Cell) -> dict[str, Any]:
+    """The energies of a cell, or why it has none, from its records of the suite."""
+    broken = [record for record in records if record.status != "ok"]
+    if broken or not records:
+        return {"energy_absent": broken[0].reason if broken else NO_ENERGY}
+    row: dict[str, Any] = {}
+    for name in ("energy", "net_energy"):
+        values = measured(records, cell, f"{name}_j_per_image")
+        if len(values) < ENERGY_PROCESSES:
+            return {"energy_absent": f"{len(values)} of at least {ENERGY_PROCESSES} processes were measured"}
+        if min(values) > 0:
+            found = statistics.estimate(values)
+            row |= {f"{name}{end}_j_per_image": getattr(found, of) for end, of in (("", "value"), ("_low", "low"), ("_high", "high"))}
+    return row
+
+
+def _flags(record: Record) -> list[str]:
+    """What a process's energy is doubted for, where the suite said so."""
+    found = (record.data or {}).get("flags")
+    place = f"process {record.process.index}: " if record.process else ""
+    return [f"{place}{flag}" for flag in found] if isinstance(found, list) else []
 
 
 def process_times(records: Iterable[Record]) -> dict[int, float]:

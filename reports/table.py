@@ -24,11 +24,15 @@ from results.statistics import Ratio
 NO_CONCLUSION = (
     "other machines, other batch sizes or models, other versions, training",
     "a difference that the intervals do not show: a tie says that this run could not tell, not that two are equal",
-    "energy, cost or ease of use: they were not measured",
+    "cost or ease of use: they were not measured",
+)
+ENERGY = "J/image"
+ENERGY_LIMIT = (
+    "which of two energies within 5 % of each other is the lower: the counters are no better than that, and no energies are ranked"
 )
 SMOKE = "NOT-A-MEASUREMENT: a smoke run, which shows that every path runs and says nothing about speed."
 COLUMNS = ("rank", "implementation", "speed vs BASELINE", "MiB", "% of ceiling", "top-1 %", "proof")
-NUMBERS = COLUMNS[3:6]
+NUMBERS = (*COLUMNS[3:6], ENERGY)
 MISSING = "-"
 
 
@@ -49,11 +53,14 @@ class Line:
     proof: str
     kind: str
     tails: tuple[str, ...] = ()
+    energy: str | None = None
 
     def cells(self, *, wide: bool = False) -> tuple[str, ...]:
-        """The row in the order of the table's columns."""
+        """The row in the order of the table's columns; ``energy`` is one where anything of the table has one."""
         tails = self.tails if wide else ()
-        return (self.rank, self.implementation, self.figure, *tails, self.speed, self.memory, self.ceiling, self.top1, self.proof)
+        energy = () if self.energy is None else (self.energy,)
+        figures = (self.rank, self.implementation, self.figure, *tails, self.speed, self.memory, self.ceiling, self.top1)
+        return (*figures, *energy, self.proof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,9 @@ class Section:
     def headings(self, *, wide: bool = False) -> tuple[str, ...]:
         """The column headings."""
         speed = COLUMNS[2].replace("BASELINE", self.baseline)
-        return (*COLUMNS[:2], self.figure_heading, *(self.tails if wide else ()), speed, *COLUMNS[3:])
+        energy = () if all(line.energy is None for line in self.lines) else (ENERGY,)
+        tails = self.tails if wide else ()
+        return (*COLUMNS[:2], self.figure_heading, *tails, speed, *COLUMNS[3:-1], *energy, COLUMNS[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +118,16 @@ def content(frame: pd.DataFrame, about: About, report: Path | None = None, allow
     allowed = [("Allowed to differ", ", ".join(allow_unlike))] if allow_unlike else []
     found = list(sets.over(frame, about.records))
     means = tuple(_set(each, f" of run {each.run_id}" if len(found) > 1 else "") for each in found)
-    return Content(headline(sections), (*allowed, *about.facts()), sections, means, NO_CONCLUSION, tuple(footer))
+    limits = (*NO_CONCLUSION, *_of_energy(frame))
+    return Content(headline(sections), (*allowed, *about.facts()), sections, means, limits, tuple(footer))
+
+
+def _of_energy(frame: pd.DataFrame) -> Iterator[str]:
+    """How far energies carry, and why there is none where the run has none."""
+    if frame["energy_j_per_image"].notna().any():
+        yield ENERGY_LIMIT
+    elif reasons := list(frame["energy_absent"].dropna().unique()):
+        yield f"energy: it was not measured ({'; '.join(reasons)})"
 
 
 def headline(sections: tuple[Section, ...]) -> str:
@@ -154,7 +172,8 @@ def _section(rows: pd.DataFrame, about: About) -> Section:
     rows = order(rows)
     first = rows.iloc[0]
     throughput = is_offline(first)
-    lines = tuple(_line(row, throughput=throughput) for _, row in rows.iterrows())
+    energy = bool(rows["energy_j_per_image"].notna().any())
+    lines = tuple(_line(row, throughput=throughput, energy=energy) for _, row in rows.iterrows())
     heading = "images/s [95 %]" if throughput else "ms [95 %]"
     baseline = labels.implementation(*str(first["baseline"]).split("/", 1))
     is_latency = pd.notna(first["scenario"]) and not throughput
@@ -259,11 +278,11 @@ def _names(rows: pd.DataFrame, *, detailed: bool = False) -> str:
     return labels.joined([_name(row) + (f" ({_ratio(row)})" if detailed and pd.notna(row["ratio"]) else "") for _, row in rows.iterrows()])
 
 
-def _line(row: pd.Series, *, throughput: bool) -> Line:
+def _line(row: pd.Series, *, throughput: bool, energy: bool) -> Line:
     name = _name(row)
     kind, said = state(row)
     if kind != "measured":
-        return Line(MISSING, name, "", "", "", "", "", said, kind)
+        return Line(MISSING, name, "", "", "", "", "", said, kind, energy="" if energy else None)
     tails = () if throughput else tuple(_tail(row, percentile) for percentile in PERCENTILES)
     scale = 1.0 if throughput else 1e3
     columns = ("throughput_images_per_s", "throughput_low_images_per_s", "throughput_high_images_per_s")
@@ -280,6 +299,7 @@ def _line(row: pd.Series, *, throughput: bool) -> Line:
         said,
         kind,
         tails,
+        _energy(row) if energy else None,
     )
 
 
@@ -288,6 +308,11 @@ def _tail(row: pd.Series, percentile: int) -> str:
     if pd.isna(bound):
         return f"not reportable: {row['calls']} calls, {row[f'p{percentile}_calls_needed']} needed"
     return f"{bound * 1e3:.{_decimals(bound * 1e3, 0)}f}"
+
+
+def _energy(row: pd.Series) -> str:
+    value, low, high = (_float(row[f"energy{end}_j_per_image"]) for end in ("", "_low", "_high"))
+    return MISSING if math.isnan(value) else f"{value:.2g} [{low:.2g},{high:.2g}]"
 
 
 def state(row: pd.Series) -> tuple[str, str]:
@@ -365,6 +390,9 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
             yield f"Top-1: {reason}."
     for _, row in rows[rows["second_clock_s"].notna()].iterrows():
         yield f"{_name(row)}: {_second_clock(row)}"
+    if rows["energy_j_per_image"].notna().any():
+        for _, row in rows[rows["energy_absent"].notna()].iterrows():
+            yield f"{_name(row)}: no energy: {row['energy_absent']}"
     for _, row in rows[rows["remark"].notna()].iterrows():
         yield f"{_name(row)}: {row['remark']}"
 

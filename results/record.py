@@ -19,7 +19,17 @@ from results.schema import RecordError, canonical, decode, encode, parse
 SCHEMA_VERSION = 1
 
 Suite = Literal[
-    "inference", "startup", "memory", "accuracy", "equivalence", "training_equivalence", "clean_seeds", "probe", "aa", "regression"
+    "inference",
+    "startup",
+    "memory",
+    "energy",
+    "accuracy",
+    "equivalence",
+    "training_equivalence",
+    "clean_seeds",
+    "probe",
+    "aa",
+    "regression",
 ]
 Status = Literal["ok", "skipped", "failed", "timed_out", "out_of_memory", "not_certified", "audit_failed"]
 

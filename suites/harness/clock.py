@@ -81,6 +81,16 @@ class TimedPath:
         with no_collection():
             return [self._sample(scope, source, submit, finish, calls, keep=keep) for _ in range(samples)]
 
+    def sustained(self, *, scope: str, calls: int, seconds: float) -> list[Sample]:
+        """Readings of ``calls`` calls each, one after the other, the last of which ends after ``seconds``."""
+        source, submit, finish = self._path(scope)
+        taken: list[Sample] = []
+        with no_collection():
+            end_ns = time.perf_counter_ns() + round(seconds * 1e9)
+            while not taken or taken[-1].start_ns + taken[-1].duration_ns < end_ns:
+                taken.append(self._sample(scope, source, submit, finish, calls, keep=False))
+        return taken
+
     def kept(self) -> list[Kept]:
         """Outputs of the calls that were timed with ``keep``, at most ``KEPT_PER_BATCH`` of each batch, each call as likely as another."""
         return [Kept(batch, self._kept[batch, place]) for batch, place in sorted(self._kept)]

@@ -114,36 +114,49 @@ class NoCardError(RuntimeError):
 class Card:
     """One NVIDIA card, read through ``nvml`` (the module pynvml of nvidia-ml-py); never set.
 
+    ``which`` is NVML's index of it, or its UUID. ``count`` is how many cards the driver shows.
+
     Raises:
         NoCardError: nvidia-ml-py is not installed, or the driver has no such card.
     """
 
-    def __init__(self, index: int = 0, nvml: Any = None) -> None:
+    def __init__(self, which: int | str = 0, nvml: Any = None) -> None:
         try:
             self._nvml = nvml or importlib.import_module("pynvml")
         except ImportError:
-            raise NoCardError("the GPU's clocks and events cannot be read: install nvidia-ml-py") from None
+            raise NoCardError("the GPU's counters cannot be read: install nvidia-ml-py") from None
         try:
             self._nvml.nvmlInit()
-            self._handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+            by = self._nvml.nvmlDeviceGetHandleByIndex if isinstance(which, int) else self._nvml.nvmlDeviceGetHandleByUUID
+            self._handle = by(which)
+            self.count = int(self._nvml.nvmlDeviceGetCount())
         except self._nvml.NVMLError as error:
-            raise NoCardError(f"the GPU's clocks and events cannot be read: NVML says {error} of card {index}") from None
+            raise NoCardError(f"the GPU's counters cannot be read: NVML says {error} of card {which}") from None
 
     def read(self) -> CardReading:
         """The card now; what it does not support is None."""
         ask, nvml = self._ask, self._nvml
         sm, memory = (ask(nvml.nvmlDeviceGetClockInfo, kind) for kind in (nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM))
-        milliwatt = ask(nvml.nvmlDeviceGetPowerUsage)
         celsius = ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
         fields = ask(nvml.nvmlDeviceGetFieldValues, list(FAULT_COUNTERS)) or ()
         return CardReading(
             None if sm is None else sm * 1e6,
             None if memory is None else memory * 1e6,
             None if celsius is None else float(celsius),
-            None if milliwatt is None else milliwatt / 1e3,
+            self.power_w(),
             ask(nvml.nvmlDeviceGetCurrentClocksEventReasons),
             {field.fieldId: field.value.ullVal for field in fields if field.nvmlReturn == nvml.NVML_SUCCESS},
         )
+
+    def power_w(self) -> float | None:
+        """What it draws now, with its memory; None where it does not say."""
+        milliwatt = self._ask(self._nvml.nvmlDeviceGetPowerUsage)
+        return None if milliwatt is None else milliwatt / 1e3
+
+    def energy_j(self) -> float | None:
+        """What it has drawn since the driver was loaded (Volta and newer); None where it does not say."""
+        millijoule = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
+        return None if millijoule is None else millijoule / 1e3
 
     def _ask(self, question: Any, *arguments: object) -> Any:
         try:

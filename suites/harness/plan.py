@@ -15,6 +15,7 @@ from impls.implementation import Device, Manifest, Mode
 from impls.precision import PRECISIONS
 from impls.spec import ModelSpec, macs
 from results.record import Cell
+from suites.harness import energy
 
 Scope = Literal["device", "transfer"]
 SCOPES: tuple[Scope, ...] = ("device", "transfer")
@@ -31,11 +32,23 @@ class UsageError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class EnergyEffort:
+    """How each cell's energy is measured: in ``processes`` fresh processes, an idle and a busy window in each.
+
+    A window is of at least ``window_s`` seconds, and begins at least ``lead_s`` seconds after its state did.
+    """
+
+    processes: int
+    window_s: float
+    lead_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Effort:
     """How much each cell is measured; fixed before the run, never by what the samples look like.
 
     ``processes`` fresh processes per implementation (K), in each ``blocks`` visits per cell of about ``visit_s`` seconds and
-    at least ``samples`` samples, after a warm-up of ``warmup_s`` seconds and a few calls.
+    at least ``samples`` samples, after a warm-up of ``warmup_s`` seconds and a few calls. ``energy`` is None where none is measured.
     """
 
     processes: int
@@ -44,10 +57,15 @@ class Effort:
     samples: int
     warmup_s: float
     rewarm_calls: int
+    energy: EnergyEffort | None = None
 
 
 STANDARD = Effort(processes=3, blocks=2, visit_s=0.25, samples=3, warmup_s=0.5, rewarm_calls=3)
 SMOKE = Effort(processes=1, blocks=1, visit_s=0.0, samples=2, warmup_s=0.0, rewarm_calls=0)
+
+# A sensor that sees a quarter of the time wants long windows and several phases (Yang et al., SC'24).
+STANDARD_ENERGY = EnergyEffort(processes=3, window_s=10.0, lead_s=2.0)
+SMOKE_ENERGY = EnergyEffort(processes=1, window_s=0.1, lead_s=0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +85,7 @@ class Request:
     budget_s: float | None = None
     zoo: bool = False
     second_clock: bool = False
+    energy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +105,8 @@ class Skip:
 class Plan:
     """The cells in the order of the report, the skips, the effort, and what the budget made smaller.
 
-    ``clocked`` are the cells that the second clock times too.
+    ``clocked`` are the cells that the second clock times too. ``energy_absent`` says why energy that was asked for will not be
+    measured.
     """
 
     cells: tuple[Cell, ...]
@@ -96,6 +116,7 @@ class Plan:
     reductions: tuple[str, ...]
     smoke: bool
     clocked: tuple[Cell, ...] = ()
+    energy_absent: str | None = None
 
     def arms(self) -> tuple[Cell, ...]:
         """The distinct (implementation, mode, model, precision, device), each needing one certificate."""
@@ -238,7 +259,11 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
         for size in dict.fromkeys(batch_sizes)
         for scope in scopes
     )
-    plan = Plan(cells, skips, effort, 0.0, (), request.smoke, _clocked(cells, manifests) if request.second_clock else ())
+    energy_absent = energy.missing(request.device) if request.energy else None
+    if request.energy and energy_absent is None:
+        effort = dataclasses.replace(effort, energy=SMOKE_ENERGY if request.smoke else STANDARD_ENERGY)
+    clocked = _clocked(cells, manifests) if request.second_clock else ()
+    plan = Plan(cells, skips, effort, 0.0, (), request.smoke, clocked, energy_absent)
     return _within_budget(plan, manifests, request.budget_s)
 
 
@@ -251,7 +276,7 @@ def _clocked(cells: tuple[Cell, ...], manifests: Mapping[str, Manifest]) -> tupl
 
 
 def _within_budget(plan: Plan, manifests: Mapping[str, Manifest], budget_s: float | None) -> Plan:
-    """Make a plan smaller until its estimate fits: fewer blocks, fewer processes, then fewer batch sizes."""
+    """Make a plan smaller until its estimate fits: no energy, fewer blocks, fewer processes, then fewer batch sizes."""
     reductions: list[str] = []
     while True:
         plan = dataclasses.replace(plan, estimated_s=estimate_s(plan, manifests), reductions=tuple(reductions))
@@ -259,7 +284,12 @@ def _within_budget(plan: Plan, manifests: Mapping[str, Manifest], budget_s: floa
             return plan
         effort = plan.effort
         sizes = sorted({cell.batch_size for cell in plan.cells if cell.batch_size is not None})
-        if effort.blocks > 1:
+        if effort.energy is not None:  # it cannot be had with less
+            reductions.append("energy is left out")
+            plan = dataclasses.replace(
+                plan, effort=dataclasses.replace(effort, energy=None), energy_absent="left out to keep within the budget"
+            )
+        elif effort.blocks > 1:
             plan = dataclasses.replace(plan, effort=dataclasses.replace(effort, blocks=effort.blocks - 1))
             reductions = [line for line in reductions if "visit" not in line] + [f"{plan.effort.blocks} visit(s) per cell and process"]
         elif effort.processes > 1:
@@ -292,7 +322,7 @@ ASSUMED_LOADGEN_S = 0.05
 def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     """About how long a plan takes with its environments built and its certificates kept, in seconds."""
     effort = plan.effort
-    measuring = fresh = once = 0.0
+    measuring = fresh = once = drawing = 0.0
     building: dict[str, dict[Cell, float]] = {}
     for cell in plan.cells:
         assert cell.batch_size is not None
@@ -305,8 +335,11 @@ def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
         if cell in plan.clocked:
             once += SECOND_CLOCK_VISITS * (visit_s + ASSUMED_LOADGEN_S)
         fresh += ASSUMED_START_S + build_s
+        if effort.energy is not None:
+            windows_s = 2 * (1.25 * effort.energy.lead_s + effort.energy.window_s) + 3 * energy.TICK_TIMEOUT_S
+            drawing += effort.energy.processes * (ASSUMED_START_S + build_s + windows_s)
         arm = building.setdefault(cell.model, {})
         arm[cell.certificate_cell] = arm.get(cell.certificate_cell, 0.0) + build_s
     # The processes of a round build at the same time: the slowest decides.
     starting = sum(ASSUMED_START_S + max(arms.values()) for arms in building.values())
-    return effort.processes * (starting + measuring) + fresh + once
+    return effort.processes * (starting + measuring) + fresh + once + drawing

@@ -24,7 +24,7 @@ from results import provenance
 from results.certificate import Purpose
 from results.record import Cell, Record
 from results.store import Run, Store
-from suites import accuracy, inference, startup
+from suites import accuracy, energy, inference, startup
 from suites.equivalence import clean
 from suites.equivalence.certificate import SUITES, certificates_for
 from suites.harness import environments, plan, probe
@@ -131,6 +131,7 @@ def of_revision(
 
 def _plan_sha256(planned: plan.Plan | None, cells: tuple[Cell, ...], weights: Mapping[str, Path] | None, asked: Sequence[object]) -> str:
     content: list[object] = [[cell.key for cell in cells], repr(planned.effort) if planned else None, bool(planned and planned.smoke)]
+    content += [planned.energy_absent] if planned and planned.energy_absent else []
     content += asked
     if weights is not None:
         content.append({model: subject(model, path).weights_sha256 for model, path in weights.items()})
@@ -197,6 +198,10 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
         options.say(f"start-up, memory and accuracy, one process at a time; about {max(1, round(left_s / 60))} minutes are left")
         startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured)
         accuracy.run(context, certified, certificates)  # those whose start-up process failed
+        if planned.energy_absent is not None:
+            energy.skip(context, certified, planned.energy_absent)
+        elif planned.effort.energy is not None:
+            energy.run(context, certified, planned.effort.energy, certificates, measured)
         (context.folder / FINISHED).touch()
     return context.folder, planned
 

@@ -133,13 +133,15 @@ class Worker:
         taken = path.visit(scope=scope, samples=rewarm, calls=1) if rewarm else []
         taken += path.visit(scope=scope, samples=samples, calls=calls, keep=keep)
         return {
-            "start_ns": [sample.start_ns for sample in taken],
-            "duration_ns": [sample.duration_ns for sample in taken],
-            "calls": [sample.calls for sample in taken],
+            **_columns(taken),
             "compilations": path.network.compilations(),
             "cpu_s": time.process_time() - began,
             "threads": len(os.listdir("/proc/self/task")),
         }
+
+    def sustain(self, handle: str, scope: str, calls: int, seconds: float) -> dict[str, Any]:
+        """See ``clock.TimedPath.sustained``; as columns of equal length."""
+        return _columns(self.paths[handle].sustained(scope=scope, calls=calls, seconds=seconds))
 
     def kept(self, handle: str, out: str) -> dict[str, Any]:
         """The outputs kept of timed calls: logits (kept, N, classes) go to ``out``, and the batch of the ring of each is told."""
@@ -281,6 +283,10 @@ class Worker:
         return self._write(out, {f"{kind}:{name}": array for kind, arrays in kinds.items() for name, array in arrays.items()})
 
 
+def _columns(samples: list[Any]) -> dict[str, Any]:
+    return {name: [getattr(sample, name) for sample in samples] for name in ("start_ns", "duration_ns", "calls")}
+
+
 def error_of(error: BaseException) -> dict[str, str]:
     """What the parent is told of an exception: a kind that decides the row's status, and one line."""
     from impls.implementation import CannotError
@@ -295,8 +301,8 @@ def error_of(error: BaseException) -> dict[str, str]:
 
 
 OPERATIONS = (
-    *("start", "prepare", "put", "visit", "kept", "windows", "reads", "unlike", "loadgen", "outputs", "arithmetic", "weights"),
-    *("memory", "release"),
+    *("start", "prepare", "put", "visit", "sustain", "kept", "windows", "reads", "unlike", "loadgen", "outputs", "arithmetic"),
+    *("weights", "memory", "release"),
     *("taps", "examine", "prepare_training", "train", "trained", "differentiate"),
 )
 
