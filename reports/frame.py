@@ -317,6 +317,7 @@ class _Run:
             if why := _withheld(row):
                 row.update(dict.fromkeys(FIGURES))
                 row["reason"] = row["reason"] or why
+                row["energy_absent"] = row.get("energy_absent") or why
         return rows
 
     def _row(self, cell: Cell, records: list[Record], times: dict[int, float]) -> dict[str, Any]:
@@ -395,7 +396,8 @@ class _Run:
         row["remark"] = "; ".join(dict.fromkeys(remarks)) or None
         row["peak_memory_bytes"] = self._median("memory", cell, "peak_memory_bytes")
         row |= {name: self._median("startup", cell, name) for name in STARTUP}
-        return row | _energy(energies, cell) | self._accuracy(cell)
+        row |= _energy(energies, cell) if self.by_suite["energy"] else {"energy_absent": NO_ENERGY}
+        return row | self._accuracy(cell)
 
     def _median(self, suite: str, cell: Cell, name: str) -> float | None:
         found = measured(self.by_suite[suite], cell, name)
@@ -536,9 +538,8 @@ def measured(records: Iterable[Record], cell: Cell, name: str) -> list[float]:
 
 def _energy(records: list[Record], cell: Cell) -> dict[str, Any]:
     """The energies of a cell, or why it has none, from its records of the suite."""
-    broken = [record for record in records if record.status != "ok"]
-    if broken or not records:
-        return {"energy_absent": broken[0].reason if broken else NO_ENERGY}
+    if broken := [record for record in records if record.status != "ok"]:
+        return {"energy_absent": broken[0].reason}
     row: dict[str, Any] = {}
     for name in ("energy", "net_energy"):
         values = measured(records, cell, f"{name}_j_per_image")

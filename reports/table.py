@@ -126,7 +126,7 @@ def _of_energy(frame: pd.DataFrame) -> Iterator[str]:
     """How far energies carry, and why there is none where the run has none."""
     if frame["energy_j_per_image"].notna().any():
         yield ENERGY_LIMIT
-    elif reasons := list(frame["energy_absent"].dropna().unique()):
+    elif reasons := list(frame.loc[frame["certified"] & frame["status"].eq("ok"), "energy_absent"].dropna().unique()):
         yield f"energy: it was not measured ({'; '.join(reasons)})"
 
 
@@ -312,7 +312,7 @@ def _tail(row: pd.Series, percentile: int) -> str:
 
 def _energy(row: pd.Series) -> str:
     value, low, high = (_float(row[f"energy{end}_j_per_image"]) for end in ("", "_low", "_high"))
-    return MISSING if math.isnan(value) else f"{value:.2g} [{low:.2g},{high:.2g}]"
+    return MISSING if math.isnan(value) else f"{value:.3g} [{low:.3g},{high:.3g}]"
 
 
 def state(row: pd.Series) -> tuple[str, str]:
@@ -391,7 +391,7 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
     for _, row in rows[rows["second_clock_s"].notna()].iterrows():
         yield f"{_name(row)}: {_second_clock(row)}"
     if rows["energy_j_per_image"].notna().any():
-        for _, row in rows[rows["energy_absent"].notna()].iterrows():
+        for _, row in rows[rows["time_per_batch_s"].notna() & rows["energy_absent"].notna()].iterrows():
             yield f"{_name(row)}: no energy: {row['energy_absent']}"
     for _, row in rows[rows["remark"].notna()].iterrows():
         yield f"{_name(row)}: {row['remark']}"

@@ -525,3 +525,67 @@ def test_the_second_clock_stands_in_the_row_that_it_timed(run: Run, scenario: st
     assert note.startswith(
         f"JAX jit: {figures} (2 us per call for its own work are taken off), {ours} in turns with it: a call takes 0.502 ["
     )
+
+def draw(run: Run, name: str, *joules: float, net: float = 0.5, **changes: Any) -> None:
+    """Processes in which an image took so much energy, of which the share ``net`` is net."""
+    for index, each in enumerate(joules):
+        measurements = {"energy_j_per_image": each, "net_energy_j_per_image": net * each, "idle_power_w": 50.0}
+        run.append("energy", run.cell(name), index, measurements=measurements, **changes)
+
+
+def test_energy(run: Run) -> None:
+    """Energies are a geometric mean with its interval over processes, and never a ratio or a rank."""
+    pair(run)
+    draw(run, "jax/jit", 1.0, 2.0, 4.0)
+    found = row(frame.load(run.folder), "jax/jit")
+    assert found["energy_j_per_image"] == pytest.approx(2)
+    assert found["net_energy_j_per_image"] == pytest.approx(1)
+    assert 0 < found["energy_low_j_per_image"] < 2 < found["energy_high_j_per_image"]
+    assert pd.isna(found["energy_absent"])
+    assert not [name for name in frame.DTYPES if "energy" in name and ("ratio" in name or "rank" in name)]
+
+
+def test_net_energy_below_what_a_counter_tells(run: Run) -> None:
+    """A process that drew no more than idle has no net energy; the total stands."""
+    pair(run)
+    draw(run, "jax/jit", 1.0, 1.0, 1.0, net=-0.01)
+    found = row(frame.load(run.folder), "jax/jit")
+    assert found["energy_j_per_image"] == pytest.approx(1)
+    assert pd.isna(found["net_energy_j_per_image"])
+
+
+@pytest.mark.parametrize(
+    ("joules", "changes", "absent"),
+    [
+        ((), {}, "not asked for: --energy"),
+        ((1.0, 1.0), {}, "2 of at least 3 processes were measured"),
+        ((1.0,) * 3, {"status": "failed", "reason": "it did not change within 1 s"}, "it did not change within 1 s"),
+        ((1.0,), {"status": "skipped", "reason": "there is no counter"}, "there is no counter"),
+    ],
+)
+def test_no_energy(run: Run, joules: tuple[float, ...], changes: dict[str, str], absent: str) -> None:
+    """Where there is none the row says why, and holds neither 0 nor part of one."""
+    pair(run)
+    draw(run, "jax/jit", *joules, **changes)
+    found = row(frame.load(run.folder), "jax/jit")
+    assert found["energy_absent"] == absent
+    assert found[[name for name in frame.FIGURES if "energy" in name]].isna().all()
+    assert found["latency_s"] > 0
+
+
+def test_no_certificate_no_energy(run: Run) -> None:
+    """A row that may hold no figure holds no energy, for its own reason."""
+    run.certify("jax/jit", "fc: other weights")
+    run.timed("jax/jit", 0.01)
+    draw(run, "jax/jit", 1.0, 1.0, 1.0)
+    found = row(frame.load(run.folder), "jax/jit")
+    assert no_figure(found)
+    assert found["energy_absent"] == "fc: other weights"
+
+
+def test_doubts_of_an_energy_are_remarks(run: Run) -> None:
+    """Sensors that disagree are told of beside the row."""
+    pair(run)
+    draw(run, "jax/jit", 1.0, 1.0, 1.0, data={"flags": ["8 % apart"]})
+    remark = row(frame.load(run.folder), "jax/jit")["remark"]
+    assert remark == "; ".join(f"energy: process {index}: 8 % apart" for index in range(3))

@@ -237,6 +237,9 @@ class FakeNvml(types.ModuleType):
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
         return f"card {index}"
 
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 1
+
     def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:  # noqa: N802
         if kind == self.NVML_CLOCK_MEM:
             raise self.NVMLError("Not Supported")

@@ -192,3 +192,27 @@ def test_the_second_clock_times_the_smallest_batch_of_the_default_mode() -> None
         (name, mode, model, 1) for name, mode in (("red", "eager"), ("blue", "graph")) for model in ("resnet50", "cifar_resnet20")
     }
     assert asked.estimated_s > plan.make(request, MANIFESTS).estimated_s
+
+def test_energy_is_planned_where_there_is_a_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs three processes a cell; without a counter it costs nothing and the reason is the plan's."""
+    request = Request(models=("resnet50",))
+    without = plan.make(request, MANIFESTS)
+    assert (without.effort.energy, without.energy_absent) == (None, None)
+    asked = dataclasses.replace(request, energy=True)
+    monkeypatch.setattr(plan.energy, "missing", lambda device: f"no counter of {device}")
+    assert plan.make(asked, MANIFESTS) == dataclasses.replace(without, energy_absent="no counter of cpu")
+    monkeypatch.setattr(plan.energy, "missing", lambda device: None)
+    made = plan.make(asked, MANIFESTS)
+    assert made.effort.energy == plan.STANDARD_ENERGY
+    assert made.estimated_s - without.estimated_s > 3 * 20 * len(made.cells)
+    assert plan.make(dataclasses.replace(asked, smoke=True), MANIFESTS).effort.energy == plan.SMOKE_ENERGY
+
+
+def test_a_budget_leaves_energy_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be had with less; the rest of the plan is what it would be without."""
+    monkeypatch.setattr(plan.energy, "missing", lambda device: None)
+    request = Request(models=("cifar_resnet20",), budget_s=400)
+    made = plan.make(dataclasses.replace(request, energy=True), MANIFESTS)
+    assert made.reductions == ("energy is left out",)
+    assert made.energy_absent == "left out to keep within the budget"
+    assert made.cells == plan.make(request, MANIFESTS).cells

@@ -248,3 +248,35 @@ def test_reasons_are_not_markup(run: Run) -> None:
 def test_decimals(value: float, low: float, high: float, text: str) -> None:
     """As many decimals as the interval gives meaning to."""
     assert table.with_interval(value, low, high) == text
+
+
+def energies(run: Run, name: str, *joules: float) -> None:
+    for index, each in enumerate(joules):
+        run.append("energy", run.cell(name), index, measurements={"energy_j_per_image": each, "net_energy_j_per_image": each / 2})
+
+
+def test_energy_has_a_column_where_it_was_measured(run: Run) -> None:
+    """A row without energy among others that have one has a dash and a note; how far energies carry is said, and none is ranked."""
+    for name, seconds in (("pytorch/eager", 0.02), ("jax/jit", 0.01)):
+        steady(run, name, seconds)
+    run.certify("onnx/ort", "fc: other weights")
+    energies(run, "jax/jit", 0.99, 1.0, 1.01)
+    energies(run, "pytorch/eager", 1.0)
+    shown = write.comparison(run.folder)
+    (section,) = shown.sections
+    assert section.headings()[-2:] == ("J/image", "proof")
+    assert [line.cells()[-2] for line in section.lines] == ["1 [0.975,1.02]", "-", ""]
+    assert "PyTorch eager: no energy: 1 of at least 3 processes were measured" in section.notes
+    assert "within 5 % of each other" in shown.no_conclusion[-1]
+    assert all(len(line.cells()) == len(section.headings()) for line in section.lines)
+    assert "| J/image | proof |" in table.markdown(shown)
+    assert "J/image" in printed(run)
+
+
+def test_energy_that_was_not_measured_is_one_line(field: Run) -> None:
+    """Without an energy there is no column, and the reason stands once."""
+    shown = write.comparison(field.folder)
+    assert shown.no_conclusion[-1] == "energy: it was not measured (not asked for: --energy)"
+    text = table.markdown(shown)
+    assert text.count("--energy") == 1
+    assert "J/image" not in text
