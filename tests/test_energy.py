@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from results.record import Cell, Record
 from suites import energy as suite
 from suites.harness import energy
-from suites.harness.energy import APART_LIMIT, Clock, Meter, MeterError, NoMeterError, NvmlMeter, Rapl, Window, missing, window
+from suites.harness.energy import APART_LIMIT, Clock, MeterError, NoMeterError, NvmlMeter, Rapl, Window, missing, window
 from suites.harness.plan import STANDARD_ENERGY
 from tests.checkouts import BRIEF, Checkout, bench, records
 from tests.test_noise import FakeNvml
@@ -308,7 +308,7 @@ def test_a_villain_that_goes_backwards(turn_s: float) -> None:
     """At the start, within the window or at its end: what has been drawn cannot be given back."""
     time = Time()
     time.sleep(20)
-    with pytest.raises(MeterError, match="^a simulated counter went backwards$"):
+    with pytest.raises(MeterError, match=r"^a simulated counter went backwards$"):
         window(Ticking(time, lambda second: 100.0 if second < 20 + turn_s else -150.0), 10.0, time.clock)
 
 
