@@ -93,6 +93,18 @@ def test_a_window_enqueues_all_before_it_waits(spied: tuple[Spy, clock.TimedPath
     assert sample.calls == 3
 
 
+def test_sustained_calls_follow_each_other(spied: tuple[Spy, clock.TimedPath]) -> None:
+    """Samples come one after the other, through the ring, until the time is over; the last ends after it, and no other does."""
+    spy, path = spied
+    spy.calls.clear()
+    taken = path.sustained(scope="device", calls=1, seconds=10e-9)
+    assert verbs(spy) == ["clock", *["clock", "run", "wait", "clock"] * len(taken)]
+    ends = [sample.start_ns + sample.duration_ns for sample in taken]
+    assert ends[-2] < 1 + 10 <= ends[-1]
+    assert [item for verb, item in spy.calls if verb == "run"] == [f"{'ab'[call % 2]} on device" for call in range(len(taken))]
+    assert not spy.collects[-1]
+
+
 @settings(max_examples=20)  # each visit collects the garbage of the whole test session
 @given(ring=st.integers(1, 5), visits=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4))
 def test_the_ring_goes_on_where_it_stopped(ring: int, visits: list[tuple[int, int]]) -> None:

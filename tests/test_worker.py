@@ -73,6 +73,9 @@ def test_a_network_through_all_operations(start: Start, weights: Path, tmp_path:
             "folded": fold,
         }
         assert process.call("put", 60, handle="a", images=ring)["first_call_s"] > 0
+        sustained = process.call("sustain", 60, handle="a", scope="transfer", calls=2, seconds=0.05)
+        assert set(sustained["calls"]) == {2}
+        assert sustained["start_ns"][-1] + sustained["duration_ns"][-1] - sustained["start_ns"][0] >= 0.05e9
         taken = process.call("visit", 60, handle="a", scope="transfer", samples=4, calls=2)
         assert taken["calls"] == [2] * 4
         starts, durations = np.array(taken["start_ns"]), np.array(taken["duration_ns"])
