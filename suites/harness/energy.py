@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from suites.harness.noise import Card, NoCardError
-
 POWERCAP = Path("/sys/class/powercap")
 
 TICK_TIMEOUT_S = 1.0
@@ -157,6 +155,8 @@ class NvmlMeter:
     """
 
     def __init__(self, nvml: Any = None, environment: Mapping[str, str] = os.environ) -> None:
+        from suites.harness.noise import Card, NoCardError  # with numpy and scipy, which a plan needs not
+
         named = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
         by_number = not named or named.isdecimal()
         try:
