@@ -312,6 +312,13 @@ def test_a_villain_that_goes_backwards(turn_s: float) -> None:
         window(Ticking(time, lambda second: 100.0 if second < 20 + turn_s else -150.0), 10.0, time.clock)
 
 
+def test_a_counter_that_is_set_back_within_a_window() -> None:
+    """A step back is seen though the counter goes on from there and ends above where it began."""
+    time = Time()
+    with pytest.raises(MeterError, match="went backwards"):
+        window(Ticking(time, lambda second: -1000.0 if 5 <= second < 5.09 else 100.0), 10.0, time.clock)
+
+
 def busy(start_s: float, end_s: float) -> Window:
     return Window(round(start_s * 1e9), round(end_s * 1e9), 100.0, None)
 

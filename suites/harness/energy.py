@@ -211,27 +211,33 @@ def window(meter: Meter, seconds: float, clock: Clock) -> Window:
     Raises:
         MeterError: the counter stands still, goes backwards or cannot be read.
     """
-    start_ns, start_j = _tick(meter, clock)
+    start_ns, start_j = _tick(meter, clock, meter.energy_j())
+    level_j = start_j
     powers = [(clock.now_ns(), meter.power_w())]
     while (left_s := seconds - (clock.now_ns() - start_ns) * 1e-9) > 0:
         clock.sleep(min(left_s, POWER_EVERY_S))
+        level_j = _onward(meter, level_j)
         powers.append((clock.now_ns(), meter.power_w()))
-    end_ns, end_j = _tick(meter, clock)
+    end_ns, end_j = _tick(meter, clock, level_j)
     powers.append((clock.now_ns(), meter.power_w()))
-    if end_j <= start_j:
-        raise MeterError(f"{meter.title} went backwards")
     mean_w = _mean(powers)
     return Window(start_ns, end_ns, end_j - start_j, None if mean_w is None else mean_w * (end_ns - start_ns) * 1e-9)
 
 
-def _tick(meter: Meter, clock: Clock) -> tuple[int, float]:
-    """When the counter next changes, and to what."""
-    before_j, began_ns = meter.energy_j(), clock.now_ns()
+def _onward(meter: Meter, before_j: float) -> float:
+    """The counter now, which is at least what it was before."""
+    now_j = meter.energy_j()
+    if now_j < before_j:
+        raise MeterError(f"{meter.title} went backwards")
+    return now_j
+
+
+def _tick(meter: Meter, clock: Clock, before_j: float) -> tuple[int, float]:
+    """When the counter next changes, and to what; ``before_j`` is what it was before."""
+    before_j, began_ns = _onward(meter, before_j), clock.now_ns()
     while (clock.now_ns() - began_ns) * 1e-9 < TICK_TIMEOUT_S:
         clock.sleep(POLL_S)
-        now_j = meter.energy_j()
-        if now_j < before_j:
-            raise MeterError(f"{meter.title} went backwards")
+        now_j = _onward(meter, before_j)
         if now_j > before_j:
             return clock.now_ns(), now_j
     raise MeterError(f"{meter.title} did not change within {TICK_TIMEOUT_S:g} s")
