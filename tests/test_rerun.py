@@ -197,7 +197,7 @@ def test_every_recorded_difference_is_listed(checkout: Checkout, altered: Callab
 
     def change(record: Record) -> Record:
         if record.cell.batch_size == 2:
-            return unknown(record)
+            return dataclasses.replace(unknown(record), machine_id="0123456789abcdef")
         return dataclasses.replace(
             record,
             protocol_version="1",
