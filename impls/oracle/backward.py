@@ -91,7 +91,7 @@ def correlate_back(cotangent: Array, weight: Array, layer: Conv2d, shape: tuple[
     padded = np.zeros(_padded(shape, layer.padding))
     for arriving, image in zip(cotangent, padded, strict=True):
         columns = (matrix.T @ arriving.reshape(len(weight), -1)).reshape(channels, -1, height, width)
-        for position, view in enumerate(_views(image, layer, height, width)):
+        for position, view in enumerate(views(image, layer, height, width)):
             np.add(view, columns[:, position], out=view)
     return _crop(padded, layer.padding)
 
@@ -101,7 +101,7 @@ def correlate_weights(x: Array, cotangent: Array, layer: Conv2d) -> Array:
     channels = cotangent.shape[1]
     gradient = np.zeros((channels, layer.in_channels * layer.kernel**2))
     for arriving, image in zip(cotangent, pad(x, layer.padding, 0.0), strict=True):
-        columns = np.stack(list(_views(image, layer, *cotangent.shape[2:])), axis=1)
+        columns = np.stack(list(views(image, layer, *cotangent.shape[2:])), axis=1)
         gradient += arriving.reshape(channels, -1) @ columns.reshape(gradient.shape[1], -1).T
     return gradient.reshape(channels, layer.in_channels, layer.kernel, layer.kernel)
 
@@ -110,8 +110,8 @@ def winners(layer: MaxPool2d, x: Array) -> npt.NDArray[np.intp]:
     """For every output of a max-pooling the position in its window, counted row by row, of the first maximum."""
     best = evaluate(layer, (x,), {})
     position = np.zeros(best.shape, dtype=np.intp)
-    views = _views(pad(x, layer.padding, -np.inf), layer, *best.shape[2:])
-    for here, view in reversed(list(enumerate(views))):
+    reached = views(pad(x, layer.padding, -np.inf), layer, *best.shape[2:])
+    for here, view in reversed(list(enumerate(reached))):
         position[view == best] = here
     return position
 
@@ -119,7 +119,7 @@ def winners(layer: MaxPool2d, x: Array) -> npt.NDArray[np.intp]:
 def scatter(layer: MaxPool2d, position: npt.NDArray[np.intp], values: Array, shape: tuple[int, ...]) -> Array:
     """For every input element of ``shape`` the sum of the values of the windows that take it."""
     padded = np.zeros(_padded(shape, layer.padding))
-    for here, view in enumerate(_views(padded, layer, *values.shape[2:])):
+    for here, view in enumerate(views(padded, layer, *values.shape[2:])):
         np.add(view, values, out=view, where=position == here)
     return _crop(padded, layer.padding)
 
@@ -127,15 +127,15 @@ def scatter(layer: MaxPool2d, position: npt.NDArray[np.intp], values: Array, sha
 def tied(layer: MaxPool2d, x: Array) -> npt.NDArray[np.bool_]:
     """Elements of ``x`` that share the maximum of a window with another, so that an implementation may take either."""
     best = evaluate(layer, (x,), {})
-    views = list(_views(pad(x, layer.padding, -np.inf), layer, *best.shape[2:]))
-    shared = sum((view == best).astype(np.intp) for view in views) > 1
+    reached = list(views(pad(x, layer.padding, -np.inf), layer, *best.shape[2:]))
+    shared = sum((view == best).astype(np.intp) for view in reached) > 1
     found = np.zeros(_padded(x.shape, layer.padding), dtype=bool)
-    for view, mark in zip(views, _views(found, layer, *best.shape[2:]), strict=True):
+    for view, mark in zip(reached, views(found, layer, *best.shape[2:]), strict=True):
         np.logical_or(mark, (view == best) & shared, out=mark)
     return _crop(found, layer.padding)
 
 
-def _views(padded: npt.NDArray[Any], layer: Conv2d | MaxPool2d, height: int, width: int) -> Iterator[npt.NDArray[Any]]:
+def views(padded: npt.NDArray[Any], layer: Conv2d | MaxPool2d, height: int, width: int) -> Iterator[npt.NDArray[Any]]:
     """For every position in the window, row by row, the view of a padded image that all (height, width) windows have there."""
     for row in range(layer.kernel):
         for column in range(layer.kernel):

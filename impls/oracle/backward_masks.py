@@ -1,25 +1,30 @@
 """Where an implementation's ReLUs and max-pools decide otherwise than the oracle's, and whether rounding explains it.
 
 Gradients are compared given the implementation's own decisions (``training.differentiate``), so each that differs needs a reason of
-its own: the oracle's value must be so near the edge that the noise predicted there can have carried it across.
+its own: the oracle's value must be so near the edge that the noise predicted there can have carried it across. Those that are so near are
+also the only ones that another run of the same implementation may decide otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from impls.oracle.backward import winners
-from impls.oracle.forward import Array
+from impls.oracle.backward import views, winners
+from impls.oracle.forward import Array, evaluate, pad
 from impls.oracle.training import Arrays, taken, wiring
 from impls.spec import MaxPool2d, ModelSpec, Relu
 
 EXPLAINED = 8.0
 """Deviations that rounding may carry a value: a normal one passes 8 with a probability of 1e-15. As deviations are
 pooled over channels, an element may have twice the one named; 4 are passed with 6e-5, and by few of the few that lie there."""
+
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""What a ReLU that passes gives at least: no pool behind it takes that for a maximum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,21 @@ class MaskDifferences:
         return self.indices[~(self.margins <= EXPLAINED)]
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A decision that rounding can carry across its edge: whose, where in the layer's output, and its margin in deviations.
+
+    It is taken otherwise where ``element`` of the tap ``mask`` is ``value``.
+    """
+
+    layer: str
+    index: tuple[int, ...]
+    margin: float
+    mask: str
+    element: tuple[int, ...]
+    value: float
+
+
 def mask_differences(
     model: ModelSpec, images: npt.NDArray[Any], own: Arrays, found: Arrays, deviations: Arrays
 ) -> tuple[MaskDifferences, ...]:
@@ -69,6 +89,53 @@ def mask_differences(
     return tuple(compared)
 
 
+def edges(model: ModelSpec, images: npt.NDArray[Any], own: Arrays, found: Arrays, deviations: Arrays) -> tuple[Edge, ...]:
+    """Every decision of ``found`` whose margin is at most ``EXPLAINED``, in topological order; arguments as of ``mask_differences``.
+
+    A ReLU of exactly 0 is left out: there a convention decides, not rounding. So is a 0 that a pool might take, for behind a ReLU it
+    passes nothing on.
+    """
+    near: list[Edge] = []
+    for node in wiring(model):
+        layer, (name, *_) = node.layer, node.inputs
+        if name is None:
+            continue
+        if isinstance(layer, Relu):
+            near += _relu_edges(layer.name, np.asarray(own[name], np.float64), found[layer.name], deviations[name])
+        elif isinstance(layer, MaxPool2d):
+            near += _pool_edges(layer, name, np.asarray(own[name], np.float64), np.asarray(found[name], np.float64), deviations[name])
+    return tuple(near)
+
+
+def flipped(masks: Arrays, taken: Iterable[Edge]) -> dict[str, npt.NDArray[Any]]:
+    """Masks for ``training.differentiate`` in which these decisions are taken otherwise."""
+    result = dict(masks)
+    for edge in taken:
+        result[edge.mask] = np.array(result[edge.mask], np.float64)
+        result[edge.mask][edge.element] = edge.value
+    return result
+
+
+def _relu_edges(name: str, own: Array, output: npt.NDArray[Any], deviation: Array) -> Iterator[Edge]:
+    margins = _over(np.abs(own), deviation)
+    for place in np.argwhere((own != 0) & (margins <= EXPLAINED)):
+        index = tuple(map(int, place))
+        yield Edge(name, index, float(margins[index]), name, index, 0.0 if output[index] > 0 else SMALLEST)
+
+
+def _pool_edges(layer: MaxPool2d, name: str, own: Array, found: Array, deviation: Array) -> Iterator[Edge]:
+    """Every element that a window might take instead, raised above the maximum."""
+    (best, highest), chosen = (evaluate(layer, (x,), {}) for x in (own, found)), winners(layer, found)
+    for position, view in enumerate(views(pad(own, layer.padding, -np.inf), layer, *best.shape[2:])):
+        margins = _over(best - view, np.sqrt(2.0) * deviation)
+        for place in np.argwhere((chosen != position) & (view != 0) & (margins <= EXPLAINED)):
+            index = tuple(map(int, place))
+            row, column = (int(each[0]) for each in _reached(layer, place[None], np.array([position])))
+            yield Edge(
+                layer.name, index, float(margins[index]), name, (*index[:2], row, column), float(np.nextafter(highest[index], np.inf))
+            )
+
+
 def _differences(layer: Relu | MaxPool2d, own: Array, found: Array, output: npt.NDArray[Any], deviation: Array) -> MaskDifferences:
     """``own`` and ``found`` are the layer's inputs, ``deviation`` is of them; ``output`` is what the implementation made of its own."""
     if isinstance(layer, Relu):
@@ -85,10 +152,16 @@ def _differences(layer: Relu | MaxPool2d, own: Array, found: Array, output: npt.
 
 def _at(layer: MaxPool2d, x: Array, windows: npt.NDArray[np.intp], position: npt.NDArray[np.intp]) -> Array:
     """The values at a position of each of the windows; neither is in the padding."""
-    row, column = np.divmod(position, layer.kernel)
-    rows, columns = windows[:, 2] * layer.stride - layer.padding.top + row, windows[:, 3] * layer.stride - layer.padding.left + column
-    values: Array = x[windows[:, 0], windows[:, 1], rows, columns]
+    values: Array = x[windows[:, 0], windows[:, 1], *_reached(layer, windows, position)]
     return values
+
+
+def _reached(
+    layer: MaxPool2d, windows: npt.NDArray[np.intp], position: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Row and column of the input at a position of each of the windows (k, 4)."""
+    row, column = np.divmod(position, layer.kernel)
+    return windows[:, 2] * layer.stride - layer.padding.top + row, windows[:, 3] * layer.stride - layer.padding.left + column
 
 
 def _over(distance: Array, deviation: Array) -> Array:

@@ -8,7 +8,8 @@ E5  steps      what a step of the timed mode changes lies within 2.5 times the n
                learning rate has changed; and a free run goes no farther astray than runs of the oracle do that round two bits earlier
 
 Gradients are compared given the implementation's own masks: one activation that rounding puts on the other side of zero would change
-them by far more than rounding does. Every mask that differs from the oracle's must be explained by rounding.
+them by far more than rounding does. Every mask that differs from the oracle's must be explained by rounding. Those of a timed step are
+inferred (``suites.equivalence.timed_masks``).
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from impls.oracle import training as oracle
 from impls.oracle.backward import tied
 from impls.oracle.backward_envelope import Envelope, StepNoise, envelope, step_noise
 from impls.oracle.backward_forced import settled
-from impls.oracle.backward_masks import EXPLAINED, mask_differences
+from impls.oracle.backward_masks import EXPLAINED, Edge, edges, flipped, mask_differences
 from impls.oracle.backward_rounding import descend_sigma
 from impls.oracle.forward import Array
 from impls.oracle.local import TapRounding
 from impls.oracle.local_training import Derivatives, local_training
 from impls.oracle.rounding import arithmetic
-from impls.oracle.training import State
+from impls.oracle.training import Operations, State
 from impls.spec import MaxPool2d, ModelSpec, parameter_names
 from suites.equivalence.probes import PROBE_BATCH, probe_size
 from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally, meaning
+from suites.equivalence.timed_masks import inferred
 from suites.equivalence.trainer import Arrays, Batch, Trainer
 from suites.equivalence.training_probes import MODEL as PROBE_MODEL
 from suites.equivalence.training_probes import WHERE, Probe, probes, zero_gamma
@@ -171,15 +173,33 @@ class TrainingExamination:
             model, start.weights, batch.images, batch.labels, SGD.label_smoothing, rules, masks=found.taps, runs=NOISY_RUNS
         )
         masks = explained(model, batch, predicted, found.taps)
-        answers = [masks]
+        near = edges(model, batch.images, predicted.exact.taps, found.taps, predicted.taps)
+        answers, otherwise = [masks], dict[Edge, None]()
         for sgd in (SGD, dataclasses.replace(HEAVY_BALL, label_smoothing=SGD.label_smoothing)):
-            trainer = self._trainer(precision, start, sgd)
-            answers += [within_noise(errors) for errors in step_errors(trainer, start, batch, sgd, predicted, precision)]
+            judged, flips = self._two_steps(sgd, found.taps, predicted, near)
+            answers += judged
+            otherwise |= dict.fromkeys(flips)
         single = all_of(answers)
         if not single.passed:
             return dataclasses.replace(single, note=masks.note)
         run = self._free_run(start)
-        return dataclasses.replace(all_of([single, run]), note=f"{masks.note}; {run.note}")
+        return dataclasses.replace(all_of([single, run]), note="; ".join((str(masks.note), *map(_otherwise, otherwise), str(run.note))))
+
+    def _two_steps(self, sgd: Sgd, masks: Arrays, predicted: Envelope, near: Sequence[Edge]) -> tuple[tuple[Tier, ...], tuple[Edge, ...]]:
+        """E5 of the two steps of one optimizer, and which of the decisions ``near`` their edge they took otherwise than ``masks``."""
+        model, start, batch = self.subject.model, begin(self.subject), batches(self.subject)[0]
+        taken = take_steps(self._trainer(self.precision, start, sgd), start, batch)
+
+        def errors(flips: tuple[Edge, ...]) -> tuple[Errors, Errors]:
+            given = given_masks(predicted, model, start, batch, flipped(masks, flips)) if flips else predicted
+            return step_errors(taken, sgd, given, self.precision)
+
+        def judge(flips: tuple[Edge, ...]) -> tuple[float, bool]:
+            first, second = errors(flips)
+            return math.hypot(first.together, second.together), within_noise(first).passed and within_noise(second).passed
+
+        flips = inferred(near, judge)
+        return tuple(map(within_noise, errors(flips))), flips
 
     def _free_run(self, start: State) -> Tier:
         """As long as rounding has not taken over, the run goes no farther astray than coarse runs of the oracle do."""
@@ -376,6 +396,11 @@ def explained(model: ModelSpec, batch: Batch, predicted: Envelope, taps: Mapping
     )
 
 
+def _otherwise(edge: Edge) -> str:
+    place = ", ".join(map(str, edge.index))
+    return f"a timed step decides otherwise than the derivatives shown at {edge.layer}[{place}], {edge.margin:.2g} deviations from the edge"
+
+
 @dataclass(frozen=True, slots=True)
 class Errors:
     """How far what a step changed is off, by what it is, in deviations of the noise predicted for it; infinite where it is not finite."""
@@ -383,18 +408,48 @@ class Errors:
     deviations: Mapping[str, float]
     elements: int
 
+    @property
+    def together(self) -> float:
+        """The rms of all."""
+        return math.sqrt(sum(each**2 for each in self.deviations.values()) / len(self.deviations))
 
-def step_errors(trainer: Trainer, start: State, batch: Batch, sgd: Sgd, predicted: Envelope, precision: str) -> tuple[Errors, Errors]:
-    """Of the two steps of ``NOISE_RATES`` from ``start``; loss and running statistics, which are the first's, stand with the second's."""
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The two steps of ``NOISE_RATES`` on one batch: the first's loss, and the states before, between and after them."""
+
+    loss: float
+    before: State
+    between: State
+    after: State
+
+
+def take_steps(trainer: Trainer, start: State, batch: Batch) -> Steps:
+    """The trainer's from ``start``, where it stands."""
     short, long = NOISE_RATES
     (loss,) = trainer.steps([batch], [short])
     between = trainer.state()
     trainer.steps([batch], [long])
-    observed = {"loss": abs(loss - predicted.exact.loss) / predicted.loss}
+    return Steps(loss, start, between, trainer.state())
+
+
+def given_masks(predicted: Envelope, model: ModelSpec, state: State, batch: Batch, masks: Arrays) -> Envelope:
+    """The same noise around the gradients that these masks give."""
+    exact = predicted.exact
+    known = Operations(evaluate=lambda layer, inputs, tensors: exact.taps[layer.name])
+    found = oracle.differentiate(model, state.weights, batch.images, batch.labels, SGD.label_smoothing, masks=masks, operations=known)
+    return dataclasses.replace(predicted, exact=dataclasses.replace(exact, gradients=found.gradients))
+
+
+def step_errors(taken: Steps, sgd: Sgd, predicted: Envelope, precision: str) -> tuple[Errors, Errors]:
+    """Of each of the steps; loss and running statistics, which are the first's, stand with the second's."""
+    short, long = NOISE_RATES
+    start, between = taken.before, taken.between
+    observed = {"loss": abs(taken.loss - predicted.exact.loss) / predicted.loss}
     for name, right in predicted.after.items():
         observed[name] = _rms(between.weights[name] - right) / predicted.statistics[name]
     first = _descent_errors(start, between, sgd, short, predicted, precision)
-    second = observed | _descent_errors(between, trainer.state(), sgd, long, predicted, precision)
+    second = observed | _descent_errors(between, taken.after, sgd, long, predicted, precision)
     elements = sum(buffer.size for buffer in start.momentum.values())
     return _errors(first, 2 * elements), _errors(second, 1 + elements + sum(tensor.size for tensor in start.weights.values()))
 
@@ -419,7 +474,7 @@ def _errors(deviations: Mapping[str, float], elements: int) -> Errors:
 def within_noise(errors: Errors) -> Tier:
     """E5 of one step: the largest error, and the rms of all."""
     worst, largest = max(errors.deviations.items(), key=lambda each: each[1])
-    together = math.sqrt(sum(each**2 for each in errors.deviations.values()) / len(errors.deviations))
+    together = errors.together
     reason = None
     if largest > NOISE_BOUND:
         reason = f"{worst}: after a step it errs by {largest:.3g} times what rounding explains (bound {NOISE_BOUND:g})"

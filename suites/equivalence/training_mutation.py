@@ -268,8 +268,8 @@ def signal(change: Change) -> float:
     about = subject(MODEL)
     start, batch = training.begin(about), training.batches(about)[0]
     practice = change(Practice(about.model, SGD))
-    trainer = Misled(PracticeTrainer(practice, start), practice)
-    return max(max(errors.deviations.values()) for errors in training.step_errors(trainer, start, batch, SGD, noise(about), "fp32"))
+    taken = training.take_steps(Misled(PracticeTrainer(practice, start), practice), start, batch)
+    return max(max(errors.deviations.values()) for errors in training.step_errors(taken, SGD, noise(about), "fp32"))
 
 
 def run(python: Path, threads: int, say: Callable[[str], None], faults: Sequence[TrainingFault] = TRAINING) -> list[TrainingRow]:
