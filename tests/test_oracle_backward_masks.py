@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from impls.oracle.backward_masks import EXPLAINED, MaskDifferences, mask_differences
+from impls.oracle.backward_masks import EXPLAINED, MaskDifferences, edges, flipped, mask_differences
 from impls.oracle.training import differentiate
 from impls.spec import MaxPool2d, Relu, layers
 from tests.float32_training import operations, pairwise
@@ -66,6 +66,32 @@ def test_a_pool_that_took_another(own: dict[str, Array]) -> None:
     gap = plane[row, column] - plane[neighbour]
     assert np.any(np.isclose(part.margins, gap / (0.5 * np.sqrt(2))))
     assert np.all(part.margins >= 0)
+
+
+def test_edges_are_the_decisions_that_explained_differences_may_change(own: dict[str, Array]) -> None:
+    """Each flips its own decision by its own margin, all near elements of ReLUs are found, and some of pools."""
+    deviation = 2e-3
+    deviations = {name: np.full((1, tap.shape[1]) + (1,) * (tap.ndim - 2), deviation) for name, tap in own.items()}
+    near = edges(BOTTLENECK, batch(BOTTLENECK)[0], own, own, deviations)
+    assert {edge.layer for edge in near} > {"relu1", "maxpool"}
+    assert sum(edge.layer == "relu1" for edge in near) == np.count_nonzero(np.abs(own["bn1"]) <= EXPLAINED * deviation)
+    for edge in near:
+        part = differences(own, flipped(own, [edge]), deviation)[edge.layer]
+        here = [tuple(index) for index in part.indices].index(edge.index)
+        assert part.margins[here] == pytest.approx(edge.margin)
+        assert len(part.unexplained) == 0
+        if edge.layer != "maxpool":  # windows overlap
+            assert len(part.indices) == 1
+    everything = differences(own, flipped(own, [edge for edge in near if edge.layer == "relu1"]), deviation)["relu1"]
+    assert len(everything.indices) == sum(edge.layer == "relu1" for edge in near)
+
+
+def test_a_convention_at_zero_is_no_edge(own: dict[str, Array]) -> None:
+    """A ReLU of exactly 0, and a 0 that a pool might take."""
+    zero = {**own, "bn1": np.zeros_like(own["bn1"]), "relu1": np.zeros_like(own["relu1"])}
+    deviations = {name: np.full((1, tap.shape[1]) + (1,) * (tap.ndim - 2), 1e-6) for name, tap in own.items()}
+    layers_near = {edge.layer for edge in edges(BOTTLENECK, batch(BOTTLENECK)[0], zero, zero, deviations)}
+    assert not layers_near & {"relu1", "maxpool"}
 
 
 def test_not_a_number_is_not_explained(own: dict[str, Array]) -> None:

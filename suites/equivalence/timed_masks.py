@@ -53,7 +53,7 @@ def inferred(near: Sequence[Edge], judge: Callable[[tuple[Edge, ...]], tuple[flo
     while left < before:
         before = left
         for edge in order:
-            tried = tuple(each for each in (*taken, edge) if (each in taken) != (each == edge))
+            tried = tuple(each for each in taken if each != edge) if edge in taken else (*taken, edge)
             error, explained = judge(tried) if len(tried) <= most else (math.inf, False)
             if explained:
                 return tried
