@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,12 +74,13 @@ def test_nothing_near_and_nothing_finite_explain_nothing() -> None:
 
 
 def test_plausible_is_the_tail_of_two_noisy_runs() -> None:
-    """Simulated: as often as the Poisson tail has it, at most, two runs differ in more than that many decisions."""
+    """Simulated: in 200,000 pairs hardly one differs in more than that many decisions, and some in nearly as many."""
     generator = np.random.default_rng(0)
     margins = generator.uniform(0, 8, 15)
     first, second = (margins + generator.standard_normal((200_000, 15)) > 0 for _ in range(2))
     differing = np.count_nonzero(first != second, axis=1)
-    assert np.mean(differing > plausible(near(margins.tolist()))) <= 10 * UNLIKELY
-    assert differing.mean() == pytest.approx(1.0, abs=0.7)
+    most = plausible(near(margins.tolist()))
+    assert np.mean(differing > most) <= 10 * UNLIKELY
+    assert differing.max() > most / 2
     assert plausible([]) == 0
     assert plausible(near([8.0])) == 0
