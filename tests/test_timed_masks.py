@@ -74,13 +74,13 @@ def test_nothing_near_and_nothing_finite_explain_nothing() -> None:
 
 
 def test_plausible_is_the_tail_of_two_noisy_runs() -> None:
-    """Simulated: in 200,000 pairs hardly one differs in more than that many decisions, and some in nearly as many."""
+    """Simulated: in 200,000 pairs hardly one differs in more than that many decisions, and some in one or two less."""
     generator = np.random.default_rng(0)
     margins = generator.uniform(0, 8, 15)
     first, second = (margins + generator.standard_normal((200_000, 15)) > 0 for _ in range(2))
     differing = np.count_nonzero(first != second, axis=1)
     most = plausible(near(margins.tolist()))
     assert np.mean(differing > most) <= 10 * UNLIKELY
-    assert differing.max() > most / 2
+    assert differing.max() >= most - 2
     assert plausible([]) == 0
     assert plausible(near([8.0])) == 0

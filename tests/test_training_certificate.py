@@ -238,10 +238,10 @@ def deciding_otherwise(*places: tuple[int, ...]) -> Fault:
     """Places of the first ReLU that the timed mode alone lets pass where the derivatives do not, or the reverse."""
 
     def masks(taps: dict[str, Any]) -> dict[str, Any]:
-        output = taps["relu1"].copy()
+        output = taps["relu"].copy()
         for place in places:
             output[place] = 0.0 if output[place] > 0 else 1.0
-        return {**taps, "relu1": output}
+        return {**taps, "relu": output}
 
     return Fault(masks=masks)
 
@@ -252,7 +252,7 @@ def test_a_relu_at_the_edge_that_the_timed_mode_flips_is_inferred(edge: tuple[in
     _, found = held.local()
     tier = held.steps(found)
     assert tier.passed, tier.reason
-    assert f"decides otherwise than the derivatives shown at relu1[{', '.join(map(str, edge))}], " in str(tier.note)
+    assert f"decides otherwise than the derivatives shown at relu[{', '.join(map(str, edge))}], " in str(tier.note)
     monkeypatch.setattr(training, "edges", lambda *arguments: ())
     assert "after a step it errs by" in str(held.steps(found).reason)
 

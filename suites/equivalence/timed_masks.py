@@ -22,15 +22,13 @@ UNLIKELY = 1e-6
 def plausible(near: Sequence[Edge]) -> int:
     """The largest number of these decisions that rounding makes two runs take differently; more have a probability of ``UNLIKELY``.
 
-    Two runs that err independently by normal noise differ at a margin of m deviations with 2 Phi(m) Phi(-m), and the number of such
-    elements is Poisson's.
+    Two runs that err independently by normal noise differ at a margin of m deviations with 2 Phi(m) Phi(-m), each element for itself.
     """
     margins = np.array([edge.margin for edge in near])
-    expected = float(np.sum(2 * special.ndtr(margins) * special.ndtr(-margins)))
-    most = 0
-    while special.pdtrc(most, expected) > UNLIKELY:
-        most += 1
-    return most
+    numbers = np.ones(1)
+    for chance in 2 * special.ndtr(margins) * special.ndtr(-margins):
+        numbers = np.convolve(numbers, [1 - chance, chance])
+    return next(most for most in range(len(numbers)) if numbers[most + 1 :].sum() <= UNLIKELY)
 
 
 def inferred(near: Sequence[Edge], judge: Callable[[tuple[Edge, ...]], tuple[float, bool]]) -> tuple[Edge, ...]:
