@@ -234,13 +234,14 @@ def edge(monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
     return place
 
 
-def deciding_otherwise(*places: tuple[int, ...]) -> Fault:
-    """Places of the first ReLU that the timed mode alone lets pass where the derivatives do not, or the reverse."""
+def deciding_otherwise(*places: tuple[int, ...], within: float = 1e-5) -> Fault:
+    """Places of the first ReLU that the timed mode alone lets pass where the derivatives do not, or the reverse, where as near to 0."""
 
     def masks(taps: dict[str, Any]) -> dict[str, Any]:
         output = taps["relu"].copy()
         for place in places:
-            output[place] = 0.0 if output[place] > 0 else 1.0
+            if abs(taps["bn1"][place]) <= within:
+                output[place] = 0.0 if output[place] > 0 else 1.0
         return {**taps, "relu": output}
 
     return Fault(masks=masks)
@@ -259,7 +260,7 @@ def test_a_relu_at_the_edge_that_the_timed_mode_flips_is_inferred(edge: tuple[in
 
 def test_a_relu_off_the_edge_is_not_excused(edge: tuple[int, ...]) -> None:
     """One that rounding cannot carry across, flipped in the timed mode alone, beside one that it can."""
-    held = examination(deciding_otherwise(edge, (0, 3, 5, 7)))
+    held = examination(deciding_otherwise(edge, (0, 3, 5, 7), within=np.inf))
     _, found = held.local()
     tier = held.steps(found)
     assert not tier.passed

@@ -183,7 +183,8 @@ class TrainingExamination:
         if not single.passed:
             return dataclasses.replace(single, note=masks.note)
         run = self._free_run(start)
-        return dataclasses.replace(all_of([single, run]), note="; ".join((str(masks.note), *map(_otherwise, otherwise), str(run.note))))
+        notes = (masks.note, *map(_otherwise, otherwise), run.note)
+        return dataclasses.replace(all_of([single, run]), note="; ".join(filter(None, notes)))
 
     def _two_steps(self, sgd: Sgd, masks: Arrays, predicted: Envelope, near: Sequence[Edge]) -> tuple[tuple[Tier, ...], tuple[Edge, ...]]:
         """E5 of the two steps of one optimizer, and which of the decisions ``near`` their edge they took otherwise than ``masks``."""
