@@ -484,7 +484,7 @@ def _twelve_records() -> frame.Loaded:
 RECORDS = _twelve_records()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.permutations(range(12)))
 def test_the_order_of_records_does_not_matter(order: list[int]) -> None:
     """Files are read in the order of their names, which is chance: the frame is the same for every order."""

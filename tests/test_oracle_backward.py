@@ -92,7 +92,7 @@ def test_adjoint(layer: Layer, shapes: list[tuple[int, ...]]) -> None:
     assert adjoint_error(layer, shapes) < BOUND
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     kernel=st.sampled_from([1, 2, 3, 7]),
     stride=st.integers(1, 3),
@@ -105,7 +105,7 @@ def test_adjoint_of_convolutions(kernel: int, stride: int, pads: tuple[int, int,
     assert adjoint_error(Conv2d("c", 2, 3, kernel, stride, Padding(*pads), bias), [(2, 2, *size)]) < BOUND
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     kernel=st.integers(2, 3),
     stride=st.integers(1, 3),
@@ -241,7 +241,7 @@ def test_relu_stops_at_zero() -> None:
     np.testing.assert_array_equal(vjp(Relu("r"), (x,), np.array([[1.0, 0, 0, 0, 1]]), u, {}).inputs[0], [[1, 0, 0, 0, 1]])
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(seed=st.integers(0, 1000), kernel=st.integers(2, 3), stride=st.integers(1, 3), pads=st.tuples(*[st.integers(0, 1)] * 4))
 def test_ties(seed: int, kernel: int, stride: int, pads: tuple[int, int, int, int]) -> None:
     """Winners and ties of small integers are those that a loop over the windows finds."""

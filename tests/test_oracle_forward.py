@@ -85,7 +85,7 @@ def agrees(layer: Layer, *shapes: tuple[int, ...]) -> None:
     assert all(np.array_equal(i, b) for i, b in zip(inputs, before, strict=True))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     kernel=st.sampled_from([1, 2, 3, 7]),
     stride=st.integers(1, 3),
@@ -98,7 +98,7 @@ def test_convolution(kernel: int, stride: int, pads: tuple[int, int, int, int], 
     agrees(Conv2d("c", 2, 3, kernel, stride, Padding(*pads), bias), (2, 2, *size))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     kernel=st.integers(2, 3),
     stride=st.integers(1, 3),

@@ -264,7 +264,7 @@ def by_fractions(value: float, precision: str) -> float:
     return math.copysign(float(rounded), value)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     value=st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.floats(-70000, 70000), st.floats(-1e-6, 1e-6)),
     precision=st.sampled_from(sorted(EXPONENTS)),

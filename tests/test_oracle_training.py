@@ -196,7 +196,7 @@ def test_masks_decide() -> None:
     np.testing.assert_array_equal(flipped.taps["fc"], free.taps["fc"])
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(
     seed=st.integers(0, 1000),
     images=st.integers(1, 4),

@@ -112,16 +112,19 @@ def test_weights_are_held_as_the_precision_has_them() -> None:
         assert rounded.tolist() == [1.0, 1 + 2 * 2.0 ** (1 - bits)], "to nearest, ties to even"
 
 
-def test_code_is_hashed_by_name_and_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_hashed_by_name_and_content(tmp_path: Path) -> None:
     """A changed, renamed or added file changes the hash; byte-compiled folders and other files do not."""
-    monkeypatch.setattr(reference, "ROOT", tmp_path)
+
+    def found(*patterns: str) -> str:
+        return reference.code_sha256(*patterns, root=tmp_path)
+
     (tmp_path / "a.py").write_text("1")
-    first = reference.code_sha256("*.py", "*")
+    first = found("*.py", "*")
     (tmp_path / "__pycache__").mkdir()
-    assert reference.code_sha256("*.py", "*") == first
+    assert found("*.py", "*") == first
     (tmp_path / "a.py").write_text("2")
-    second = reference.code_sha256("*.py")
+    second = found("*.py")
     (tmp_path / "a.py").rename(tmp_path / "b.py")
-    third = reference.code_sha256("*.py")
+    third = found("*.py")
     (tmp_path / "c.py").touch()
-    assert len({first, second, third, reference.code_sha256("*.py")}) == 4
+    assert len({first, second, third, found("*.py")}) == 4

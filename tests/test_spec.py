@@ -127,7 +127,7 @@ def test_imagenet_sizes(name: str, size: tuple[int, int], stages: list[tuple[int
 
 
 @pytest.mark.parametrize("option", ["a", "b", "c"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_shortcuts_fit_at_every_size(option: str, height: int, width: int) -> None:
     """Options A, B and C give both branches one shape at odd and non-square sizes."""

@@ -37,7 +37,7 @@ def judging(off: Vector, moves: Vector) -> Callable[[tuple[Edge, ...]], tuple[fl
     return judge
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(0, 3))
 def test_what_was_taken_is_found(seed: int, count: int) -> None:
     """Up to three of twelve, below noise of one deviation."""
@@ -48,7 +48,7 @@ def test_what_was_taken_is_found(seed: int, count: int) -> None:
     assert {edge.index[0] for edge in found} == true
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(0, TENSORS - 1), st.sampled_from([-1, 1]), st.floats(20, 1e5))
 def test_a_fault_is_not_excused(seed: int, tensor: int, sign: int, size: float) -> None:
     """One tensor that is off by twenty deviations or more, alone or beside a decision that was taken otherwise."""

@@ -81,7 +81,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert not np.array_equal(first, other_seed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(0, 3), st.integers(0, 5), st.integers(9, 30), st.integers(0, 2**32))
 def test_every_image_is_a_shifted_one(batch_size: int, shift: int, epoch: int, count: int, seed: int) -> None:
     """Each image of an epoch is another image of the set, moved by at most the largest shift, with its label and the fill."""

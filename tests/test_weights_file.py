@@ -406,7 +406,7 @@ def test_refuses_what_is_no_file(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none") == "there is no such file"
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_give_only_weight_file_errors(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever bytes change, the file is refused with WeightFileError or holds exactly the saved tensors."""
@@ -424,7 +424,7 @@ def test_damaged_files_give_only_weight_file_errors(tmp_path: Path, data: st.Dat
             assert load(path, model).sha256 == tensor_sha256(WEIGHTS)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
