@@ -526,6 +526,7 @@ def test_the_second_clock_stands_in_the_row_that_it_timed(run: Run, scenario: st
         f"JAX jit: {figures} (2 us per call for its own work are taken off), {ours} in turns with it: a call takes 0.502 ["
     )
 
+
 def draw(run: Run, name: str, *joules: float, net: float = 0.5, **changes: Any) -> None:
     """Processes in which an image took so much energy, of which the share ``net`` is net."""
     for index, each in enumerate(joules):

@@ -193,6 +193,7 @@ def test_the_second_clock_times_the_smallest_batch_of_the_default_mode() -> None
     }
     assert asked.estimated_s > plan.make(request, MANIFESTS).estimated_s
 
+
 def test_energy_is_planned_where_there_is_a_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     """It costs three processes a cell; without a counter it costs nothing and the reason is the plan's."""
     request = Request(models=("resnet50",))

@@ -83,7 +83,7 @@ class TimedPath:
 
     def sustained(self, *, scope: str, calls: int, seconds: float) -> list[Sample]:
         """Readings of ``calls`` calls each, one after the other, the last of which ends after ``seconds``."""
-        source, submit, finish = self._path(scope)
+        source, submit, finish = self.steps(scope)
         taken: list[Sample] = []
         with no_collection():
             end_ns = time.perf_counter_ns() + round(seconds * 1e9)
