@@ -379,6 +379,10 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
         yield f"Gaps under {mde * 100:.1f} % from the baseline cannot be counted on to be seen here."
     for _, row in rows[rows["unlike"].notna() | rows["despite"].notna()].iterrows():
         yield f"{_name(row)}: {row['unlike'] if pd.notna(row['unlike']) else row['despite']}."
+    timed = rows[rows["time_per_batch_s"].notna() & rows["steady"].notna()]
+    if len(timed):
+        classes = (f"{steady}: {labels.joined([_name(row) for _, row in each.iterrows()])}" for steady, each in timed.groupby("steady"))
+        yield f"Steadiness while timed: {'; '.join(classes)}."
     unpaired = rows["time_per_batch_s"].notna() & rows["ratio"].isna() & rows["unlike"].isna() & ~rows["is_baseline"]
     if unpaired.any():
         baseline = labels.implementation(*str(rows["baseline"].iloc[0]).split("/", 1))
