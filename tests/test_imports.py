@@ -105,7 +105,7 @@ def test_reports_do_not_run(loaded: dict[str, set[str]]) -> None:
         (["plan", "--json"], {"numpy", "pandas", "matplotlib", "scipy", "sklearn", "safetensors"}),
         (["models"], {"pandas", "matplotlib", "scipy", "sklearn"}),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_light_commands_load_nothing_heavy(arguments: list[str], refused: set[str]) -> None:
     """Help and plan answer at once, since they do not import what they do not need."""
