@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,20 @@ def test_a_step_that_leaves_its_noise_fails(fault: Fault, says: str) -> None:
 
 
 @pytest.fixture
-def edge(monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
+def forgetful() -> Iterator[None]:
+    """What is kept of the oracle's runs is of one beginning."""
+
+    def forget() -> None:
+        for each in (training.sound_run, training.astray, training._probes):
+            each.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def edge(monkeypatch: pytest.MonkeyPatch, forgetful: None) -> tuple[int, ...]:
     """A place in the first ReLU where the first step begins at the edge: a bias is put so that float64 has there what its rounding left."""
     about, start = subject(MODEL), training.begin(subject(MODEL))
     batch, place = training.batches(about)[0], (1, 3, 5, 7)

@@ -61,6 +61,10 @@ class Launch:
     root: Path = ROOT
 
 
+NOTICE_S = 1.0
+"""An interrupt that comes just before a wait, or to another thread, does not end the wait: it is noticed so soon."""
+
+
 class WorkerProcess:
     """A running worker. Use as a context manager: it is ended on the way out, stopped or not.
 
@@ -179,8 +183,10 @@ class WorkerProcess:
     def _line(self, deadline: float, timeout_s: float) -> bytes:
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._replies], [], [], left)[0]:
+            if left <= 0:
                 raise self._lost("hung", f"its worker gave no answer within {timeout_s:.0f} s")
+            if not select.select([self._replies], [], [], min(left, NOTICE_S))[0]:
+                continue
             part = os.read(self._replies, 1 << 16)
             if not part:
                 raise self._death()
