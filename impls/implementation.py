@@ -352,5 +352,8 @@ class Runtime(ABC):
         """Versions of the framework and of the libraries under it that decide its results."""
 
     def device_memory(self) -> dict[str, int]:
-        """Peak bytes of the device's allocator since the process began, by the framework's own counters; empty on CPU."""
+        """Peaks since the process began, in bytes, by the counters of the framework's own allocator; empty where it keeps none, as on CPU.
+
+        ``peak_allocated_bytes`` is what tensors took, ``peak_reserved_bytes``, where it is told, what the allocator held for them.
+        """
         return {}

@@ -26,7 +26,6 @@ from results.record import Cell, Record
 from results.store import Store
 from suites import accuracy
 from suites.equivalence.certificate import SUITES
-from suites.equivalence.clean import upper_bound
 from suites.harness.plan import Plan, Skip
 
 
@@ -216,7 +215,8 @@ def clean_document(found: Mapping[Cell, Record]) -> dict[str, Any]:
         compared.update(data["compared"])
         arms.append({"arm": arm, "seeds": data["seeds"], "alarms": data["alarms"]})
     seeds, alarms = sum(arm["seeds"] for arm in arms), sum(len(arm["alarms"]) for arm in arms)
-    bound = upper_bound(seeds, alarms) if seeds else None
+    # A network that is refused as a whole counts once for each of its tiers.
+    bound = statistics.upper_bound(min(alarms, seeds), seeds) if seeds else None
     return {"seeds": seeds, "alarms": alarms, "at_most": bound, "compared": dict(compared), "failed": failed, "arms": arms}
 
 

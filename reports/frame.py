@@ -113,7 +113,6 @@ DTYPES: Mapping[str, str] = {
 PERCENTILES = (90, 99)
 """Of latency, each with an upper bound; the tails that serving is judged by."""
 CELL = ["implementation", "mode", "model", "precision", "device", "batch_size", "scope", "scenario", "threads"]
-CERTIFIED = CELL[:5]
 GROUP = ["run_id", "machine_id", "model", "precision", "device", "batch_size", "scope", "scenario", "threads"]
 """What rows share that are compared with each other."""
 FIGURES = [name for name in DTYPES if DTYPES[name] == "Float64"] + ["pairs", "tie", "rank_low", "rank_high", "images", "flips"]

@@ -1,6 +1,6 @@
-"""Comparisons beyond a pair of cells in one run: two runs, two machines, a set of cells, and rows that must not be compared at all.
+"""Comparisons beyond a pair of cells in one run: two runs, a set of cells, and rows that must not be compared at all.
 
-What was not measured in turns is labelled unpaired and speaks of these runs on these machines. Pure functions; times in seconds.
+What was not measured in turns is labelled unpaired and speaks of these runs. Pure functions; times in seconds.
 """
 
 from __future__ import annotations
@@ -22,15 +22,6 @@ SAME_MACHINE = 0.02
 OTHER_MACHINE = 0.05
 """How far a ratio may lie from 1 and still be the same result, on the machine of the record and on another."""
 
-FEWEST_RUNS = 3
-"""Of each machine that is compared with another: one run's processes share a boot, a day and a state of the machine."""
-
-KEYS = (
-    *("suite", "protocol_version", "model", "precision", "device", "batch_size", "scope", "scenario", "threads", "mode"),
-    *("tf32", "layout", "folded", "deterministic", "autotuning", "inputs_sha256", "weights_sha256", "machine_id"),
-)
-"""What must be alike in two rows that are compared, unless the comparison is about it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Unpaired:
@@ -43,7 +34,7 @@ class Unpaired:
 
 
 def unpaired(first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE) -> Unpaired:
-    """Welch's interval on the logarithm; each value is one independent unit: a process within a run, a run between machines.
+    """Welch's interval on the logarithm; each value is one independent unit, such as a process of a run.
 
     Raises:
         StatisticsError: fewer than two values on a side, or one that is not positive and finite.
@@ -59,28 +50,6 @@ def unpaired(first: Sequence[float], second: Sequence[float], confidence: float 
     freedom = variance**2 / sum(share**2 / (each.size - 1) for share, each in zip(shares, logs, strict=True))
     half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
     return Unpaired(bounded_exp(centre), bounded_exp(centre - half), bounded_exp(centre + half), (logs[0].size, logs[1].size))
-
-
-def machines(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], confidence: float = CONFIDENCE) -> Unpaired:
-    """One cell on two machines, from the times of each run's processes: the second's time over the first's.
-
-    The unit is the run. Pooling the processes of 3 runs of 5, where runs and processes vary by 1 % alike, covered the truth in
-    72 % of simulations for nominal 95 %; run means in 96 %.
-
-    Raises:
-        StatisticsError: fewer than three runs of a machine, or a time that is not positive and finite.
-    """
-    means = [[math.exp(float(np.mean(log_times(run)))) for run in runs] for runs in (first, second)]
-    return _of_runs(means[0], means[1], confidence)
-
-
-def interaction(here: Sequence[float], there: Sequence[float], confidence: float = CONFIDENCE) -> Unpaired:
-    """A/B there over A/B here, from each run's ratio of A to B: whether the winner's lead changes with the machine.
-
-    Raises:
-        StatisticsError: as for ``machines``.
-    """
-    return _of_runs(here, there, confidence)
 
 
 def reproduced(found: Unpaired, band: float) -> Answer:
@@ -113,10 +82,8 @@ def geometric_mean(ratios: Mapping[str, Mapping[int, float]], confidence: float 
     return ratio(dict.fromkeys(rounds, 1.0), means, confidence)
 
 
-def unlike(
-    first: Mapping[str, object], second: Mapping[str, object], about: Sequence[str] = (), keys: Sequence[str] = KEYS
-) -> tuple[str, ...]:
-    """The keys in which two rows differ, but for those that the comparison is ``about``; only rows without any may be compared.
+def unlike(first: Mapping[str, object], second: Mapping[str, object], keys: Sequence[str]) -> tuple[str, ...]:
+    """The ``keys`` in which two rows differ; only rows without any may be compared.
 
     A key that a row lacks is unknown there, and unlike everything; one that does not apply is null. Values are compared as JSON:
     true is not 1.
@@ -125,13 +92,4 @@ def unlike(
     def alike(key: str) -> bool:
         return key in first and key in second and canonical(first[key]) == canonical(second[key])
 
-    return tuple(key for key in keys if key not in about and not alike(key))
-
-
-def _of_runs(first: Sequence[float], second: Sequence[float], confidence: float) -> Unpaired:
-    if min(len(first), len(second)) < FEWEST_RUNS:
-        raise StatisticsError(
-            f"{len(first)} and {len(second)} runs: machines are compared from at least {FEWEST_RUNS} runs of each; "
-            "run the benchmark again on the one that lacks them"
-        )
-    return unpaired(first, second, confidence)
+    return tuple(key for key in keys if not alike(key))

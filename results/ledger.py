@@ -23,6 +23,7 @@ from scipy import stats
 
 from results.record import Cell, check_created_utc, check_run_id
 from results.schema import RecordError, canonical, decode, encode, parse
+from results.statistics import upper_bound
 from results.store import StoreError
 
 FOLDER = Path(__file__).parent / "ledgers"
@@ -193,16 +194,16 @@ def summarise(entries: Iterable[Entry]) -> Summary:
         len(equal),
         false,
         1 - false / len(equal) if equal else None,
-        _upper(false, len(equal)),
+        upper_bound(false, len(equal)) if equal else None,
         float(np.median([entry.half_width for entry in equal])) if equal else None,
         alarms,
-        _upper(alarms, len(equal)),
+        upper_bound(alarms, len(equal)) if equal else None,
         tuple(_power(slowdown, list(group)) for slowdown, group in itertools.groupby(planted, _planted)),
     )
 
 
 def by(entries: Iterable[Entry], key: Callable[[Entry], str]) -> dict[str, Summary]:
-    """A summary for each value of ``key``, as of ``condition`` or ``kind``."""
+    """A summary for each value of ``key``, as of ``condition``."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(key(entry), []).append(entry)
@@ -214,12 +215,6 @@ def condition(entry: Entry) -> str:
     return entry.condition
 
 
-def kind(entry: Entry) -> str:
-    """What decides how noisy a cell is: model, precision, device, batch size and scenario, whoever runs it."""
-    cell = entry.cell
-    return f"{cell.model} {cell.precision} {cell.device} batch {cell.batch_size} {cell.scenario}"
-
-
 def _planted(entry: Entry) -> float:
     return entry.planted_slowdown
 
@@ -228,12 +223,6 @@ def _power(slowdown: float, entries: list[Entry]) -> Power:
     regressed = sum(entry.verdict == "regressed" for entry in entries)
     interval = stats.binomtest(regressed, len(entries)).proportion_ci(0.95, method="exact")
     return Power(slowdown, len(entries), regressed, float(interval.low), float(interval.high))
-
-
-def _upper(hits: int, trials: int) -> float | None:
-    if not trials:
-        return None
-    return float(stats.binomtest(hits, trials, alternative="less").proportion_ci(0.95, method="exact").high)
 
 
 def _lines(data: bytes, path: Path) -> tuple[list[bytes], bytes]:

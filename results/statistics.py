@@ -180,6 +180,17 @@ def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple
     return float(interval.low), float(interval.high)
 
 
+def upper_bound(hits: int, trials: int, confidence: float = CONFIDENCE) -> float:
+    """The one-sided upper bound of a proportion (Clopper and Pearson 1934): about 3 / trials where there were no hits.
+
+    Raises:
+        StatisticsError: no trials, or hits that are not among them.
+    """
+    if trials < 1 or not 0 <= hits <= trials:
+        raise StatisticsError(f"{hits} hits in {trials} trials")
+    return float(stats.binomtest(hits, trials, alternative="less").proportion_ci(confidence, method="exact").high)
+
+
 def percentile_bound(latencies: Sequence[float], percentile: float, confidence: float = 0.99) -> PercentileBound:
     """MLPerf's early-stopping bound: with ``confidence``, the ``percentile`` (0..100) of latency is not above the value.
 

@@ -79,7 +79,7 @@ def record_of(
     if isinstance(outcome, WorkerError):
         return context.failure(suite, cell, outcome, **fields, data=dict(data) or None)
     if suite != "inference":  # whose start-up and memory are measured in processes that do nothing else
-        fields["measurements"] = {**outcome.startup, "peak_memory_bytes": outcome.peak_memory_bytes}
+        fields["measurements"] = {**outcome.startup, **outcome.memory}
     failed = outcome.timing.failed_audits
     status = "ok" if not failed else "not_certified" if failed[0].name == "outputs" else "audit_failed"
     return context.record(

@@ -162,10 +162,6 @@ def _stage(base: Side, head: Side, cells: Sequence[Cell], suite: Suite, stage: s
 def _beside(cells: Sequence[Cell], measured: _Measured) -> ArmComparison:
     """Peak memory of the processes, which held all cells, and the seconds that they took to import, build and answer first."""
     records = {side: [list(measured.records.get((cell, side), {}).values()) for cell in cells] for side in (BASE, HEAD)}
-    peaks = {
-        side: [int(max(record.measurements.get("peak_memory_bytes") or 0 for record in one)) for one in zip(*records[side], strict=False)]
-        for side in records
-    }
     startups: dict[str, dict[int, float]] = {BASE: {}, HEAD: {}}
     for side, by_cell in records.items():
         for one in zip(*by_cell, strict=False):
@@ -175,4 +171,20 @@ def _beside(cells: Sequence[Cell], measured: _Measured) -> ArmComparison:
                 startups[side][one[0].process.index] = total
     both = sorted(startups[BASE].keys() & startups[HEAD].keys())
     logs = [math.log(startups[HEAD][index] / startups[BASE][index]) for index in both]
-    return ArmComparison(cells[0].certificate_cell, gate.peak_memory(peaks[BASE], peaks[HEAD]), gate.screen(logs, STARTUP))
+    return ArmComparison(cells[0].certificate_cell, _memory(records), gate.screen(logs, STARTUP))
+
+
+def _memory(records: Mapping[str, Sequence[Sequence[Record]]]) -> gate.Judgement:
+    """By the allocator's own count where every process tells it, which is exact; else by the peak of the whole process."""
+
+    def peaks(name: str) -> tuple[list[int], list[int]]:
+        base, head = (
+            [int(max(one.measurements.get(name) or 0 for one in process)) for process in zip(*records[side], strict=False)]
+            for side in (BASE, HEAD)
+        )
+        return base, head
+
+    allocated = peaks("peak_allocated_bytes")
+    if all(map(all, allocated)) and all(allocated):
+        return gate.allocated_memory(*allocated)
+    return gate.peak_memory(*peaks("peak_memory_bytes"))

@@ -27,10 +27,17 @@ pairs.EFFORT = plan.Effort(processes=1, blocks=2, visit_s=0.01, samples=3, warmu
 
 RUNTIME = Path("impls/honest/runtime.py")
 
+COUNTED = """    def device_memory(self):
+        return {{"peak_allocated_bytes": {}}}
+
+    def versions(self):"""
+
 CHANGES: dict[str, tuple[str, str]] = {
     "commented": ('"""One layer\'s output, NHWC."""', '"""The output of one layer, NHWC."""  # as before'),
     "refactored": ("own = {leaf: self.tensors[", "mine = own = {leaf: self.tensors["),
     "slower": ("        return spec.walk(self.model.body, self.layer, batch)", "        return [self.walked(batch) for _ in range(3)][0]"),
+    "counted": ("    def versions(self):", COUNTED.format(1000)),
+    "grown": ("    def versions(self):", COUNTED.format(1001)),
     "wrong": ("batch)\n\n    def wait", "batch) * 1.01\n\n    def wait"),
 }
 """What each commit changes in the first: old text and new."""
@@ -124,6 +131,14 @@ def test_a_change_that_costs_nothing_is_measured_and_not_flagged(regress: Regres
     assert code in (0, 4)
     (time,) = (each for each in document["verdicts"] if each["quantity"] == "time")
     assert time["pairs"] in (5, 8)
+
+
+def test_a_byte_that_an_allocator_counts_is_found(regress: Regress) -> None:
+    """Where the framework's allocator counts, one byte more is a regression; the process's peak is not asked then."""
+    code, document = regress("--base", "counted", "--head", "grown")
+    assert code == 1
+    assert by_quantity(document)["peak_memory"] == "regressed"
+    assert "1000 bytes became 1001" in [each["reason"] for each in document["verdicts"]]
 
 
 def test_a_lost_certificate_is_a_regression_and_nothing_is_timed(regress: Regress, tmp_path: Path) -> None:

@@ -286,6 +286,14 @@ def test_ranks_are_places(times: dict[str, dict[int, float]]) -> None:
     assert all(any(rank.low <= place <= rank.high for rank in found.values()) for place in range(1, len(times) + 1))
 
 
+@pytest.mark.parametrize(("hits", "trials"), [(0, 3000), (2, 3000), (1, 20), (5, 5)])
+def test_upper_bound(hits: int, trials: int) -> None:
+    """At the bound, so few hits have a probability of 5 %; where all are hits the bound is 1."""
+    bound = statistics.upper_bound(hits, trials)
+    assert bound == 1.0 if hits == trials else stats.binom.cdf(hits, trials, bound) == pytest.approx(0.05)
+    assert statistics.upper_bound(0, 3000) < 0.001
+
+
 def test_wilson_by_hand() -> None:
     """The interval of a proportion is Wilson's, from its formula, and stays within 0 and 1."""
     z, n, p = 1.959963984540054, 50, 0.9
@@ -296,10 +304,12 @@ def test_wilson_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2)])
-def test_wilson_of_nothing(successes: int, trials: int) -> None:
+def test_proportion_of_nothing(successes: int, trials: int) -> None:
     """A proportion of no trials, or of more than all, is refused."""
     with pytest.raises(StatisticsError):
         statistics.wilson(successes, trials)
+    with pytest.raises(StatisticsError):
+        statistics.upper_bound(successes, trials)
 
 
 @pytest.mark.parametrize(("percentile", "needed"), [(50, 11), (90, 64), (95, 130), (99, 662), (99.9, 6636)])

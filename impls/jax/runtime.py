@@ -83,7 +83,7 @@ class Runtime(implementation.Runtime):
     def device_memory(self) -> dict[str, int]:
         """Peak of XLA's allocator; the CPU client keeps no count."""
         statistics = self._device.memory_stats()
-        return {"peak_bytes": int(statistics["peak_bytes_in_use"])} if statistics else {}
+        return {"peak_allocated_bytes": int(statistics["peak_bytes_in_use"])} if statistics else {}
 
 
 def _check_mode(mode: str) -> None:

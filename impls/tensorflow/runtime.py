@@ -82,7 +82,7 @@ class Runtime(implementation.Runtime):
         """Peak of TensorFlow's GPU allocator; the CPU's keeps no count."""
         if not tf.config.list_logical_devices("GPU"):
             return {}
-        return {"peak_bytes": int(tf.config.experimental.get_memory_info("GPU:0")["peak"])}
+        return {"peak_allocated_bytes": int(tf.config.experimental.get_memory_info("GPU:0")["peak"])}
 
 
 class Network(implementation.Network):

@@ -37,15 +37,6 @@ BATCH, SIZE = 8, 16
 LATTICE_SIZE = 32
 """Smallest images that leave every kernel of the lattice something to see."""
 
-CONFIDENCE = 0.95
-
-
-def upper_bound(seeds: int, alarms: int) -> float:
-    """Largest rate of alarms that is still plausible: Clopper and Pearson's one-sided 95 % bound, about 3 / seeds where there were none."""
-    from scipy.stats import beta
-
-    return float(beta.ppf(CONFIDENCE, alarms + 1, seeds - alarms)) if alarms < seeds else 1.0
-
 
 def run(context: Context, arms: Sequence[Cell], seeds: int) -> dict[Cell, Record]:
     """Examine ``seeds`` seeds, shared out evenly among the arms and rounded up to whole networks; a record for each arm."""

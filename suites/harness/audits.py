@@ -144,12 +144,12 @@ def judge_linearity(ratios: Sequence[float]) -> Audit:
     sound = [ratio for ratio in ratios if ratio > 0]
     if len(sound) < 2:
         return Audit("linearity", True, None, LINEARITY_FRACTION, None)
-    ratio = statistics.estimate(sound, CONFIDENCE)
-    assert ratio.high is not None
-    reason = None
-    if ratio.high < 1 - LINEARITY_FRACTION:
-        reason = f"a call is timed at {ratio.value:.0%} of what each further call of a window takes: the clock misses work"
-    return Audit("linearity", reason is None, 1 - ratio.value, LINEARITY_FRACTION, reason)
+    return _judge_shortfall(
+        "linearity",
+        sound,
+        LINEARITY_FRACTION,
+        "a call is timed at {:.0%} of what each further call of a window takes: the clock misses work",
+    )
 
 
 def caching(worker: WorkerProcess, handle: str, scope: str, call_s: float) -> Audit:
@@ -161,12 +161,17 @@ def caching(worker: WorkerProcess, handle: str, scope: str, call_s: float) -> Au
 
 def judge_caching(ratios: Sequence[float]) -> Audit:
     """``ratios`` are the times of a repeated input over those of new ones; at least two."""
+    return _judge_shortfall(
+        "caching", ratios, CACHING_FRACTION, "a repeated input takes {:.0%} of the time of new ones: results come from a cache"
+    )
+
+
+def _judge_shortfall(name: str, ratios: Sequence[float], allowed: float, finding: str) -> Audit:
+    """Fails where the whole interval of the mean ratio lies below 1 by more than is allowed; ``finding`` takes that mean."""
     ratio = statistics.estimate(ratios, CONFIDENCE)
     assert ratio.high is not None
-    reason = None
-    if ratio.high < 1 - CACHING_FRACTION:
-        reason = f"a repeated input takes {ratio.value:.0%} of the time of new ones: results come from a cache"
-    return Audit("caching", reason is None, 1 - ratio.value, CACHING_FRACTION, reason)
+    reason = finding.format(ratio.value) if ratio.high < 1 - allowed else None
+    return Audit(name, reason is None, 1 - ratio.value, allowed, reason)
 
 
 def second_clock(

@@ -73,7 +73,6 @@ class WorkerProcess:
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
-        self.paused = False
         self._id = 0
         self._buffer = b""
         self._loss: WorkerError | None = None
@@ -214,12 +213,10 @@ class WorkerProcess:
     def pause(self) -> None:
         """Stop the process and its children, so that spinning threads leave the cores to the others."""
         self._signal(signal.SIGSTOP)
-        self.paused = True
 
     def resume(self) -> None:
         """Let it go on."""
         self._signal(signal.SIGCONT)
-        self.paused = False
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is not None:  # its number may belong to another by now

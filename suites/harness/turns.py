@@ -66,7 +66,7 @@ class Taken:
     """What a process gave of one cell.
 
     ``startup`` holds ``import_s`` of the process and ``load_s`` and ``first_call_s`` of the cell, which other processes may have had at the
-    same time; ``peak_memory_bytes`` is the process's so far, with all its cells.
+    same time; ``memory`` holds the process's peaks so far, with all its cells: ``peak_memory_bytes`` and the allocator's own.
     """
 
     settings: Mapping[str, Any]
@@ -75,7 +75,7 @@ class Taken:
     samples: Mapping[str, Sequence[Any]]
     timing: Timing
     startup: Mapping[str, float]
-    peak_memory_bytes: int
+    memory: Mapping[str, int]
 
 
 Store = Callable[[Entrant, Seeds, Taken | WorkerError], None]
@@ -282,13 +282,13 @@ class Round:
 
     def _tell(self, turn: Turn, excluded: tuple[Excluded, ...]) -> None:
         """Audit what was timed, then hand it over."""
-        peak = turn.worker.call("memory", CALL_TIMEOUT_S, reset=False)["peak_memory_bytes"]
+        memory = turn.worker.call("memory", CALL_TIMEOUT_S, reset=False)
         made = tuple(self._audits(turn))
         second = self._second_clock(turn) if self.audited else None
         if second is not None:
             made += (audits.judge_second_clock(second),)
         timing = Timing(tuple(turn.blocks), tuple(map(encode, turn.noise)), excluded, made, second)
-        taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing, turn.startup, peak)
+        taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing, turn.startup, memory)
         self.store(turn.entrant, self.seeds[turn.entrant.arm], taken)
 
     def _audits(self, turn: Turn) -> Iterator[Audit]:
