@@ -35,9 +35,9 @@ plan.SMOKE = dataclasses.replace(plan.SMOKE, samples=10)
 """Visits of more calls than a certificate takes: what goes wrong late goes wrong on its turn."""
 
 
-def hanging(checkout: Checkout, store: Path) -> tuple[subprocess.Popen[str], set[int]]:
+def hanging(checkout: Checkout, store: Path, before: str = "") -> tuple[subprocess.Popen[str], set[int]]:
     """A run in the middle of a round: one worker hangs on its turn, the other is stopped until its own."""
-    process = checkout.start(*bench(*TWO, modes="eager,hangs_late", store=store), "--smoke", before=LONG_VISITS)
+    process = checkout.start(*bench(*TWO, modes="eager,hangs_late", store=store), "--smoke", before=f"{before}\n{LONG_VISITS}")
     wait_until(lambda: sorted(workers_of(process.pid).values()) == ["S", "T"] and list(store.glob("*/logs/time-villain-*")))
     return process, set(workers_of(process.pid))
 
@@ -85,8 +85,11 @@ def test_a_killed_parent_takes_its_stopped_worker_along(checkout: Checkout, tmp_
 
 
 def test_ctrl_c_is_one_sentence(checkout: Checkout, tmp_path: Path) -> None:
-    """SIGINT ends the run with 130, its workers with it; certificates are there and no traceback is."""
-    process, _ = hanging(checkout, tmp_path)
+    """SIGINT ends the run with 130, its workers with it; certificates are there and no traceback is.
+
+    A shell's background jobs ignore SIGINT, and so do the processes that they start, as these tests may be.
+    """
+    process, _ = hanging(checkout, tmp_path, "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
