@@ -73,37 +73,37 @@ def certificates_for(
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
-    examined at a time, for most of it is starting and compiling on one core.
+    examined at a time, for most of it is starting and compiling on one core, and all of one model before the next, for they share the
+    oracle's answers.
     """
-    by_implementation: dict[str, list[Cell]] = {}
+    by_model: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells:
-        by_implementation.setdefault(cell.implementation, []).append(cell)
+        by_model.setdefault(cell.model, {}).setdefault(cell.implementation, []).append(cell)
     certificates: dict[Cell, Record] = {}
-    staffs = {name: Workers(context) for name in by_implementation}
+    staffs = {cell.implementation: Workers(context) for cell in cells}
     stopped = threading.Event()
 
-    def certify(name: str) -> None:
-        try:
-            for cell in by_implementation[name]:
-                what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
-                context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({len(certificates) + 1} of {len(cells)})")
-                record = _certify_one(context, staffs[name], cell, batch_sizes, purpose, thorough=thorough)
-                if stopped.is_set():  # what failed then failed because its worker was ended
-                    return
-                context.store.append(record)
-                certificates[cell] = record
-        finally:
-            staffs[name].end()
+    def certify(arms: Sequence[Cell]) -> None:
+        for cell in arms:
+            what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
+            context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({len(certificates) + 1} of {len(cells)})")
+            record = _certify_one(context, staffs[cell.implementation], cell, batch_sizes, purpose, thorough=thorough)
+            if stopped.is_set():  # what failed then failed because its worker was ended
+                return
+            context.store.append(record)
+            certificates[cell] = record
 
     with ThreadPoolExecutor(2) as executor:
         try:
-            for _ in executor.map(certify, staffs):
-                pass
+            for arms in by_model.values():
+                for _ in executor.map(certify, arms.values()):
+                    pass
         except BaseException:  # an interrupt must not wait for what is under way
             stopped.set()
+            raise
+        finally:
             for workers in staffs.values():
                 workers.end()
-            raise
     return {cell: certificates[cell] for cell in cells}
 
 
