@@ -124,6 +124,16 @@ def global_avg_pool2d(layer: spec.GlobalAvgPool2d, tensors: Tensors) -> nn.Modul
     return GlobalAvgPool2d()
 
 
+def flatten(layer: spec.Flatten, tensors: Tensors) -> nn.Module:
+    """``nn.Flatten``, which goes by the logical axes, whatever the memory order."""
+    return nn.Flatten(start_dim=1, end_dim=-1)
+
+
+def dropout(layer: spec.Dropout, tensors: Tensors) -> nn.Module:
+    """``nn.Dropout``, the identity in evaluation."""
+    return nn.Dropout(p=layer.probability, inplace=False)
+
+
 def linear(layer: spec.Linear, tensors: Tensors) -> nn.Module:
     """``nn.Linear``."""
     return _hold(nn.Linear(layer.in_features, layer.out_features, bias=True, device="meta"), tensors)
@@ -165,14 +175,30 @@ def add(layer: spec.Add, tensors: Tensors) -> nn.Module:
     return Add(inplace=False)
 
 
+class Concat(nn.Module):
+    """The inputs behind one another."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(N, C_i, H, W) to (N, sum of C_i, H, W)."""
+        return torch.cat(inputs, dim=1)
+
+
+def concat(layer: spec.Concat, tensors: Tensors) -> nn.Module:
+    """The channels in the order of the branches."""
+    return Concat()
+
+
 MODULES: dict[type, Callable[[Any, Tensors], nn.Module]] = {
     spec.Conv2d: conv2d,
     spec.BatchNorm2d: batch_norm2d,
     spec.Relu: relu,
     spec.MaxPool2d: max_pool2d,
     spec.GlobalAvgPool2d: global_avg_pool2d,
+    spec.Flatten: flatten,
+    spec.Dropout: dropout,
     spec.Linear: linear,
     spec.PadShortcut: pad_shortcut,
     spec.Add: add,
+    spec.Concat: concat,
 }
 """The function of each layer kind."""

@@ -13,7 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Padding,
+    PadShortcut,
+    Relu,
+)
 
 Tensors = Mapping[str, tf.Tensor]
 Array = npt.NDArray[np.generic]
@@ -69,6 +83,16 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: tf.Tensor) ->
     return tf.cast(tf.reduce_mean(_wide(x), (1, 2)), x.dtype)
 
 
+def flatten(layer: Flatten, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """Channel by channel, as in NCHW."""
+    return tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (x.shape[0], -1))
+
+
+def dropout(layer: Dropout, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """The identity: there is no training with it."""
+    return x
+
+
 def linear(layer: Linear, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """The product x @ weight, with weight (in, out), and the bias; without oneDNN's kernel the product of fp16 would be rounded too."""
     y = tf.linalg.matmul(_wide(x), _wide(tensors["weight"]))
@@ -85,13 +109,21 @@ def add(layer: Add, tensors: Tensors, *inputs: tf.Tensor) -> tf.Tensor:
     return sum(inputs[1:], inputs[0])
 
 
+def concat(layer: Concat, tensors: Tensors, *inputs: tf.Tensor) -> tf.Tensor:
+    """The channels in the order of the branches."""
+    return tf.concat(inputs, axis=3)
+
+
 FUNCTIONS: dict[type[Layer], Callable[..., tf.Tensor]] = {
     Conv2d: conv2d,
     BatchNorm2d: batch_norm2d,
     Relu: relu,
     MaxPool2d: max_pool2d,
     GlobalAvgPool2d: global_avg_pool2d,
+    Flatten: flatten,
+    Dropout: dropout,
     Linear: linear,
     PadShortcut: pad_shortcut,
     Add: add,
+    Concat: concat,
 }
