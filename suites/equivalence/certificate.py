@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from impls.implementation import Sgd
+from impls.implementation import CannotError, Sgd, check_training
 from impls.oracle import lattice
 from impls.oracle.local import EDGES
 from impls.oracle.training import State
@@ -120,9 +120,11 @@ def _certify_one(
     shown = about.as_record(cell.precision, None)
     if purpose == "training" and not manifest.trains:
         return context.record(suite, cell, "skipped", f"{manifest.title} has no training", model=shown)
+    asked = probes.asked(about.model, batch_sizes, purpose, thorough=thorough)
     try:
+        if purpose == "training":
+            check_training(about.model, cell.precision, asked[0].shape)
         python, packages = context.software(cell.implementation)
-        asked = probes.asked(about.model, batch_sizes, purpose, thorough=thorough)
         key = _key(context, cell, about, asked, python, packages, purpose)
         kept = cache_root() / "certificates" / f"{key}.json"
         certificate = _read_kept(kept, key)
@@ -130,6 +132,8 @@ def _certify_one(
             certificate = _examine(context, workers, cell, about, asked, purpose, thorough, key, python, packages)
             if certificate.passed:
                 documents.save(kept, certificate)
+    except CannotError as error:
+        return context.record(suite, cell, "skipped", str(error), model=shown)
     except WorkerError as error:
         return context.failure(suite, cell, error, model=shown)
     except lattice.LatticeError as error:
