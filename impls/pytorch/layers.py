@@ -104,10 +104,14 @@ class PaddedMaxPool2d(nn.MaxPool2d):
 
 
 def max_pool2d(layer: spec.MaxPool2d, tensors: Tensors) -> nn.Module:
-    """``nn.MaxPool2d``, which pads with minus infinity by at most half the window, or its padded form."""
+    """``nn.MaxPool2d``, which pads with minus infinity by at most half the window or only behind the map, or its padded form."""
     pad = layer.padding
     if _is_symmetric(pad) and max(pad.top, pad.left) <= layer.kernel // 2:
         return nn.MaxPool2d(layer.kernel, stride=layer.stride, padding=(pad.top, pad.left), dilation=1, ceil_mode=False)
+    behind = layer.stride - 1
+    if pad == spec.Padding(0, behind, 0, behind) and layer.kernel >= layer.stride:
+        # Ceil mode: as many windows, the last of which begins on the map, and no padded copy of it.
+        return nn.MaxPool2d(layer.kernel, stride=layer.stride, padding=0, dilation=1, ceil_mode=True)
     return PaddedMaxPool2d(layer.kernel, stride=layer.stride, padding=0, dilation=1, ceil_mode=False, pad=pad)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from impls.spec import (
+    NO_PADDING,
     Add,
     BatchNorm2d,
     Concat,
@@ -73,9 +74,10 @@ def relu(layer: Relu, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
 
 def max_pool2d(layer: MaxPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """Maximum over a window; padding holds minus infinity."""
-    # XLA refuses explicit padding in the pool itself.
-    padded = tf.pad(x, _explicit(layer.padding), constant_values=tf.constant(-np.inf, x.dtype))
-    return tf.nn.max_pool2d(padded, layer.kernel, layer.stride, "VALID")
+    if layer.padding != NO_PADDING:
+        # XLA refuses explicit padding in the pool itself.
+        x = tf.pad(x, _explicit(layer.padding), constant_values=tf.constant(-np.inf, x.dtype))
+    return tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
 
 
 def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
