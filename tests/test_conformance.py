@@ -425,6 +425,13 @@ HAND_MADE: dict[str, tuple[ModelSpec, int, int]] = {
         5,
     ),
     "pool that skips": (hand_made("m3", 4, conv("a", 3, 4, 3, bias=True), MaxPool2d("m", 2, 3, NO_PADDING)), 13, 14),
+    "pools in ceil mode": (
+        hand_made(
+            "m4", 4, conv("a", 3, 4, 1, bias=True), MaxPool2d("m", 3, 2, Padding(0, 1, 0, 1)), MaxPool2d("n", 2, 2, Padding(0, 1, 0, 1))
+        ),
+        14,
+        15,
+    ),
     "bias before batch norm": (hand_made("n1", 4, conv("a", 3, 4, 3, bias=True), norm("b", 4, 1e-4), Relu("c")), 10, 18),
     "batch norm first": (hand_made("n2", 4, norm("n", 3), Relu("r"), conv("a", 3, 4, 3, 1, Padding.same_on_all_sides(1))), 8, 4),
     "option A of odd sizes": (

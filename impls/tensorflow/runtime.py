@@ -36,9 +36,6 @@ Array = npt.NDArray[Any]
 DTYPES = {"fp64": tf.float64, "fp32": tf.float32, "tf32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
 MODES = ("graph", "xla")
 
-LARGEST_CONSTANT = 1 << 25
-"""Bytes of the largest tensor that is a constant; no convolution of a network here has more."""
-
 
 class Runtime(implementation.Runtime):
     """TensorFlow in this process: one device, one precision."""
@@ -98,7 +95,7 @@ class Network(implementation.Network):
         self._model, self._dtype = model, dtype
         self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
         arrays = {name: to_framework(weights[name]).astype(dtype.as_numpy_dtype) for name in tensor_shapes(model)}
-        variable = [name for name, array in arrays.items() if mode == "xla" or array.nbytes > LARGEST_CONSTANT]
+        variable = [name for name, array in arrays.items() if mode == "xla" or array.nbytes >= products.FROM_VARIABLES]
         self._variables = {name: tf.Variable(arrays.pop(name), trainable=False) for name in variable}
 
         def forward(images: tf.Tensor) -> tf.Tensor:
