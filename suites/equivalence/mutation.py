@@ -29,6 +29,7 @@ from impls.oracle.rounding import Envelope, rho
 from impls.spec import ModelSpec, layers
 from impls.weights import file, folding
 from suites.equivalence import probes, simulation
+from suites.equivalence.faults import families
 from suites.equivalence.faults.arithmetic import ARITHMETIC, ArithmeticFault
 from suites.equivalence.faults.families import CATALOGUE, FAMILIES
 from suites.equivalence.faults.fault import Array, Case, Citation, Fault, Function, Images, Site, Weights, computed, without_helpers
@@ -81,6 +82,8 @@ class Net:
 PIXELS = tuple(fault.id for fault in FAMILIES if fault.find is photographs)
 POOLS = tuple(fault.id for fault in FAMILIES if fault.find is POOL)
 
+FLATTENINGS = tuple(fault.id for fault in families.FLATTENINGS)
+
 NETS: tuple[Net, ...] = (
     Net("cifar_resnet20", 32, 2, None, True),
     Net(
@@ -112,7 +115,7 @@ NETS: tuple[Net, ...] = (
     Net("resnet50", 64, 1, ("conv-same", "stride-v1", "eps-1e-3", "kernel-transposed", "blocks-swapped"), False),
     Net("resnet50_v1", 64, 1, ("stride-v1.5",), False),
     Net("googlenet", 64, 1, ("pool-floor", "pool-ceil-before", "concat-reversed"), False),
-    Net("alexnet", 224, 1, ("flatten-nhwc",), True),
+    Net("alexnet", 224, 1, FLATTENINGS, False),
     Net("cifar_resnet8", 32, 2, tuple(fault.id for fault in FAMILIES if fault.id not in (*PIXELS, *POOLS)), True),
 )
 """Trained weights with every single fault that a CIFAR net can have; synthesised weights with the families, and with those that need an
