@@ -178,6 +178,29 @@ def test_meaning_takes_the_epsilon_that_a_format_can_hold(context: Context) -> N
     assert all(np.array_equal(exact[tap], value) for tap, value in single.taps.items())
 
 
+@pytest.mark.parametrize(("large", "times"), [(1, 2), (certificate.LARGE, 0)])
+def test_of_large_networks_one_is_kept(context: Context, monkeypatch: pytest.MonkeyPatch, large: int, times: int) -> None:
+    """What was kept of one is let go before the next is examined; small ones are kept."""
+    Examiner(monkeypatch)
+    forgotten: list[str] = []
+    monkeypatch.setattr(certificate, "LARGE", large)
+    monkeypatch.setattr(certificate, "forget", lambda: forgotten.append("all"))
+    cells = [CELL, dataclasses.replace(CELL, model="cifar_plain8")]
+    assert list(certificate.certificates_for(context, cells, (1,))) == cells
+    assert len(forgotten) == times
+
+
+def test_what_is_forgotten_is_made_anew(context: Context) -> None:
+    """The same answer, from another network object."""
+    about, answer = subject(CELL.model), examination._meaning_of(CELL.model, None, (2, 3, 32, 32), False)
+    assert examination._meaning_of(CELL.model, None, (2, 3, 32, 32), False) is answer
+    examination.forget()
+    again = examination._meaning_of(CELL.model, None, (2, 3, 32, 32), False)
+    assert again is not answer
+    assert np.array_equal(again.given, answer.given)
+    assert subject(CELL.model) is not about
+
+
 def test_an_excused_tier_is_stated(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An implementation that shows no taps is certified without E3, kept so, and the record says why."""
     examiner = Examiner(monkeypatch)

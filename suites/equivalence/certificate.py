@@ -34,7 +34,7 @@ from results.certificate import Certificate, Probe, Purpose
 from results.record import Cell, Record, Suite, utc_now
 from results.schema import RecordError, encode
 from suites.equivalence import probes, training
-from suites.equivalence.examination import Examination
+from suites.equivalence.examination import Examination, forget
 from suites.equivalence.tiers import Tier
 from suites.equivalence.trainer import Batch, LiveTrainer
 from suites.equivalence.training import TrainingExamination
@@ -77,7 +77,8 @@ def certificates_for(
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
-    examined at a time, for most of it is starting and compiling on one core; of networks that are ``LARGE`` one.
+    examined at a time, for most of it is starting and compiling on one core; where a network is ``LARGE`` one, and of one network
+    nothing is kept while the next is examined.
     """
     by_implementation: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -85,10 +86,16 @@ def certificates_for(
     certificates: dict[Cell, Record] = {}
     staffs = {name: Workers(context) for name in by_implementation}
     stopped = threading.Event()
+    one_at_a_time = max((parameter_count(models.get(cell.model)) for cell in cells), default=0) >= LARGE
+    examined = ""
 
     def certify(name: str) -> None:
+        nonlocal examined
         try:
             for cell in by_implementation[name]:
+                if one_at_a_time and cell.model != examined:
+                    forget()
+                    examined = cell.model
                 what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
                 context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({len(certificates) + 1} of {len(cells)})")
                 record = _certify_one(context, staffs[name], cell, batch_sizes, purpose, thorough=thorough)
@@ -99,8 +106,7 @@ def certificates_for(
         finally:
             staffs[name].end()
 
-    largest = max((parameter_count(models.get(cell.model)) for cell in cells), default=0)
-    with ThreadPoolExecutor(1 if largest >= LARGE else 2) as executor:
+    with ThreadPoolExecutor(1 if one_at_a_time else 2) as executor:
         try:
             for _ in executor.map(certify, staffs):
                 pass

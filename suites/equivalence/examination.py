@@ -183,12 +183,22 @@ class Examination:
 
 Answer = TypeVar("Answer")
 
+_KEPT: list[Callable[[], None]] = []
+"""How each answer that is kept for other implementations and modes is let go."""
+
+
+def forget() -> None:
+    """Let go of all answers and networks that are kept, which are gigabytes where networks are large."""
+    for let_go in (*_KEPT, _local_rounding_of.cache_clear, subject.cache_clear):
+        let_go()
+
 
 def shared(maxsize: int) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
     """As ``lru_cache``, for implementations that are examined side by side: what two ask for at the same time is made once."""
 
     def decorate(make: Callable[..., Answer]) -> Callable[..., Answer]:
         cached, lock = functools.lru_cache(maxsize)(make), threading.Lock()
+        _KEPT.append(cached.cache_clear)
 
         @functools.wraps(make)
         def asked(*arguments: Any) -> Answer:
