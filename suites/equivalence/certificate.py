@@ -23,17 +23,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from impls.implementation import Sgd
+from impls import models
+from impls.implementation import CannotError, Sgd, check_training
 from impls.oracle import lattice
 from impls.oracle.local import EDGES
 from impls.oracle.training import State
-from impls.spec import ModelSpec
+from impls.spec import ModelSpec, parameter_count
 from results import certificate as documents
 from results.certificate import Certificate, Probe, Purpose
 from results.record import Cell, Record, Suite, utc_now
 from results.schema import RecordError, encode
 from suites.equivalence import probes, training
-from suites.equivalence.examination import Examination
+from suites.equivalence.examination import Examination, forget
 from suites.equivalence.tiers import Tier
 from suites.equivalence.trainer import Batch, LiveTrainer
 from suites.equivalence.training import TrainingExamination
@@ -60,6 +61,9 @@ CODE = (
 )
 """The rest of the code that a certificate depends on, of this checkout; the oracle has a hash of its own."""
 
+LARGE = 60_000_000
+"""Parameters from which on one implementation is examined at a time: each process holds its 0.2 GB of weights, VGG's 0.6, several times."""
+
 SUITES: Mapping[Purpose, Suite] = {"inference": "equivalence", "training": "training_equivalence"}
 """The records that certificates are stored as."""
 
@@ -73,8 +77,8 @@ def certificates_for(
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
-    examined at a time, for most of it is starting and compiling on one core, and all of one model before the next, for they share the
-    oracle's answers.
+    examined at a time, for most of it is starting and compiling on one core (where a network is ``LARGE`` one, whose workers end before
+    the next one's start), and all of one model before the next, for they share the oracle's answers, which are then forgotten.
     """
     by_model: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells:
@@ -92,19 +96,33 @@ def certificates_for(
                 return
             context.store.append(record)
             certificates[cell] = record
+        if is_large(arms[0].model):
+            staffs[arms[0].implementation].dismiss()
 
-    with ThreadPoolExecutor(2) as executor:
-        try:
-            for arms in by_model.values():
-                for _ in executor.map(certify, arms.values()):
+    def certify_all(model: str) -> None:
+        with ThreadPoolExecutor(1 if is_large(model) else 2) as executor:
+            try:
+                for _ in executor.map(certify, by_model[model].values()):
                     pass
-        except BaseException:  # an interrupt must not wait for what is under way
-            stopped.set()
-            raise
-        finally:
-            for workers in staffs.values():
-                workers.end()
+            except BaseException:  # an interrupt must not wait for what is under way
+                stopped.set()
+                for workers in staffs.values():
+                    workers.end()
+                raise
+
+    try:
+        for model in by_model:
+            certify_all(model)
+            forget()
+    finally:
+        for workers in staffs.values():
+            workers.end()
     return {cell: certificates[cell] for cell in cells}
+
+
+def is_large(model: str) -> bool:
+    """Whether the model is examined in one implementation at a time."""
+    return parameter_count(models.get(model)) >= LARGE
 
 
 def _certify_one(
@@ -120,9 +138,11 @@ def _certify_one(
     shown = about.as_record(cell.precision, None)
     if purpose == "training" and not manifest.trains:
         return context.record(suite, cell, "skipped", f"{manifest.title} has no training", model=shown)
+    asked = probes.asked(about.model, batch_sizes, purpose, thorough=thorough)
     try:
+        if purpose == "training":
+            check_training(about.model, cell.precision, asked[0].shape)
         python, packages = context.software(cell.implementation)
-        asked = probes.asked(about.model, batch_sizes, purpose, thorough=thorough)
         key = _key(context, cell, about, asked, python, packages, purpose)
         kept = cache_root() / "certificates" / f"{key}.json"
         certificate = _read_kept(kept, key)
@@ -130,6 +150,8 @@ def _certify_one(
             certificate = _examine(context, workers, cell, about, asked, purpose, thorough, key, python, packages)
             if certificate.passed:
                 documents.save(kept, certificate)
+    except CannotError as error:
+        return context.record(suite, cell, "skipped", str(error), model=shown)
     except WorkerError as error:
         return context.failure(suite, cell, error, model=shown)
     except lattice.LatticeError as error:

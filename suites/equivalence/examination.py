@@ -93,18 +93,20 @@ class Examination:
     def _manifest(self) -> Manifest:
         return self.context.manifests[self.cell.implementation]
 
-    def _observe(self, precision: str, weights: Path, images: npt.NDArray[np.float32]) -> tuple[Arrays, npt.NDArray[Any]]:
-        """Taps of one batch (none if it shows none), and its logits through the mode, as it is timed."""
+    def _observe(
+        self, precision: str, weights: Path, images: npt.NDArray[np.float32]
+    ) -> tuple[Arrays, npt.NDArray[Any], Mapping[str, Any]]:
+        """Taps of one batch (none if it shows none), its logits through the mode, as it is timed, and the mode's settings."""
         found = load_file(self._taps(precision, weights, images)[0]) if self._manifest.taps else {}
         worker, _ = self.workers.get(self.cell, precision)
         ring, out = self._scratch / "ring.safetensors", self._scratch / "out.safetensors"
         save({"images": images[None]}, ring)
-        worker.call("prepare", BUILD_TIMEOUT_S, handle="mode", fold=self._manifest.folds, **self._build(weights, images))
+        made = worker.call("prepare", BUILD_TIMEOUT_S, handle="mode", fold=self._manifest.folds, **self._build(weights, images))
         worker.call("put", BUILD_TIMEOUT_S, handle="mode", images=str(ring))
         worker.call("outputs", CALL_TIMEOUT_S, handle="mode", out=str(out))
         logits = load_file(out)["logits"][0]
         worker.call("release", CALL_TIMEOUT_S, handle="mode")
-        return found, logits
+        return found, logits, made["settings"]
 
     def _taps(self, precision: str, weights: Path, images: npt.NDArray[np.float32]) -> tuple[Path, Mapping[str, Any]]:
         """The file of the taps of one batch, unfused and unfolded, and the settings that the network reported."""
@@ -126,7 +128,7 @@ class Examination:
         path = self._scratch / f"lattice-{model.name}-{cell.precision}-{digest}.safetensors"
         if not path.is_file():
             file.save(path, model, made.given.weights, source=f"lattice, seed {LATTICE_SEED}", preprocess={}, licence="CC0-1.0")
-        taps, logits = self._observe(cell.precision, path, made.given.images)
+        taps, logits, _ = self._observe(cell.precision, path, made.given.images)
         expected = made.folded if self._manifest.folds else _last(made.given.expected)
         tiers = [exact(made.given.expected, taps)] if self._manifest.taps else []
         return all_of([*tiers, exact({"logits": expected}, {"logits": logits})])
@@ -134,10 +136,13 @@ class Examination:
     def _meaning(self, probe: Probe) -> Tier:
         about = self.subject
         images = probes.real(about.inputs, *probe.shape[2:])[: probe.shape[0]]
-        taps, logits = self._observe("fp64", about.path, images)
-        answer = _meaning_of(about.model.name, self._brought, probe.shape)
+        taps, logits, settings = self._observe("fp64", about.path, images)
+        single = settings.get("epsilon") == "float32"
+        answer = _meaning_of(about.model.name, self._brought, probe.shape, single)
         tiers = [meaning(answer.taps, taps)] if self._manifest.taps else []
-        return all_of([*tiers, meaning({"logits": answer.folded if self._manifest.folds else answer.given}, {"logits": logits})])
+        tiers.append(meaning({"logits": answer.folded if self._manifest.folds else answer.given}, {"logits": logits}))
+        tier = all_of(tiers)
+        return replace(tier, note="every epsilon is the float32 that is nearest to the spec's") if single else tier
 
     def _local_rounding(self, probe: Probe) -> Tier:
         about, precision = self.subject, self.cell.precision
@@ -178,12 +183,22 @@ class Examination:
 
 Answer = TypeVar("Answer")
 
+_KEPT: list[Callable[[], None]] = []
+"""How each answer that is kept for other implementations and modes is let go."""
+
+
+def forget() -> None:
+    """Let go of all answers and networks that are kept, which are gigabytes where networks are large."""
+    for let_go in (*_KEPT, _local_rounding_of.cache_clear, subject.cache_clear):
+        let_go()
+
 
 def shared(maxsize: int) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
     """As ``lru_cache``, for implementations that are examined side by side: what two ask for at the same time is made once."""
 
     def decorate(make: Callable[..., Answer]) -> Callable[..., Answer]:
         cached, lock = functools.lru_cache(maxsize)(make), threading.Lock()
+        _KEPT.append(cached.cache_clear)
 
         @functools.wraps(make)
         def asked(*arguments: Any) -> Answer:
@@ -226,12 +241,14 @@ class _Meaning:
 
 
 @shared(maxsize=2)
-def _meaning_of(model: str, brought: Path | None, shape: Shape) -> _Meaning:
-    """The oracle's answer of E2, the same for all implementations and modes."""
+def _meaning_of(model: str, brought: Path | None, shape: Shape, single_epsilon: bool) -> _Meaning:
+    """The oracle's answer of E2, the same for all implementations and modes whose format holds epsilon alike."""
     about = subject(model, brought)
+    networks = (about.model, about.folded_model)
+    network, folded = map(local.with_single_epsilon, networks) if single_epsilon else networks
     images = probes.real(about.inputs, *shape[2:])[: shape[0]]
-    taps = forward.taps(about.model, about.weights, images)
-    return _Meaning(taps, _last(taps), forward.forward(about.folded_model, about.folded_weights, images))
+    taps = forward.taps(network, about.weights, images)
+    return _Meaning(taps, _last(taps), forward.forward(folded, about.folded_weights, images))
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,12 @@ class Workers:
         self._live[key][0].resume()
         return self._live[key]
 
+    def dismiss(self) -> None:
+        """End them all; they are started again when asked for."""
+        for worker, _ in list(self._live.values()):
+            worker.end()
+
     def end(self) -> None:
         """End them all, for good."""
         self._ended = True
-        for worker, _ in list(self._live.values()):
-            worker.end()
+        self.dismiss()
