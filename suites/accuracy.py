@@ -28,7 +28,7 @@ from impls.spec import macs
 from results import statistics
 from results.record import Cell, Record
 from suites.data import test_set
-from suites.data.labelled import ImageError
+from suites.data.labelled import DataError, ImageError
 from suites.data.test_set import TestSet
 from suites.equivalence.workers import Workers
 from suites.harness import inputs
@@ -408,12 +408,23 @@ class Group:
 
 
 def groups(records: Sequence[Record]) -> list[Group]:
-    """The records that hold predictions, in groups."""
+    """The records that hold predictions, in groups.
+
+    Raises:
+        DataError: two of a group saw other images.
+    """
     found: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
+    seen: dict[tuple[str, ...], str | None] = {}
     for record in records:
         if record.status == "ok" and record.data is not None and record.model is not None:
             cell, data = record.cell, record.data
             key = (cell.model, record.model.weights_sha256, cell.precision, cell.device, str(data["dataset"]))
+            inputs_sha256 = record.inputs.sha256 if record.inputs else None
+            if seen.setdefault(key, inputs_sha256) != inputs_sha256:
+                raise DataError(
+                    f"{data['dataset']}: {cell.implementation} saw other images than {next(iter(found[key]))}: they changed on the disk; "
+                    "--fresh classifies them again"
+                )
             found.setdefault(key, {})[f"{cell.implementation}/{cell.mode}"] = data
     for members in found.values():
         if (oracle := next(iter(members.values()))["oracle"]) is not None:

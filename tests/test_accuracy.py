@@ -22,7 +22,7 @@ from results.record import Cell, Record
 from results.store import Store
 from suites import accuracy
 from suites.accuracy import NONE, LogitsError, averaged, disagreements, flips, gap, groups, judged, probabilities, score, scored
-from suites.data.labelled import ImageError
+from suites.data.labelled import DataError, ImageError
 from suites.data.test_set import TestSet, digits
 from suites.evaluation import Evaluation
 from suites.harness import inputs
@@ -460,6 +460,16 @@ def test_flips_within_rounding_are_no_fault(run: Run, context: Context) -> None:
         found = evaluation_of(context, records, digits())
     assert [(flip["image"], flip["within"]) for flip in found.flips] == [(7, True)]
     assert classified.code(found, by_name=True) == 0
+
+
+def test_implementations_that_saw_other_images_are_not_compared(run: Run) -> None:
+    """A file that changed between two of them would look like a difference of theirs."""
+    changed = dataclasses.replace(few(10), prepare=lambda index: digits().prepare(index + 1))
+    (one,), (other,) = (
+        run(Fakes({name: logits_of({})}), cell(arm, 4), test=test) for name, arm, test in (("onnx", ARM, few(10)), ("jax", OTHER, changed))
+    )
+    with pytest.raises(DataError, match="digits/few: jax saw other images than onnx/ort: they changed on the disk"):
+        groups([one, other])
 
 
 def test_the_gap_is_of_two_implementations() -> None:

@@ -75,7 +75,7 @@ def test_weights_that_do_not_fit_the_data(tmp_path: Path, weights: Callable[...,
     assert found.exit_code == 2
     assert "'repeat' is unknown or missing in it; --preprocess names one of torchvision" in found.stderr
     found = levelfield("--dataset", "cifar10", *folder, "--weights", weights(0), "--preprocess", "torchvision")
-    assert "crops 224 x 224 pixels, the network takes 32 x 32" in found.stderr
+    assert "crops 224 x 224 of 256 pixels, the network takes 32 x 32" in found.stderr
     found = levelfield("--dataset", "cifar10", *folder, "--weights", weights(0), "--preprocess", "cifar", "--ten-crop")
     assert "a 10-crop test needs images that are larger" in found.stderr
     stored = {"channels": "RGB", "range": [0, 1], "mean": [0, 0, 0], "std": [1, 1, 1]}

@@ -156,19 +156,30 @@ def test_an_image_30000_pixels_wide() -> None:
         preprocess.prepare(wide[:2], PRESETS["torchvision"])
 
 
-def test_sizes_that_do_not_fit_are_refused() -> None:
-    """A crop of another size, a resize below it, and ten crops where there is one."""
-    with pytest.raises(PreprocessError, match="crops 224 x 224 pixels, the network takes 299 x 299"):
-        preprocess.check_size(PRESETS["torchvision"], 299, 1)
-    with pytest.raises(PreprocessError, match="resizes to 100 pixels"):
-        preprocess.check_size(preprocess.of_metadata({**PRESETS["timm"].as_json(), "resize": 100}, 224), 224, 1)
-    with pytest.raises(PreprocessError, match="leaves none"):
-        preprocess.check_size(PRESETS["cifar"], 32, 10)
+@pytest.mark.parametrize(
+    ("name", "change", "side", "size", "views", "message"),
+    [
+        ("torchvision", {}, None, 299, 1, "crops 224 x 224 of 256 pixels, the network takes 299 x 299"),
+        ("timm", {"resize": 100}, None, 224, 1, "crops 224 x 224 of 100 pixels"),
+        ("timm", {"crop": None}, None, 224, 1, "resizes and does not crop"),
+        ("cifar", {}, None, 32, 1, "of many sizes"),
+        ("cifar", {}, 32, 224, 1, "leaves 32 x 32 pixels, the network takes 224 x 224"),
+        ("cifar", {"crop": 40}, 32, 40, 1, "crops 40 x 40 of 32 pixels"),
+        ("cifar", {}, 32, 32, 10, "larger than the network's input; this preprocessing leaves none"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(
+    name: str, change: dict[str, object], side: int | None, size: int, views: int, message: str
+) -> None:
+    """A crop of another size, none, one of too small an image, and ten crops where there is one."""
+    how = preprocess.of_metadata({**PRESETS[name].as_json(), **change}, 224)
+    with pytest.raises(PreprocessError, match=message):
+        preprocess.check_size(how, side, size, views)
 
 
 def labelled(classes: int, side: int) -> Labelled:
     image = np.zeros((side, side, 3), np.uint8)
-    return Labelled("some/test", classes, np.zeros(1, np.int64), ["one"], lambda index: image, "0" * 64)
+    return Labelled("some/test", classes, np.zeros(1, np.int64), ["one"], lambda index: image, side, "0" * 64)
 
 
 def test_a_data_set_for_another_network_is_refused() -> None:
@@ -176,7 +187,7 @@ def test_a_data_set_for_another_network_is_refused() -> None:
     model = models.get("cifar_resnet20")
     with pytest.raises(DataError, match="some/test has 100 classes, cifar_resnet20 has 10"):
         test_set.prepared(labelled(100, 32), model, PRESETS["cifar"], 1)
-    with pytest.raises(DataError, match="48 x 48 pixels, cifar_resnet20 takes 32 x 32"):
+    with pytest.raises(PreprocessError, match="leaves 48 x 48 pixels, the network takes 32 x 32"):
         test_set.prepared(labelled(10, 48), model, PRESETS["cifar"], 1)
     found = test_set.prepared(labelled(10, 32), model, PRESETS["cifar"], 1)
     assert found.prepare(0).shape == (1, 3, 32, 32)

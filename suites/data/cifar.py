@@ -124,7 +124,7 @@ def of_records(official: Official, content: bytes, where: str) -> Labelled:
 
     file = Path(official.member).name
     names = [f"{file} image {index}" for index in range(official.images)]
-    return Labelled(f"{official.name}/test", official.classes, labels, names, read, hashlib.sha256(content).hexdigest())
+    return Labelled(f"{official.name}/test", official.classes, labels, names, read, SIDE, hashlib.sha256(content).hexdigest())
 
 
 def _wrong_length(official: Official, where: str, found: int) -> str:
