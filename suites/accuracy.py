@@ -47,7 +47,6 @@ ORACLE = "oracle"
 
 TOP = 5
 
-
 NONE = -1
 """The prediction for an image that could not be read; it is counted, and is not right."""
 
@@ -148,8 +147,8 @@ def bring_weights(model: str) -> str:
     """What a row says where there are no trained weights: how to bring some."""
     missing = f"bring weights: {model} has none here that were trained"
     spec = models.get(model)
-    digits = (spec.input_chw, spec.classes) == ((3, 32, 32), 10)
-    return f"{missing}; `levelfield accuracy --weights FILE{'' if digits else ' --dataset imagenet --data-dir DIR'}` takes yours"
+    small = {10: "", 100: " --dataset cifar100"} if spec.input_chw == (3, 32, 32) else {}
+    return f"{missing}; `levelfield accuracy --weights FILE{small.get(spec.classes, ' --dataset imagenet --data-dir DIR')}` takes yours"
 
 
 def without_weights(context: Context, arm: Cell) -> Record:
@@ -313,9 +312,10 @@ def _classify(context: Context, arm: Cell, worker: WorkerProcess, handle: str, t
     size, count = shape[0], len(test.labels)
     own = f"{arm.implementation}-{arm.mode}-{arm.model}-{arm.precision}.safetensors"  # others may be classifying beside this one
     sent, out = context.scratch / f"images-{own}", context.scratch / f"logits-{own}"
-    said, began, first = time.monotonic(), time.monotonic(), kept.batches * size
-    if first:
-        context.say(f"{min(first, count)} of {count} images were classified before the interrupt")
+    said = began = time.monotonic()
+    before = first = kept.batches * size
+    if before:
+        context.say(f"{min(before, count)} of {count} images were classified before the interrupt")
     with ThreadPoolExecutor(context.threads) as pool:
         ahead = _ahead(pool, test, first, size)
         while ahead:
@@ -335,7 +335,7 @@ def _classify(context: Context, arm: Cell, worker: WorkerProcess, handle: str, t
             kept.append(Batch(scores, digests, unreadable))
             if time.monotonic() > said + SAY_EVERY_S and ahead:
                 said = time.monotonic()
-                context.say(f"{first} of {count} images, about {(said - began) / first * (count - first):.0f} s are left")
+                context.say(f"{first} of {count} images, about {(said - began) / (first - before) * (count - first):.0f} s are left")
 
 
 def _ahead(pool: ThreadPoolExecutor, test: TestSet, first: int, size: int) -> list[Future[Images | str]]:
