@@ -407,14 +407,17 @@ class Group:
     members: Mapping[str, Mapping[str, Any]]
 
 
+_Key = tuple[str, str, str, str, str]
+
+
 def groups(records: Sequence[Record]) -> list[Group]:
     """The records that hold predictions, in groups.
 
     Raises:
         DataError: two of a group saw other images.
     """
-    found: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
-    seen: dict[tuple[str, ...], str | None] = {}
+    found: dict[_Key, dict[str, Mapping[str, Any]]] = {}
+    seen: dict[_Key, str | None] = {}
     for record in records:
         if record.status == "ok" and record.data is not None and record.model is not None:
             cell, data = record.cell, record.data

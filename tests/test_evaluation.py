@@ -23,6 +23,7 @@ from suites.evaluation import Asked
 from suites.harness import inputs, runner
 from suites.harness.context import Context
 from suites.harness.plan import Request
+from tests.checkouts import Checkout
 from tests.test_accuracy import BY_BYTES, LABELS, Fakes, FakeWorker, logits_of
 
 MODEL = models.get("cifar_resnet8")
@@ -79,7 +80,7 @@ def test_weights_that_do_not_fit_the_data(tmp_path: Path, weights: Callable[...,
     found = levelfield("--dataset", "cifar10", *folder, "--weights", weights(0), "--preprocess", "cifar", "--ten-crop")
     assert "a 10-crop test needs images that are larger" in found.stderr
     stored = {"channels": "RGB", "range": [0, 1], "mean": [0, 0, 0], "std": [1, 1, 1]}
-    found = levelfield("--weights", weights(0, stored))
+    found = levelfield("--weights", weights(1, stored))
     assert "its weights are not for the digits" in found.stderr
 
 
@@ -159,7 +160,7 @@ def test_a_folder_of_images_from_end_to_end(tmp_path: Path, weights: Callable[..
             images = load_file(arguments["images"])["images"]
             mean = images.mean(axis=(2, 3, 4))
             assert images.shape == (1, 8, 3, 224, 224)
-            assert sorted(set(np.round(mean.ravel(), 4).tolist())) == [0, 0.2, 1]
+            assert {round(float(each), 4) for each in mean.ravel()} == {0, 0.2, 1}
             classes = np.where(mean == 0, 0, np.where(mean == 1, 1, 2))
             save_file({"logits": np.eye(1000, dtype=np.float32)[classes]}, arguments["out"])
             return {}
@@ -167,6 +168,7 @@ def test_a_folder_of_images_from_end_to_end(tmp_path: Path, weights: Callable[..
     fakes(Fakes({"onnx": Brightness(logits_of({}))}))
     arguments = ("--weights", path, "--dataset", "imagenet", "--data-dir", data, "--impls", "onnx", "--store", tmp_path / "store", "--json")
     found = levelfield(*arguments)
+    assert isinstance(found.exception, SystemExit), found.exception
     assert found.exit_code == 1, found.stderr
     (row,) = json.loads(found.stdout)["rows"]
     assert (row["dataset"], row["images"], row["top1"]) == ("imagenet/val-4", 4, 0.75)
@@ -189,3 +191,25 @@ def test_a_model_without_weights_says_how_to_bring_some(tmp_path: Path, fakes: C
 def test_the_digits_are_told_apart() -> None:
     """What the fakes rely on: no two of the test images are the same."""
     assert len(BY_BYTES) == len(LABELS)
+
+
+def test_the_command_with_a_real_worker(checkout: Checkout, tmp_path: Path, weights: Callable[..., Path]) -> None:
+    """Certified, classified and compared with the oracle, from a weight file to the document; killed halfway it goes on."""
+    arguments = ("accuracy", "--weights", str(weights(0)), "--impls", "honest", "--env", "current", "--batch-sizes", "50")
+    arguments += ("--store", str(tmp_path / "store"))
+    stop = "from suites.harness import scores; kept = scores.Scores.append\n"
+    stop += "def append(self, batch):\n kept(self, batch)\n if self.batches == 4: raise KeyboardInterrupt\nscores.Scores.append = append"
+    done = checkout.run(*arguments, before=stop)
+    assert done.returncode == 130, done.stderr
+    assert "the same command goes on from there" in done.stderr
+    code, document = checkout.document(*arguments)
+    assert code == 0
+    (row,) = document["rows"]
+    assert (row["dataset"], row["images"], row["status"]) == ("digits/test", 500, "ok")
+    assert document["oracle"][0]["top1"] == row["top1"]
+    assert document["flips"] == []
+    (pair,) = document["disagreements"]
+    assert (pair["first"], pair["second"], pair["images"], pair["p"]) == ("honest/eager", "oracle", 0, 1)
+    (run,) = (tmp_path / "store").iterdir()
+    (kept,) = (run / "scores").iterdir()
+    assert len(kept.read_text().splitlines()) == 11
