@@ -94,7 +94,7 @@ EXPECTED = {
     "impls.models.UnknownModelError",
     "impls.oracle.forward.WeightsError",
     "impls.spec.SpecError",
-    "impls.weights.file.WeightFileError",
+    "impls.weights.container.WeightFileError",
     "reports.asv_site.SiteError",
     "reports.frame.BaselineError",
     "reports.frame.NoRecordsError",
