@@ -36,7 +36,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
         **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"},
     }.items()
 }
-"""NumPy's type of the bytes of each type of tensor; a bfloat16 is the upper half of a float32."""
+"""NumPy's type of the bytes of each type of tensor; for bfloat16 it has none."""
 
 
 class WeightFileError(ValueError):
@@ -104,7 +104,7 @@ def read_entries(file: BufferedReader, path: Path, document: Mapping[str, Any], 
 
 
 def read_tensor(file: BufferedReader, path: Path, name: str, entry: Entry, start: int) -> Array:
-    """A tensor's values in memory of their own.
+    """A tensor's values in memory of their own, as ``numbers`` gives them.
 
     Raises:
         WeightFileError: the file became shorter meanwhile.
@@ -113,7 +113,12 @@ def read_tensor(file: BufferedReader, path: Path, name: str, entry: Entry, start
     array: Array = np.empty(entry.shape, DTYPES[entry.dtype])
     if array.size and file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
         raise WeightFileError(f"{path}: {name}: the file became shorter while it was read")
-    return array
+    return numbers(array, entry.dtype)
+
+
+def numbers(array: Array, dtype: str) -> Array:
+    """What the bytes of a type of ``DTYPES`` mean: a bfloat16 is the upper half of a float32, the others are what NumPy says."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
 
 
 def parse_json(path: Path, what: str, text: bytes | str) -> Any:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from impls import models, spec
-from impls.spec import BatchNorm2d, Block, Conv2d, Layer, Linear, ModelSpec, Node, Shape
-from impls.weights.folding import fold_batch_norm
+from impls.spec import BatchNorm2d, Conv2d, Layer, Linear, ModelSpec, Shape
+from impls.weights.folding import biases_into_means, fold_batch_norm
 
 Array = npt.NDArray[Any]
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -92,7 +91,11 @@ def _matched(model: ModelSpec, operators: Sequence[Mapping[str, Any]], arrays: M
         number, surplus = next(iter(left.items()))
         shapes = {leaf: tensor.shape for name, tensor in arrays.items() if (leaf := name.removeprefix(f"{number}.")) != name}
         raise ForeignError(f"it holds a {surplus['kind']} with {_said(shapes)}, which {model.name} does not have")
-    return _biases_into_means(model, weights)
+    weights = biases_into_means(model, weights)
+    shapes = spec.tensor_shapes(model)
+    if surplus_bias := next((name for name in weights if name not in shapes), None):
+        raise ForeignError(f"it holds {surplus_bias}, which {model.name} does not have, and no batch norm after it")
+    return {name: weights[name] for name in shapes}
 
 
 IMAGES = "images"
@@ -118,30 +121,6 @@ def _float32(array: Array) -> npt.NDArray[np.float32]:
     if array.dtype != np.float32 or not np.isfinite(array).all():
         raise ForeignError(f"it holds a tensor of type {array.dtype} or with NaN, where finite float32 was expected")
     return np.ascontiguousarray(array)
-
-
-def _biases_into_means(model: ModelSpec, weights: Weights) -> Weights:
-    """Biases that convolutions have before batch norm (Keras's ResNets) are the same as smaller running means."""
-    shapes = spec.tensor_shapes(model)
-    surplus = {name: weights.pop(name) for name in list(weights) if name not in shapes}
-    for conv, norm in _followed(model.body):
-        if (bias := surplus.pop(f"{conv}.bias", None)) is not None:
-            mean = weights[f"{norm}.running_mean"].astype(np.float64) - bias
-            weights[f"{norm}.running_mean"] = mean.astype(np.float32)
-    if surplus:
-        raise ForeignError(f"it holds {next(iter(surplus))}, which {model.name} does not have, and no batch norm after it")
-    return {name: weights[name] for name in shapes}
-
-
-def _followed(nodes: Sequence[Node]) -> list[tuple[str, str]]:
-    """Every convolution with the batch norm right behind it."""
-    pairs: list[tuple[str, str]] = []
-    for node, following in pairwise((*nodes, None)):
-        if isinstance(node, Block):
-            pairs += [pair for branch in node.branches for pair in _followed(branch)]
-        elif isinstance(node, Conv2d) and isinstance(following, BatchNorm2d):
-            pairs.append((node.name, following.name))
-    return pairs
 
 
 def _said(shapes: Mapping[str, Shape]) -> str:

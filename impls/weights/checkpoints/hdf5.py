@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -23,8 +23,8 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 NOWHERE = (1 << 64) - 1
 """The address of what was never written."""
 
-MOST_STRUCTURES = 200_000
-"""Headers, tree nodes and heaps. ResNet-152 in Keras has 900 arrays in 470 groups, three structures each."""
+MOST_STRUCTURES = 20_000
+"""Headers and nodes of trees. ResNet-152 in Keras has 930 arrays in 1,000 groups: one of each array, three of each group."""
 
 LARGEST_STRUCTURE = 1 << 20
 """Bytes of one of them."""
@@ -65,8 +65,10 @@ def read(file: BufferedReader, path: Path) -> dict[str, Array]:
     """
     try:
         return dict(_File(file).arrays())
-    except (_Hdf5Error, struct.error, UnicodeDecodeError) as error:
-        raise WeightFileError(f"{path}: {error if isinstance(error, _Hdf5Error) else f'is damaged: {error}'}") from None
+    except _Hdf5Error as error:
+        raise WeightFileError(f"{path}: {error}") from None
+    except (struct.error, ValueError, IndexError) as error:
+        raise WeightFileError(f"{path}: is damaged: {error}") from None
 
 
 class _File:
@@ -92,9 +94,13 @@ class _File:
         """Note that a structure is read, which is done once."""
         if address in self.entered:
             raise _Hdf5Error("names one of its parts twice, by a hard link or in a circle")
-        if len(self.entered) == MOST_STRUCTURES:
-            raise _Hdf5Error(f"has more than {MOST_STRUCTURES} parts")
         self.entered.add(address)
+        self.bound(self.entered)
+
+    def bound(self, parts: Sized) -> None:
+        """Refuse more parts than any network has."""
+        if len(parts) > MOST_STRUCTURES:
+            raise _Hdf5Error(f"has more than {MOST_STRUCTURES} parts")
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
         """Path and values of every array."""
@@ -112,7 +118,9 @@ class _File:
                 continue
             if name.count("/") == DEEPEST:
                 raise _Hdf5Error(f"has groups more than {DEEPEST} deep")
-            waiting += [(f"{name}/{link}".lstrip("/"), target) for link, target in self.links(messages)]
+            for link, target in self.links(messages):
+                waiting.append((f"{name}/{link}".lstrip("/"), target))
+                self.bound(waiting)
 
     def root(self) -> int:
         """Address of the root group's header (II)."""
@@ -193,6 +201,7 @@ class _File:
             if signature == b"TREE" and kind == 0:
                 # The node's header takes 24 bytes, then keys and children take turns, 8 bytes each.
                 waiting += struct.unpack(f"<{2 * entries}Q", self.at(address + 24, 16 * entries))[1::2]
+                self.bound(waiting)
             elif signature == b"SNOD":
                 for name, header, cache, _, _ in struct.iter_unpack("<QQII16s", self.at(address + 8, 40 * entries)):
                     end = names.find(b"\0", name)

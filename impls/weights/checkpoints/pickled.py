@@ -7,7 +7,7 @@ here runs the few instructions that plain data is made of. What names anything e
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -25,6 +25,18 @@ ORDERED = "collections OrderedDict"
 TENSORS = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
 PARAMETER = "torch._utils _rebuild_parameter"
 KNOWN = (ORDERED, *TENSORS, PARAMETER, *(f"torch {name}" for name in STORAGES))
+
+LITERALS = {
+    *("INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2", "BINFLOAT", "BINBYTES", "SHORT_BINBYTES"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+}
+"""Instructions whose argument is the value."""
+
+EMPTY: Mapping[str, Callable[[], Any]] = {
+    **{"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple},
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
+}
+"""Instructions that make a value of nothing."""
 
 
 class PickleError(ValueError):
@@ -107,16 +119,10 @@ class _Machine:
                 pass
             case "MARK":
                 self.stack.append(_Mark())
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-            case "INT" | "LONG" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+            case _ if name in LITERALS:
                 self.stack.append(argument)
-            case "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "STRING" | "BINSTRING" | "SHORT_BINSTRING":
-                self.stack.append(argument)
-            case "BINBYTES" | "SHORT_BINBYTES":
-                self.stack.append(argument)
-            case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_TUPLE":
-                self.stack.append({"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}[name]())
+            case _ if name in EMPTY:
+                self.stack.append(EMPTY[name]())
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 self.stack.append(tuple([self.pop() for _ in range(int(name[-1]))][::-1]))
             case "TUPLE":
@@ -203,10 +209,8 @@ def _made(function: Any, arguments: Any) -> Any:
         return arguments[0]
     if function.what in TENSORS and len(arguments) >= 4:
         storage, offset, shape, strides = arguments[:4]
-        sizes = (
-            isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) and all(map(_natural, shape + strides))
-        )
-        if isinstance(storage, Storage) and _natural(offset) and sizes:
+        sized = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
+        if isinstance(storage, Storage) and sized and all(map(_natural, (offset, *shape, *strides))):
             return Tensor(storage, offset, shape, strides)
     raise PickleError(f"calls {function.what.replace(' ', '.', 1)} with what it does not take")
 

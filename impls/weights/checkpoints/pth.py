@@ -18,7 +18,7 @@ import numpy as np
 
 from impls.weights.checkpoints import pickled
 from impls.weights.checkpoints.pickled import PickleError, Storage, Tensor
-from impls.weights.container import DTYPES, LARGEST_FILE, MAX_RANK, Array, WeightFileError
+from impls.weights.container import DTYPES, LARGEST_FILE, MAX_RANK, Array, WeightFileError, numbers
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """The first of the pickles in a row."""
@@ -74,7 +74,7 @@ def read_zip(file: BufferedReader, path: Path) -> dict[str, Array]:
                 member = members.get(f"{folder}/data/{storage.key}")
                 if member is None or member.file_size != storage.elements * DTYPES[storage.dtype].itemsize:
                     raise PickleError(f"lacks the {storage.elements} numbers of {storage.key[:80]!r}")
-                return np.frombuffer(archive.read(member), DTYPES[storage.dtype])
+                return numbers(np.frombuffer(archive.read(member), DTYPES[storage.dtype]), storage.dtype)
 
             return _tensors(path, value, fetch)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OverflowError, OSError) as error:
@@ -129,7 +129,8 @@ def read_row(file: BufferedReader, path: Path) -> dict[str, Array]:
         if elements != storage.elements:
             raise PickleError(f"lacks the {storage.elements} numbers of {storage.key[:80]!r}")
         file.seek(begin)
-        return np.frombuffer(file.read(elements * DTYPES[storage.dtype].itemsize), DTYPES[storage.dtype])
+        data = file.read(elements * DTYPES[storage.dtype].itemsize)
+        return numbers(np.frombuffer(data, DTYPES[storage.dtype]), storage.dtype)
 
     return _tensors(path, value, fetch)
 
@@ -185,13 +186,13 @@ def _tensors(path: Path, value: Any, fetch: Fetch) -> dict[str, Array]:
     return arrays
 
 
-def _view(tensor: Tensor, numbers: Array) -> Array:
+def _view(tensor: Tensor, storage: Array) -> Array:
     """The tensor as a view of its storage, and never larger than that."""
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     elements = math.prod(tensor.shape)
-    if len(tensor.shape) > MAX_RANK or elements > len(numbers) or (elements and last >= len(numbers)):
-        raise PickleError(f"describes a tensor of shape {str(tensor.shape)[:80]} in {len(numbers)} numbers")
+    if len(tensor.shape) > MAX_RANK or elements > len(storage) or (elements and last >= len(storage)):
+        raise PickleError(f"describes a tensor of shape {str(tensor.shape)[:80]} in {len(storage)} numbers")
     if not elements:
-        return np.empty(tensor.shape, numbers.dtype)
-    strides = [stride * numbers.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
+        return np.empty(tensor.shape, storage.dtype)
+    strides = [stride * storage.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
