@@ -9,8 +9,10 @@ import json
 import math
 import os
 import reprlib
+import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -67,6 +69,17 @@ def open_file(path: Path) -> BufferedReader:
         if isinstance(error, WeightFileError):
             raise
         raise WeightFileError(f"{path}: cannot be read: {error}") from None
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to, renamed over it in the end: the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_header(file: BufferedReader, path: Path) -> tuple[dict[str, str], dict[str, Any], int]:

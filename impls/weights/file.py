@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import reprlib
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from impls import models
 from impls.spec import ModelSpec, Shape, SpecError, as_json, from_json, tensor_shapes
-from impls.weights.container import LENGTH_BYTES, MAX_HEADER_BYTES, Entry, WeightFileError, open_file, parse_json, read_entries
+from impls.weights.container import LENGTH_BYTES, MAX_HEADER_BYTES, Entry, WeightFileError, open_file, parse_json, read_entries, replaced
 from impls.weights.container import read_header as read_any_header
 from impls.weights.container import read_tensor as read_any_tensor
 from impls.weights.variant import epsilons, with_constants
@@ -186,16 +185,11 @@ def _tensor_hash(array: Float32) -> str:
 
 def _replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
     """Write beside ``path``, flush to the disk, rename over it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as temporary, temporary.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, str], dict[str, Entry], int]:

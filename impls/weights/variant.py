@@ -33,3 +33,9 @@ def with_constants(model: ModelSpec, classes: int, epsilons: Mapping[str, float]
 def epsilons(model: ModelSpec) -> dict[str, float]:
     """The epsilon of every batch norm by its name."""
     return {layer.name: layer.eps for layer in layers(model.body) if isinstance(layer, BatchNorm2d)}
+
+
+def constants(model: ModelSpec) -> str:
+    """Classes and epsilons for people."""
+    found = sorted(set(epsilons(model).values()))
+    return f"{model.classes} classes" + (f", epsilon {' and '.join(map(str, found))}" if found else "")

@@ -30,16 +30,28 @@ ORDERED = b"ccollections\nOrderedDict\n"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
 
-def save(path: Path, model: ModelSpec, weights: Mapping[str, npt.NDArray[np.float32]]) -> str:
-    """Write the state dict; the name of torchvision's model comes back.
+def twin(path: Path, model: ModelSpec) -> str:
+    """The model of torchvision that is this network but for its number of classes.
+
+    Raises:
+        WeightFileError: torchvision has no model that computes this function; ``path`` is not written.
+    """
+    for name in TORCHVISION:
+        if with_constants(models.get(name), model.classes, {}).body == model.body:
+            return name
+    same = [name for name in TORCHVISION if tensor_shapes(with_constants(models.get(name), model.classes, {})) == tensor_shapes(model)]
+    why = f"the weights would fit {same[0]}, which computes something else" if same else f"it has {', '.join(TORCHVISION)}"
+    raise WeightFileError(f"{path}: is not written: torchvision has no {model.name} with these constants: {why}")
+
+
+def save(path: Path, model: ModelSpec, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Write the state dict of a network that torchvision has.
 
     ``num_batches_tracked``, which torchvision has and a weight file has not, is 0.
 
     Raises:
-        WeightFileError: torchvision has no model that computes this function.
         OSError: the file cannot be written.
     """
-    name = _twin(path, model)
     tensors = dict(_tensors(model, weights))
     members = {
         "data.pkl": _pickle(tensors),
@@ -50,17 +62,6 @@ def save(path: Path, model: ModelSpec, weights: Mapping[str, npt.NDArray[np.floa
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for member, data in members.items():
             archive.writestr(zipfile.ZipInfo(f"{FOLDER}/{member}", EPOCH), data)
-    return name
-
-
-def _twin(path: Path, model: ModelSpec) -> str:
-    """The model of torchvision that is this network but for its number of classes."""
-    for name in TORCHVISION:
-        if with_constants(models.get(name), model.classes, {}).body == model.body:
-            return name
-    same = [name for name in TORCHVISION if tensor_shapes(with_constants(models.get(name), model.classes, {})) == tensor_shapes(model)]
-    why = f"its weights would fit {same[0]}, which computes something else" if same else f"it has {', '.join(TORCHVISION)}"
-    raise WeightFileError(f"{path}: is not written: torchvision has no {model.name} with these constants: {why}")
 
 
 def _tensors(model: ModelSpec, weights: Mapping[str, npt.NDArray[np.float32]]) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
