@@ -18,6 +18,7 @@ from levelfield import checkout
 from levelfield._version import __version__
 
 if TYPE_CHECKING:
+    from suites.data.test_set import Dataset
     from suites.harness import plan as planning
     from suites.harness.runner import Options
 
@@ -102,6 +103,7 @@ EXPECTED = {
     "reports.likeness.AllowUnlikeError",
     "results.schema.RecordError",
     "results.store.StoreError",
+    "suites.data.labelled.DataError",
     "suites.data.preprocess.PreprocessError",
     "suites.equivalence.scoring.ScoringError",
     "suites.equivalence.doors.DoorError",
@@ -140,7 +142,7 @@ def request_options(command: F) -> F:
     """The options that choose cells, shared by bench, certify, plan and accuracy."""
     for option in reversed(
         (
-            click.option("--models", type=Listed(), help="Models, comma-separated; `levelfield models` lists them."),
+            click.option("--models", "--model", "models", type=Listed(), help="Models, comma-separated; `levelfield models` lists them."),
             click.option("--impls", type=Listed(), help="Implementations: pytorch, jax, tensorflow, onnx."),
             click.option("--modes", type=Listed(), help="Modes: eager, compile, jit, graph, xla, ort."),
             click.option("--precisions", type=Listed(), help="Precisions: fp64, fp32, tf32, bf16, fp16. Default: fp32."),
@@ -461,27 +463,47 @@ def _gate_request(options: dict[str, Any]) -> planning.Request:
 @request_options
 @run_options
 @resumed
-@click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Your own weight file, for one model.")
-@click.option("--dataset", type=click.Choice(["digits"]), default="digits", show_default=True, help="The labelled images.")
+@click.option(
+    "--weights", multiple=True, type=click.Path(path_type=Path, dir_okay=False), help="Your own weight file; several are an ensemble."
+)
+@click.option(
+    "--dataset",
+    type=click.Choice(["digits", "cifar10", "cifar100", "imagenet"]),
+    default="digits",
+    show_default=True,
+    help="The labelled images.",
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set; CIFAR is downloaded without (docs/accuracy.md).")
+@click.option("--preprocess", metavar="PRESET", help="How images become inputs, instead of as the weight file says: torchvision, timm, ...")
+@click.option("--ten-crop", is_flag=True, help="Average the probabilities of ten crops of each image, as in the paper.")
 def accuracy(
-    env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, weights: Path | None, dataset: str, **options: Any
+    env: tuple[str, ...],
+    store: Path | None,
+    fresh: bool,
+    as_json: bool,
+    weights: tuple[Path, ...],
+    dataset: Dataset,
+    data_dir: Path | None,
+    preprocess: str | None,
+    ten_crop: bool,
+    **options: Any,
 ) -> None:
-    """Top-1 of a weight file in every implementation, certified first, and the images that they do not agree on."""
+    """Top-1 and top-5 of weight files in every implementation, certified first, and the images that they do not agree on."""
     with plain_errors():
-        from levelfield import screen
-        from suites import accuracy as suite
+        from levelfield import classified, screen
+        from suites import evaluation
         from suites.harness import runner
 
         request = _request(options)
         _require_device(request.device)
+        asked = evaluation.Asked(dataset, data_dir, weights, preprocess, ten_crop)
         with screen.live(quiet=as_json, baseline=None) as live:
-            records, skips = runner.classify(request, weights, _options(runner, env, store, fresh, live.say, live.show))
-        labels = suite.test_set(dataset).labels.tolist()
+            found = evaluation.run(request, asked, _options(runner, env, store, fresh, live.say, live.show))
         if as_json:
-            _print_json(screen.accuracy_document(records, skips, labels))
+            _print_json(classified.document(found))
         else:
-            screen.accuracies(records, skips, labels)
-        raise SystemExit(screen.accuracy_code(records, skips, by_name=request.models is not None and "all" not in request.models))
+            classified.show(found)
+        raise SystemExit(classified.code(found, by_name=request.models is not None and "all" not in request.models))
 
 
 @main.command()

@@ -24,7 +24,6 @@ from results import statistics
 from results.certificate import TIERS, Purpose
 from results.record import Cell, Record
 from results.store import Store
-from suites import accuracy
 from suites.equivalence.certificate import SUITES
 from suites.harness.plan import Plan, Skip
 
@@ -244,91 +243,5 @@ def certify_code(found: Mapping[Cell, Record], skips: Sequence[Skip]) -> int:
     """0; 1 where an arm is not equivalent, failed, or was asked for by name in vain; 2 where none could run."""
     statuses = {record.status for record in found.values()}
     if statuses - {"ok", "skipped"} or any(skip.by_name for skip in skips):
-        return NO
-    return YES if "ok" in statuses else USAGE
-
-
-def accuracy_document(records: Sequence[Record], skips: Sequence[Skip], known: Sequence[int]) -> dict[str, Any]:
-    """``{"rows": [...], "flips": [...], "disagreements": [...], "skipped": [...]}``; ``known`` are the labels. Fractions, not percent."""
-    rows = []
-    for record in records:
-        cell, data = record.cell, record.data or {}
-        top1, images = record.measurements.get("top1"), record.measurements.get("images")
-        rows.append(
-            {
-                "implementation": cell.implementation,
-                "mode": cell.mode,
-                "model": cell.model,
-                "precision": cell.precision,
-                "device": cell.device,
-                "dataset": data.get("dataset"),
-                "status": record.status,
-                "reason": record.reason,
-                "certificate": record.certificate_id,
-                "images": images,
-                "top1": top1,
-                "top5": record.measurements.get("top5"),
-                "top1_interval": None if top1 is None or not images else statistics.wilson(round(top1 * images), round(images)),
-            }
-        )
-    groups = accuracy.groups(records)
-    return {
-        "rows": rows,
-        "flips": [{**_about(group), **flip} for group in groups for flip in accuracy.flips(group.members, known)],
-        "disagreements": [{**_about(group), **pair} for group in groups for pair in accuracy.disagreements(group.members)],
-        "oracle": [
-            {**_about(group), "top1": group.members[accuracy.ORACLE]["top1"]} for group in groups if accuracy.ORACLE in group.members
-        ],
-        "skipped": [dataclasses.asdict(skip) for skip in skips],
-    }
-
-
-def _about(group: accuracy.Group) -> dict[str, str]:
-    return {"model": group.model, "precision": group.precision, "device": group.device, "dataset": group.dataset}
-
-
-def accuracies(records: Sequence[Record], skips: Sequence[Skip], known: Sequence[int]) -> None:
-    """A line per implementation, then the images on which they differ."""
-    console = Console(width=max(100, min(140, Console().width)))
-    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("implementation", "model", "precision", "dataset", "images", "top-1 % [95 %]", "top-5 %", "proof"):
-        shown.add_column(heading, no_wrap=True)
-    document = accuracy_document(records, skips, known)
-    without = []
-    for row in document["rows"]:
-        name = labels.implementation(row["implementation"], row["mode"])
-        if row["status"] != "ok":
-            without.append(f"{name}  {row['model']}  {row['precision']}  {row['status'].replace('_', ' ')}: {row['reason']}")
-            continue
-        low, high = row["top1_interval"]
-        top1 = f"{100 * row['top1']:.1f} [{100 * low:.1f},{100 * high:.1f}]"
-        top5 = "-" if row["top5"] is None else f"{100 * row['top5']:.1f}"
-        proof = f"ok {labels.short(row['certificate'])}"
-        shown.add_row(name, row["model"], row["precision"], row["dataset"], str(round(row["images"])), top1, top5, proof)
-    without += [
-        f"{labels.implementation(skip.implementation, skip.mode)}  {skip.model}  {skip.precision}  skipped: {skip.reason}" for skip in skips
-    ]
-    if shown.row_count:
-        console.print(shown)
-    for line in without:
-        console.print(Text(line))
-    for line in dict.fromkeys(f"{each['model']} on {each['dataset']}: {100 * each['top1']:.1f} %" for each in document["oracle"]):
-        console.print(f"The oracle (NumPy float64): {line}.")
-    for group in accuracy.groups(records):
-        found = accuracy.flips(group.members, known)
-        count = "no image" if not found else f"{len(found)} image{'s' if len(found) > 1 else ''}"
-        console.print(f"{group.model} {group.precision}: {count} put in different classes by {', '.join(group.members)}.")
-        for flip in found:
-            said = ", ".join(f"{name} {flip['predictions'][name]} (margin {flip['margins'][name]:.3g})" for name in group.members)
-            console.print(Text(f"  image {flip['image']}, label {flip['label']}: {said}"))
-
-
-def accuracy_code(records: Sequence[Record], skips: Sequence[Skip], *, by_name: bool) -> int:
-    """0; 1 where an arm is not certified, failed, or was asked for by name in vain; 2 where none could be classified.
-
-    ``by_name`` says that the models were named, so that one without weights was asked for in vain.
-    """
-    statuses = {record.status for record in records}
-    if statuses - {"ok", "skipped"} or any(skip.by_name for skip in skips) or (by_name and "skipped" in statuses):
         return NO
     return YES if "ok" in statuses else USAGE

@@ -180,6 +180,19 @@ def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple
     return float(interval.low), float(interval.high)
 
 
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p-value that two classifiers are equally often right (McNemar 1947), from the images that one alone has right.
+
+    Given how many these are, each falls to either with probability 1/2; with none there is nothing to tell them apart, and p is 1.
+
+    Raises:
+        StatisticsError: a negative count.
+    """
+    if min(only_first, only_second) < 0:
+        raise StatisticsError(f"{only_first} and {only_second} images")
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
+
+
 def upper_bound(hits: int, trials: int, confidence: float = CONFIDENCE) -> float:
     """The one-sided upper bound of a proportion (Clopper and Pearson 1934): about 3 / trials where there were no hits.
 

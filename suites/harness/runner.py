@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from impls import models
 from impls.implementation import ROOT, Manifest, find
 from impls.spec import macs
-from impls.weights import file, trained
+from impls.weights import file
 from results import provenance
 from results.certificate import Purpose
 from results.record import Cell, Record
@@ -222,7 +222,7 @@ def certify(
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
     sizes = request.batch_sizes or plan.DEFAULT_BATCH_SIZES
-    with opened(request, None, options, arms, brought, asked=(purpose, sizes, thorough)) as context:
+    with opened(request, None, options, arms, brought or None, asked=(purpose, sizes, thorough)) as context:
         _record_skips(context, skips)
         certificates = certificates_of(context, arms, sizes, purpose, thorough=thorough)
         (context.folder / FINISHED).touch()
@@ -257,55 +257,11 @@ def clean_seeds(request: plan.Request, seeds: int, options: Options) -> tuple[Pa
     return context.folder, records
 
 
-def classify(request: plan.Request, weights: Path | None, options: Options) -> tuple[tuple[Record, ...], tuple[plan.Skip, ...]]:
-    """Accuracy alone: certify, then classify. Without modes in the request each implementation's default mode is taken.
-
-    ``weights`` are the user's own for the one model of the request, or for the model that the file names.
-
-    Raises:
-        UsageError, WeightFileError, EnvironmentBuildError, NothingToRunError, StoreError.
-    """
-    brought: dict[str, Path] = {}
-    if weights is not None:
-        if request.models is not None and len(request.models) != 1:
-            raise plan.UsageError("--weights FILE holds one model's weights: name one model, or none")
-        name = plan.chosen_models(request.models or (file.load(weights).model.name,))[0].name
-        if subject(name, weights).dataset is None:
-            raise plan.UsageError(f"{weights}: its weights are not for the digits: they take other images, classes or preprocessing")
-        request, brought = dataclasses.replace(request, models=(name,)), {name: weights}
-    manifests = find(zoo=request.zoo)
-    arms, skips = plan.arms(request, manifests, timed=False)
-    if request.modes is None:
-        arms = tuple(arm for arm in arms if arm.mode == manifests[arm.implementation].default_mode)
-        skips = tuple(skip for skip in skips if skip.mode == manifests[skip.implementation].default_mode)
-    if not arms:
-        raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
-    able = tuple(arm for arm in arms if arm.model in brought or trained.path(arm.model))
-    sizes = request.batch_sizes or plan.DEFAULT_BATCH_SIZES
-    with opened(request, None, options, able, brought) as context:
-        _record_skips(context, skips)
-        certificates = certificates_of(context, able, sizes)
-        for arm in arms:
-            if context.store.has(context.run.run_id, "accuracy", arm, None):
-                continue
-            if arm not in able:
-                context.store.append(accuracy.without_weights(context, arm))
-            elif certificates[arm].status != "ok":
-                certificate = certificates[arm]
-                refused = context.record("accuracy", arm, certificate.status, certificate.reason, certificate_id=certificate.record_id)
-                context.store.append(refused)
-        cells = tuple(dataclasses.replace(arm, batch_size=max(sizes)) for arm in able if certificates[arm].status == "ok")
-        accuracy.run(context, cells, certificates)
-        records = tuple(context.store.find(context.run.run_id, "accuracy", arm, None)[-1] for arm in arms)
-        (context.folder / FINISHED).touch()
-    return records, skips
-
-
 def certificates_of(
     context: Context, arms: tuple[Cell, ...], batch_sizes: tuple[int, ...], purpose: Purpose = "inference", *, thorough: bool = False
 ) -> dict[Cell, Record]:
-    """Certificates of this run, those that it holds already included."""
-    held = {arm: context.store.find(context.run.run_id, SUITES[purpose], arm, None) for arm in arms}
+    """Certificates of this run, those that it holds already of the same weights included."""
+    held = {arm: accuracy.of_weights(context, context.store.find(context.run.run_id, SUITES[purpose], arm, None)) for arm in arms}
     missing = tuple(arm for arm in arms if not held[arm])
     began = time.monotonic()
     made = certificates_for(context, missing, batch_sizes, purpose, thorough=thorough)

@@ -21,7 +21,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,19 +99,10 @@ class Worker:
 
     def put(self, handle: str, images: str, slowdown: float = 0.0) -> dict[str, Any]:
         """Take a ring of batches, (ring, N, C, H, W), arrange each in the network's memory order, and run the first."""
-        import numpy as np
-        from safetensors.numpy import load_file
-
         from suites.harness import clock
 
         network = self.networks[handle]
-        dtype = self._host_dtype()
-        hosts = []
-        for batch in load_file(images)["images"]:
-            if network.host_layout == "NHWC":
-                hosts.append(np.ascontiguousarray(batch.transpose(0, 2, 3, 1), dtype).transpose(0, 3, 1, 2))
-            else:
-                hosts.append(np.ascontiguousarray(batch, dtype))
+        hosts = list(self._hosts(network, images))
         began = time.perf_counter()
         network.get(network.run(network.put(hosts[0])))
         first_call_s = time.perf_counter() - began
@@ -179,6 +170,18 @@ class Worker:
         path = self.paths[handle]
         network = path.network
         return self._write(out, {"logits": np.stack([network.get(network.run(network.put(host))) for host in path.hosts[:batches]])})
+
+    def classify(self, handle: str, images: str, out: str) -> dict[str, Any]:
+        """Logits (batches, N, classes) of batches (batches, N, C, H, W), host to host as they are timed; nothing of them is kept."""
+        import numpy as np
+
+        network = self.networks[handle]
+        logits = [network.get(network.run(network.put(host))) for host in self._hosts(network, images)]
+        return self._write(out, {"logits": np.stack(logits)})
+
+    def settings(self, handle: str) -> dict[str, Any]:
+        """The settings that the framework tells of a network now."""
+        return {"settings": self.networks[handle].settings()}
 
     def taps(self, handle: str, images: str, out: str) -> dict[str, Any]:
         """Every layer's output for one batch, unfused."""
@@ -277,6 +280,18 @@ class Worker:
         gc.collect()
         return {}
 
+    def _hosts(self, network: Any, images: str) -> Iterator[Any]:
+        """The batches of a file, each in the type and memory order that the network is given on the host."""
+        import numpy as np
+        from safetensors.numpy import load_file
+
+        dtype = self._host_dtype()
+        for batch in load_file(images)["images"]:
+            if network.host_layout == "NHWC":
+                yield np.ascontiguousarray(batch.transpose(0, 2, 3, 1), dtype).transpose(0, 3, 1, 2)
+            else:
+                yield np.ascontiguousarray(batch, dtype)
+
     def _host_dtype(self) -> str:
         return "float64" if self.arguments.precision == "fp64" else "float32"
 
@@ -312,7 +327,7 @@ def error_of(error: BaseException) -> dict[str, str]:
 
 OPERATIONS = (
     *("start", "prepare", "put", "visit", "sustain", "kept", "windows", "reads", "unlike", "loadgen", "outputs", "arithmetic"),
-    *("weights", "memory", "release"),
+    *("classify", "settings", "weights", "memory", "release"),
     *("taps", "examine", "export", "prepare_training", "train", "trained", "differentiate"),
 )
 
