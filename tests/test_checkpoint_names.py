@@ -128,7 +128,7 @@ def test_the_nearest_model_is_named(held: str, meant: str, says: str) -> None:
 
 
 def test_a_stem_that_no_model_has() -> None:
-    """timm's ResNet-D: the nearest model, and how far off it is."""
+    """The stem of ResNet-D in timm: the nearest model, and how far off it is."""
     weights = numbered(models.get("resnet50"))
     del weights["conv1.weight"]
     weights |= {"conv1.0.weight": np.zeros((32, 3, 3, 3), np.float32), "conv1.3.weight": np.zeros((64, 32, 3, 3), np.float32)}

@@ -469,10 +469,9 @@ def test_truncated(name: str, tmp_path: Path) -> None:
         assert same(found, whole)
 
 
+KINDS = ("flip", "set", "insert", "delete", "copy")
 EDITS = st.lists(
-    st.tuples(
-        st.floats(0, 1, exclude_max=True), st.sampled_from(["flip", "set", "insert", "delete", "copy"]), st.binary(min_size=1, max_size=9)
-    ),
+    st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from(KINDS), st.binary(min_size=1, max_size=9)),
     min_size=1,
     max_size=6,
 )
