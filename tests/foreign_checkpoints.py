@@ -25,7 +25,7 @@ from tests.frameworks import interpreter
 
 Array = npt.NDArray[Any]
 
-FIRST, LATER = KERAS
+FIRST, LATER, VGG = KERAS
 
 BY_TORCH = """
 import sys
@@ -137,7 +137,7 @@ def keras(path: Path, model: ModelSpec, weights: Mapping[str, Array], names: Ker
             arrays = {leaf: weights[f"{layer.name}.{leaf}"] for leaf in layer.tensors()}
             if not arrays:
                 continue
-            theirs = names.name_of(layer.name)
+            theirs = names.names(model)[layer.name]
             if layer.name in of:
                 arrays = {"weight": arrays["weight"].transpose(2, 3, 1, 0), "bias": biases[layer.name]}
                 leaves = {"weight": "W" if old else "kernel", "bias": "b" if old else "bias"}

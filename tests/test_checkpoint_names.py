@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from impls import models
 from impls.oracle.forward import forward
-from impls.spec import BatchNorm2d, ModelSpec, Relu, layers, tensor_shapes
+from impls.spec import BatchNorm2d, Block, Conv2d, Linear, MaxPool2d, ModelSpec, Padding, Relu, layers, tensor_shapes
 from impls.weights import checkpoints
 from impls.weights.checkpoints import names, state_dict
 from impls.weights.container import WeightFileError
@@ -172,9 +173,6 @@ def test_biases_in_the_means_compute_the_same(tmp_path: Path) -> None:
 
 def with_biases(model: ModelSpec) -> ModelSpec:
     """Every convolution with a bias."""
-    from dataclasses import replace
-
-    from impls.spec import Block, Conv2d
 
     def changed(node: Any) -> Any:
         if isinstance(node, Block):
@@ -207,17 +205,48 @@ def test_keras_leftovers() -> None:
     odd = weights | {"conv9_bn/conv9_bn/gamma:0": np.ones(64, np.float32)}
     assert "holds 'conv9_bn/conv9_bn/gamma:0', which resnet50_v1 does not have (1 such)" in refusal(odd, "resnet50_v1", keras=True)
     assert refusal({"dense/kernel:0": np.ones((2, 2))}, "resnet50_v1", keras=True) == (
-        "is an HDF5 file, but none of Keras's ResNets: it has none of bn_conv1 and conv1_bn"
+        "is an HDF5 file, but none of Keras's networks that are known: it has none of the layers bn_conv1, conv1_bn, block1_conv1"
     )
 
 
-@pytest.mark.parametrize("scheme", names.KERAS, ids=["first", "later"])
+@pytest.mark.parametrize("scheme", [foreign.FIRST, foreign.LATER], ids=["first", "later"])
 def test_keras_names_are_one_to_one(scheme: names.KerasNames) -> None:
     """No two layers have one name."""
-    for name in names.KERAS_MODELS:
-        own = [layer.name for layer in layers(models.get(name).body) if layer.tensors()]
-        assert len({scheme.name_of(each) for each in own}) == len(own)
-    assert scheme.name_of("layer3.22.bn2") == {1e-3: "bn4w_branch2b", 1.001e-5: "conv4_block23_2_bn"}[scheme.epsilon]
+    for name in ("resnet50_v1", "resnet101_v1", "resnet152_v1"):
+        theirs = scheme.names(models.get(name))
+        assert len(set(theirs.values())) == len(theirs)
+    assert (
+        scheme.names(models.get("resnet101_v1"))["layer3.22.bn2"]
+        == {
+            1e-3: "bn4w_branch2b",
+            1.001e-5: "conv4_block23_2_bn",
+        }[scheme.epsilon or 0]
+    )
+
+
+def test_keras_vgg(tmp_path: Path) -> None:
+    """Blocks between the max-pools, and a linear layer that takes a map whose channels come last there and first here."""
+    no_padding = Padding.same_on_all_sides(0)
+    same_padding = Padding.same_on_all_sides(1)
+    body = (
+        *(Conv2d("features.0", 3, 4, 3, 1, same_padding, bias=True), Relu("features.1"), MaxPool2d("features.2", 2, 2, no_padding)),
+        *(Conv2d("features.3", 4, 5, 3, 1, same_padding, bias=True), Relu("features.4"), MaxPool2d("features.5", 2, 2, no_padding)),
+        *(Linear("classifier.0", 5 * 2 * 2, 6), Relu("classifier.1"), Linear("classifier.3", 6, 7)),
+    )
+    model = ModelSpec("vgg_of_two_blocks", (3, 8, 8), 7, body, "")
+    weights = numbered(model)
+    names_of = {
+        **{"features.0": "block1_conv1", "features.3": "block2_conv1"},
+        **{"classifier.0": "fc1", "classifier.3": "predictions"},
+    }
+    assert foreign.VGG.names(model) == names_of
+    tensors: Weights = {}
+    for layer, theirs in names_of.items():
+        kernel = weights[f"{layer}.weight"]
+        tensors[f"{theirs}/{theirs}/kernel:0"] = kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T
+        tensors[f"{theirs}/{theirs}/bias:0"] = weights[f"{layer}.bias"]
+    tensors["fc1/fc1/kernel:0"] = weights["classifier.0.weight"].reshape(6, 5, 2, 2).transpose(2, 3, 1, 0).reshape(20, 6)
+    assert same(names.canonical(PATH, tensors, model, keras=True).weights, weights)
 
 
 # --- Out ---

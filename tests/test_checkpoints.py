@@ -184,7 +184,7 @@ def test_a_pickle_that_calls_the_shell(write: Callable[..., Path], tmp_path: Pat
     assert mark.exists()
 
 
-NESTED = b"".join([b")q\x00", *(b"(" + b"h\x00" * 9 + b"tq\x00" for _ in range(60))])
+NESTED = b"(" * 60 + b")q\x00" + (b"h\x00" * 8 + b"tq\x00") * 60
 """A tuple of nine references to a tuple of nine references ...: whoever hashes, compares or prints it never ends."""
 
 

@@ -6,9 +6,11 @@ or lacks, is refused by name.
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from impls import models
-from impls.spec import Linear, ModelSpec, Shape, layers, tensor_shapes
+from impls.spec import Conv2d, Linear, MaxPool2d, ModelSpec, Shape, layers, tensor_shapes
 from impls.weights.container import Array, WeightFileError
 from impls.weights.folding import biases_into_means, followed
 from impls.weights.variant import epsilons, with_constants
@@ -87,18 +89,40 @@ def _later_names(layer: str) -> str:
     return f"conv{int(match['stage']) + 1}_block{int(match['block']) + 1}_{match['number'] or 0}_{kind}"
 
 
+def _vgg_names(model: ModelSpec) -> dict[str, str]:
+    """Keras's VGG (keras applications/vgg16.py), whose blocks end at the max-pools."""
+    found: dict[str, str] = {}
+    block, number, hidden = 1, 0, 0
+    for layer in layers(model.body):
+        match layer:
+            case Conv2d():
+                number += 1
+                found[layer.name] = f"block{block}_conv{number}"
+            case MaxPool2d():
+                block, number = block + 1, 0
+            case Linear():
+                hidden += 1
+                found[layer.name] = "predictions" if layer.out_features == model.classes else f"fc{hidden}"
+    return found
+
+
+def _each(name_of: Callable[[str], str]) -> Callable[[ModelSpec], dict[str, str]]:
+    return lambda model: {layer.name: name_of(layer.name) for layer in layers(model.body) if layer.tensors()}
+
+
 @dataclass(frozen=True, slots=True)
 class KerasNames:
-    """A generation of Keras's ResNets: a layer that only it has, its epsilon, and its name of a canonical layer."""
+    """A family of Keras's: a layer that only it has, its epsilon where it has batch norm, and its names of a model's layers by ours."""
 
     sign: str
-    epsilon: float
-    name_of: Callable[[str], str]
+    epsilon: float | None
+    names: Callable[[ModelSpec], dict[str, str]]
 
 
 KERAS = (
-    KerasNames("bn_conv1", 1e-3, _first_names),  # BatchNormalization's default
-    KerasNames("conv1_bn", 1.001e-5, _later_names),
+    KerasNames("bn_conv1", 1e-3, _each(_first_names)),  # BatchNormalization's default
+    KerasNames("conv1_bn", 1.001e-5, _each(_later_names)),
+    KerasNames("block1_conv1", None, _vgg_names),
 )
 """Two files of one public name, ``resnet50_weights_tf_dim_ordering_tf_kernels.h5``, are told apart by the names in them."""
 
@@ -109,34 +133,56 @@ KERAS_LEAVES = {
 }
 LEAF = re.compile(rf"(?:^|_)({'|'.join(KERAS_LEAVES)})(?:_\d+)?(?::0)?$")
 
-KERAS_MODELS = tuple(name for name in models.NAMES if name.endswith("_v1"))
-"""All have the stride of a downsampling bottleneck on its first 1x1."""
+KERAS_MODELS = tuple(name for name in models.NAMES if name.endswith("_v1") or name in {"vgg16", "vgg19"})
+"""Its ResNets have the stride of a downsampling bottleneck on its first 1x1."""
 
 WHOLE_MODEL = "model_weights/"
 """Where ``Model.save`` keeps what ``Model.save_weights`` writes alone; beside it lies the optimiser."""
 
 
-def _keras(path: Path, tensors: Mapping[str, Array], model: ModelSpec) -> tuple[ModelSpec, dict[str, Array]]:
+def _keras_family(path: Path, tensors: Mapping[str, Array]) -> KerasNames:
+    present = {name.removeprefix(WHOLE_MODEL).partition("/")[0] for name in tensors}
+    for family in KERAS:
+        if family.sign in present:
+            return family
+    signs = ", ".join(family.sign for family in KERAS)
+    raise WeightFileError(f"{path}: is an HDF5 file, but none of Keras's networks that are known: it has none of the layers {signs}")
+
+
+def _keras(path: Path, family: KerasNames, tensors: Mapping[str, Array], model: ModelSpec) -> dict[str, Array]:
     if any(name.startswith(WHOLE_MODEL) for name in tensors):
         tensors = {name.removeprefix(WHOLE_MODEL): tensor for name, tensor in tensors.items() if name.startswith(WHOLE_MODEL)}
-    present = {name.partition("/")[0] for name in tensors}
-    scheme = next((each for each in KERAS if each.sign in present), None)
-    if scheme is None:
-        raise WeightFileError(
-            f"{path}: is an HDF5 file, but none of Keras's ResNets: it has none of {_listed(each.sign for each in KERAS)}"
-        )
-    if _strided_on_3x3(model):
-        raise WeightFileError(f"{path}: Keras's ResNets have their stride on the first 1x1: its weights are for {model.name}_v1")
-    known = (model, *(models.get(name) for name in KERAS_MODELS))
-    canonical = {scheme.name_of(layer.name): layer.name for each in known for layer in layers(each.body) if layer.tensors()}
+    ours = {theirs: name for name, theirs in family.names(model).items()}
+    channels = _flattened(model)
     found: dict[str, Array] = {}
     for name, tensor in tensors.items():
-        layer, leaf = canonical.get(name.partition("/")[0]), LEAF.search(name.rpartition("/")[2])
-        ours = f"{layer}.{KERAS_LEAVES[leaf[1]]}" if layer and leaf else name
-        if ours in found:
-            raise WeightFileError(f"{path}: holds two tensors for {ours}: {reprlib.repr(name)} is one")
-        found[ours] = tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T  # HWIO to OIHW, (in, out) to (out, in)
-    return with_constants(model, model.classes, dict.fromkeys(epsilons(model), scheme.epsilon)), found
+        layer, leaf = ours.get(name.partition("/")[0]), LEAF.search(name.rpartition("/")[2])
+        known = f"{layer}.{KERAS_LEAVES[leaf[1]]}" if layer and leaf else name
+        if known in found:
+            raise WeightFileError(f"{path}: holds two tensors for {known}: {reprlib.repr(name)} is one")
+        found[known] = _turned(tensor, channels.get(known))
+    return found
+
+
+def _turned(tensor: Array, channels: int | None) -> Array:
+    """HWIO to OIHW, and (in, out) to (out, in); ``channels`` are those of a square map of which "in" is the rows, HWC to CHW."""
+    if tensor.ndim == 4:
+        return tensor.transpose(3, 2, 0, 1)
+    if channels and tensor.ndim == 2 and tensor.shape[0] == math.isqrt(tensor.shape[0] // channels) ** 2 * channels:
+        side = math.isqrt(tensor.shape[0] // channels)
+        return tensor.reshape(side, side, channels, tensor.shape[1]).transpose(3, 2, 0, 1).reshape(tensor.shape[1], tensor.shape[0])
+    return tensor.T
+
+
+def _flattened(model: ModelSpec) -> dict[str, int]:
+    """The weight of a linear layer that takes a whole map, and the map's channels."""
+    channels = 0
+    for layer in layers(model.body):
+        if isinstance(layer, Conv2d):
+            channels = layer.out_channels
+        elif isinstance(layer, Linear):
+            return {f"{layer.name}.weight": channels} if layer.in_features > channels else {}
+    return {}
 
 
 def _strided_on_3x3(model: ModelSpec) -> bool:
@@ -161,11 +207,19 @@ def canonical(path: Path, tensors: Mapping[str, Array], model: ModelSpec, *, ker
     Raises:
         WeightFileError: a tensor too many or too few, of another shape, or not exactly a finite float32; with the nearest model.
     """
-    model, found = _keras(path, tensors, model) if keras else (model, _torch(tensors, model))
+    convert = functools.partial(_torch, tensors)
+    if keras:
+        family = _keras_family(path, tensors)
+        if _strided_on_3x3(model):
+            raise WeightFileError(f"{path}: Keras's ResNets have their stride on the first 1x1: its weights are for {model.name}_v1")
+        convert = functools.partial(_keras, path, family, tensors)
+        if family.epsilon is not None:
+            model = with_constants(model, model.classes, dict.fromkeys(epsilons(model), family.epsilon))
+    found = convert(model)
     model = _with_classes(model, found)
     expected = _expected(model, found, keras)
     if fault := _fault(model, expected, found):
-        raise WeightFileError(f"{path}: {fault}; {_nearest(model, found, keras)}")
+        raise WeightFileError(f"{path}: {fault}; {_nearest(model, convert, keras)}")
     weights = {name: _float32(path, name, found[name]) for name in expected}
     return Imported(model, biases_into_means(model, weights), "Keras" if keras else "PyTorch")
 
@@ -197,12 +251,13 @@ def _fault(model: ModelSpec, shapes: Mapping[str, Shape], found: Mapping[str, Ar
     return None
 
 
-def _nearest(meant: ModelSpec, found: Mapping[str, Array], keras: bool) -> str:
+def _nearest(meant: ModelSpec, convert: Callable[[ModelSpec], dict[str, Array]], keras: bool) -> str:
     """The model from which the fewest tensors differ, and how many do."""
-    theirs = {(name, tensor.shape) for name, tensor in found.items()}
     distances = {}
     for name in dict.fromkeys((meant.name, *(KERAS_MODELS if keras else models.NAMES))):
+        found = convert(models.get(name))
         model = _with_classes(models.get(name), found)
+        theirs = {(name, tensor.shape) for name, tensor in found.items()}
         distances[name] = len(theirs ^ set(_expected(model, found, keras).items()))
     nearest = min(distances, key=lambda name: distances[name])
     if not distances[nearest]:
@@ -219,7 +274,3 @@ def _float32(path: Path, name: str, tensor: Array) -> npt.NDArray[np.float32]:
     if tensor.dtype.kind != "f" or not np.isfinite(single).all() or (single.astype(tensor.dtype) != tensor).any():
         raise WeightFileError(f"{path}: {name}: its {tensor.dtype} values are not all finite numbers that float32 holds exactly")
     return np.ascontiguousarray(single)
-
-
-def _listed(words: Iterable[str]) -> str:
-    return " and ".join(words)
