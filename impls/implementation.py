@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from impls.precision import PRECISIONS
-from impls.spec import BatchNorm2d, ModelSpec, Shape, layers, tap_shapes
+from impls.spec import BatchNorm2d, Dropout, ModelSpec, Shape, layers, tap_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
@@ -216,7 +216,7 @@ def check_training(model: ModelSpec, precision: str, input_shape: Shape) -> None
     """Refuse what no implementation trains.
 
     Raises:
-        CannotError: another precision, or a batch norm that gets one value of each channel, which has no variance.
+        CannotError: another precision, dropout, or a batch norm that gets one value of each channel, which has no variance.
         SpecError: the network does not take images of ``input_shape``.
     """
     if precision not in TRAINING_PRECISIONS:
@@ -224,6 +224,8 @@ def check_training(model: ModelSpec, precision: str, input_shape: Shape) -> None
     batch, _, height, width = input_shape
     taps = tap_shapes(model, batch, height, width)
     for layer in layers(model.body):
+        if isinstance(layer, Dropout):
+            raise CannotError(f"{layer.name}: every framework draws its own dropout, so networks that have it are not trained here")
         if isinstance(layer, BatchNorm2d) and math.prod(taps[layer.name]) == layer.channels:
             raise CannotError(f"{layer.name}: one value of each channel has no variance; train on more images or larger ones")
 

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -113,6 +113,31 @@ class GlobalAvgPool2d(_NoTensors):
 
 
 @dataclass(frozen=True, slots=True)
+class Flatten(_NoTensors):
+    """(N, C, H, W) to (N, C H W): channel by channel, and in each row by row, the order in which the weights behind it stand.
+
+    The one size of map that those weights fit is said here, so no other goes through.
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout(_NoTensors):
+    """The identity in inference.
+
+    In training each element is 0 with ``probability`` and the others are divided by 1 - ``probability`` (Srivastava et al., JMLR
+    15, 2014, with the scale in training). Which are 0 every framework draws for itself, so networks with it are not trained here.
+    """
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
     """x @ weight.T + bias: (N, in_features) to (N, out_features)."""
 
@@ -142,7 +167,14 @@ class Add(_NoTensors):
     name: str
 
 
-Layer = Conv2d | BatchNorm2d | Relu | MaxPool2d | GlobalAvgPool2d | Linear | PadShortcut | Add
+@dataclass(frozen=True, slots=True)
+class Concat(_NoTensors):
+    """The channels of its inputs behind one another, in the order of the branches: (N, C_i, H, W) to (N, sum of C_i, H, W)."""
+
+    name: str
+
+
+Layer = Conv2d | BatchNorm2d | Relu | MaxPool2d | GlobalAvgPool2d | Flatten | Dropout | Linear | PadShortcut | Add | Concat
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +186,7 @@ class Block:
 
     name: str
     branches: tuple[tuple[Node, ...], ...]
-    merge: Add
+    merge: Add | Concat
     then: tuple[Layer, ...]
 
 
@@ -267,10 +299,15 @@ def output_shape(layer: Layer, *inputs: Shape) -> Shape:
             if len(shape) != 4 or shape[1] != layer.channels:
                 raise SpecError(f"{layer.name}: has {layer.channels} channels, its input is {shape}")
             return shape
-        case Relu():
+        case Relu() | Dropout():
             return shape
         case GlobalAvgPool2d():
             return shape[:2]
+        case Flatten():
+            if shape[1:] != (layer.channels, layer.height, layer.width):
+                size = f"{layer.channels} maps of {layer.height}x{layer.width}"
+                raise SpecError(f"{layer.name}: takes {size}, its input is {shape}: the weights behind it fit images of one size")
+            return (shape[0], math.prod(shape[1:]))
         case Linear():
             if shape[1:] != (layer.in_features,):
                 raise SpecError(f"{layer.name}: takes {layer.in_features} features, its input is {shape}")
@@ -282,6 +319,10 @@ def output_shape(layer: Layer, *inputs: Shape) -> Shape:
             if any(other != shape for other in inputs[1:]):
                 raise SpecError(f"{layer.name}: its branches differ in shape: {', '.join(map(str, inputs))}")
             return shape
+        case Concat():
+            if any(len(other) != 4 or (other[0], *other[2:]) != (shape[0], *shape[2:]) for other in inputs):
+                raise SpecError(f"{layer.name}: its branches differ in height or width: {', '.join(map(str, inputs))}")
+            return (shape[0], sum(other[1] for other in inputs), *shape[2:])
 
 
 def tap_shapes(model: ModelSpec, batch: int, height: int, width: int) -> dict[str, Shape]:
@@ -330,7 +371,8 @@ def bytes_moved(model: ModelSpec, storage_bytes: int, batch: int, height: int | 
 
     Batch norm, ReLU and the residual sum are taken to happen inside the convolution before them, so a kernel reads its
     inputs and weights once and writes its output once, and nothing stays in a cache between kernels. A separate
-    shortcut (pool, option A) is a kernel of its own. This is the least traffic that layer-by-layer execution has.
+    shortcut (pool, option A) is a kernel of its own; branches that are concatenated are written where they belong. This is the
+    least traffic that layer-by-layer execution has.
     """
     total = 0
 
@@ -339,7 +381,7 @@ def bytes_moved(model: ModelSpec, storage_bytes: int, batch: int, height: int | 
         output = output_shape(layer, *inputs)
         if isinstance(layer, Add):
             total += sum(math.prod(shape) for shape in inputs[1:])
-        elif not isinstance(layer, (BatchNorm2d, Relu)):
+        elif not isinstance(layer, (BatchNorm2d, Relu, Flatten, Dropout, Concat)):
             total += math.prod(inputs[0]) + math.prod(output)
         total += sum(math.prod(shape) for leaf, shape in layer.tensors().items() if leaf in ("weight", "bias"))
         return output
@@ -372,9 +414,7 @@ def as_json(model: ModelSpec) -> dict[str, object]:
     }
 
 
-_KINDS: dict[str, type] = {
-    kind.__name__: kind for kind in (Conv2d, BatchNorm2d, Relu, MaxPool2d, GlobalAvgPool2d, Linear, PadShortcut, Add)
-}
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Layer)}
 
 LARGEST = 1 << 24
 """No size of a network's description is larger: what is, is no network but an attempt on the memory."""
@@ -427,11 +467,11 @@ def _node(value: object) -> Node:
         raise SpecError(f"there is no layer kind {value['kind'][:80]!r}")
     block = _fields(rest, {"name", "branches", "merge", "then"}, "Block")
     merge, then = _node(block["merge"]), _nodes(block["then"])
-    if not isinstance(merge, Add) or not isinstance(block["branches"], list) or not isinstance(block["name"], str):
-        raise SpecError(f"block {str(block['name'])[:80]!r} is not a name, branches, an Add and layers after it")
+    if not isinstance(merge, Add | Concat) or not isinstance(block["branches"], list) or not isinstance(block["name"], str):
+        raise SpecError(f"block {str(block['name'])[:80]!r} is not a name, branches, an Add or a Concat and layers after it")
     after = tuple(child for child in then if not isinstance(child, Block))
     if len(after) != len(then):
-        raise SpecError(f"block {block['name']!r}: what follows its sum must be layers")
+        raise SpecError(f"block {block['name']!r}: what follows its {type(merge).__name__} must be layers")
     return Block(block["name"], tuple(_nodes(branch) for branch in block["branches"]), merge, after)
 
 

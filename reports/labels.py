@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from impls.implementation import OURS, ROOT, ZOO, Manifest, ManifestError, read_manifest
 
 SCOPES = {"transfer": "host to host", "device": "on the device", "pipeline": "from JPEG"}
+NAMES = {"googlenet": "GoogLeNet", "alexnet": "AlexNet"}
 SCENARIOS = {"single_stream": "latency", "offline": "throughput"}
 
-_MODEL = re.compile(r"(?P<cifar>cifar_)?(?P<kind>resnet|plain)(?P<depth>\d+)(?P<suffix>(?:_\w+)?)")
+_MODEL = re.compile(r"(?P<cifar>cifar_)?(?P<kind>resnet|plain|vgg)(?P<depth>\d+)(?P<suffix>(?:_\w+)?)")
 
 
 @functools.cache
@@ -66,8 +67,8 @@ def model(name: str) -> str:
     """ "CIFAR ResNet-20" for "cifar_resnet20"."""
     match = _MODEL.fullmatch(name)
     if match is None:
-        return name
-    kind = {"resnet": "ResNet", "plain": "Plain"}[match["kind"]]
+        return NAMES.get(name, name)
+    kind = {"resnet": "ResNet", "plain": "Plain", "vgg": "VGG"}[match["kind"]]
     return f"{'CIFAR ' if match['cifar'] else ''}{kind}-{match['depth']}{match['suffix'].replace('_', ' ')}"
 
 

@@ -156,6 +156,15 @@ def test_what_does_not_train_is_skipped(context: Context) -> None:
     assert (record.suite, record.status, record.reason) == ("training_equivalence", "skipped", "ONNX Runtime has no training")
 
 
+def test_a_net_that_nobody_trains_is_skipped(context: Context) -> None:
+    """GoogLeNet has dropout: its row says so before any worker is asked."""
+    cell = dataclasses.replace(CELL, implementation="pytorch", mode="eager", model="googlenet")
+    record = certificate._certify_one(context, NO_WORKERS, cell, (1,), "training")
+    assert (record.suite, record.status) == ("training_equivalence", "skipped")
+    assert record.reason is not None
+    assert record.reason.startswith("dropout: every framework draws its own dropout")
+
+
 def test_an_excused_tier_is_stated(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An implementation that shows no taps is certified without E3, kept so, and the record says why."""
     examiner = Examiner(monkeypatch)

@@ -12,7 +12,7 @@ import pytest
 
 from impls import models
 from impls.oracle.forward import forward
-from impls.spec import BatchNorm2d, Block, Conv2d, Linear, MaxPool2d, ModelSpec, Padding, Relu, layers, tensor_shapes
+from impls.spec import BatchNorm2d, Block, Conv2d, Flatten, Linear, MaxPool2d, ModelSpec, Padding, Relu, layers, tensor_shapes
 from impls.weights import checkpoints
 from impls.weights.checkpoints import names, state_dict
 from impls.weights.container import WeightFileError
@@ -231,7 +231,7 @@ def test_keras_vgg(tmp_path: Path) -> None:
     body = (
         *(Conv2d("features.0", 3, 4, 3, 1, same_padding, bias=True), Relu("features.1"), MaxPool2d("features.2", 2, 2, no_padding)),
         *(Conv2d("features.3", 4, 5, 3, 1, same_padding, bias=True), Relu("features.4"), MaxPool2d("features.5", 2, 2, no_padding)),
-        *(Linear("classifier.0", 5 * 2 * 2, 6), Relu("classifier.1"), Linear("classifier.3", 6, 7)),
+        *(Flatten("flatten", 5, 2, 2), Linear("classifier.0", 5 * 2 * 2, 6), Relu("classifier.1"), Linear("classifier.3", 6, 7)),
     )
     model = ModelSpec("vgg_of_two_blocks", (3, 8, 8), 7, body, "")
     weights = numbered(model)
@@ -247,6 +247,14 @@ def test_keras_vgg(tmp_path: Path) -> None:
         tensors[f"{theirs}/{theirs}/bias:0"] = weights[f"{layer}.bias"]
     tensors["fc1/fc1/kernel:0"] = weights["classifier.0.weight"].reshape(6, 5, 2, 2).transpose(2, 3, 1, 0).reshape(20, 6)
     assert same(names.canonical(PATH, tensors, model, keras=True).weights, weights)
+
+
+def test_googlenet_s_heads_for_training_are_left_out() -> None:
+    """And those of no other network."""
+    weights = numbered(models.get("googlenet"))
+    heads = {"aux1.conv.conv.weight": np.zeros(3, np.float32), "aux2.fc2.bias": np.zeros(3, np.float32)}
+    assert same(imported(weights | heads, "googlenet").weights, weights)
+    assert "holds 'aux1.conv.conv.weight', which resnet18 does not have" in refusal(heads, "resnet18")
 
 
 # --- Out ---
@@ -283,7 +291,10 @@ def test_pytorch_loads_what_is_exported(tmp_path: Path) -> None:
     [
         (models.get("resnet50_v1"), "the weights would fit resnet50, which computes something else"),
         (with_constants(models.get("resnet50"), 1000, {"bn1": 1e-3}), "the weights would fit resnet50, which computes something else"),
-        (models.get("cifar_resnet20"), "it has resnet18, resnet34, resnet50, resnet101, resnet152"),
+        (
+            models.get("cifar_resnet20"),
+            "it has resnet18, resnet34, resnet50, resnet101, resnet152, vgg16, vgg19, vgg16_bn, vgg19_bn, googlenet, alexnet",
+        ),
     ],
 )
 def test_torchvision_has_no_such_network(model: ModelSpec, says: str) -> None:

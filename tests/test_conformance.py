@@ -32,7 +32,10 @@ from impls.spec import (
     Add,
     BatchNorm2d,
     Block,
+    Concat,
     Conv2d,
+    Dropout,
+    Flatten,
     GlobalAvgPool2d,
     Layer,
     Linear,
@@ -422,6 +425,13 @@ HAND_MADE: dict[str, tuple[ModelSpec, int, int]] = {
         5,
     ),
     "pool that skips": (hand_made("m3", 4, conv("a", 3, 4, 3, bias=True), MaxPool2d("m", 2, 3, NO_PADDING)), 13, 14),
+    "pools in ceil mode": (
+        hand_made(
+            "m4", 4, conv("a", 3, 4, 1, bias=True), MaxPool2d("m", 3, 2, Padding(0, 1, 0, 1)), MaxPool2d("n", 2, 2, Padding(0, 1, 0, 1))
+        ),
+        14,
+        15,
+    ),
     "bias before batch norm": (hand_made("n1", 4, conv("a", 3, 4, 3, bias=True), norm("b", 4, 1e-4), Relu("c")), 10, 18),
     "batch norm first": (hand_made("n2", 4, norm("n", 3), Relu("r"), conv("a", 3, 4, 3, 1, Padding.same_on_all_sides(1))), 8, 4),
     "option A of odd sizes": (
@@ -468,6 +478,46 @@ HAND_MADE: dict[str, tuple[ModelSpec, int, int]] = {
         ),
         4,
         4,
+    ),
+    "branches side by side": (
+        hand_made(
+            "c1",
+            9,
+            conv("i", 3, 4, 1, bias=True),
+            Block(
+                "x",
+                (
+                    (conv("x.a", 4, 3, 3, 1, Padding.same_on_all_sides(1), bias=True),),
+                    (MaxPool2d("x.m", 3, 1, Padding.same_on_all_sides(1)), conv("x.b", 4, 2, 1), norm("x.n", 2)),
+                    (),
+                ),
+                Concat("x.cat"),
+                (Relu("x.o"),),
+            ),
+        ),
+        4,
+        8,
+    ),
+    "flattened": (
+        ModelSpec(
+            "f1",
+            (3, 8, 12),
+            5,
+            (
+                conv("a", 3, 4, 3, 2, Padding.same_on_all_sides(1), bias=True),
+                Relu("r"),
+                MaxPool2d("m", 3, 2, Padding(0, 1, 0, 1)),
+                Flatten("f", 4, 2, 3),
+                Dropout("d1", 0.5),
+                Linear("l1", 24, 16),
+                Relu("r1"),
+                Dropout("d2", 0.2),
+                Linear("l2", 16, 5),
+            ),
+            "the conformance tests",
+        ),
+        8,
+        12,
     ),
     "the images themselves": (hand_made("w5", 3, Relu("r"), Block("x", ((), ()), Add("x.add"), (Relu("x.o"),))), 4, 4),
 }

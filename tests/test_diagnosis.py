@@ -15,10 +15,23 @@ from click.testing import CliRunner
 
 import levelfield
 from impls import models
-from impls.models import resnet
+from impls.models import googlenet, resnet
 from impls.oracle import forward
 from impls.oracle.rounding import envelope, rho
-from impls.spec import MaxPool2d, ModelSpec, Padding, Relu, layers
+from impls.spec import (
+    NO_PADDING,
+    Block,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    Padding,
+    Relu,
+    layers,
+)
 from impls.weights import file, synthesis
 from levelfield.cli import main
 from suites.equivalence import diagnosis, simulation
@@ -52,6 +65,33 @@ def _bottlenecks() -> ModelSpec:
 def _case(model: ModelSpec, side: int) -> Case:
     images = np.random.default_rng(0).standard_normal((3, 3, side, side)).astype(np.float32)
     return Case(model, synthesis.synthesize(model, 0), images)
+
+
+def _inception() -> ModelSpec:
+    """A pool and a block of GoogLeNet's, and a head of VGG's, in small."""
+    pad = Padding.same_on_all_sides(1)
+    block = Block(
+        "block",
+        (
+            (Conv2d("block.1", 8, 3, 1, 1, NO_PADDING, bias=True),),
+            (Conv2d("block.2", 8, 4, 3, 1, pad, bias=True),),
+            (MaxPool2d("block.3", 3, 1, pad), Conv2d("block.4", 8, 2, 1, 1, NO_PADDING, bias=True)),
+        ),
+        Concat("block.concat"),
+        (Relu("block.relu"),),
+    )
+    body = (
+        Conv2d("conv1", 3, 8, 3, 2, pad, bias=True),
+        Relu("relu"),
+        MaxPool2d("maxpool", 3, 2, googlenet.CEIL_MODE),
+        block,
+        Flatten("flatten", 9, 4, 4),
+        Dropout("dropout", 0.5),
+        Linear("fc1", 144, 24),
+        Relu("relu1"),
+        Linear("fc2", 24, 10),
+    )
+    return ModelSpec("inception", (3, 16, 16), 10, body, "for tests")
 
 
 CASES = {"basic": _case(models.get("cifar_resnet8"), 16), "bottlenecks": _case(_bottlenecks(), 32)}
@@ -211,6 +251,16 @@ def test_two_faults_are_named_together(alone: bool) -> None:
     answer = asked(case, logits_of(case, taps) if alone else taps)
     assert {frozenset(each.faults) for each in answer.explanations} == {frozenset({"images-bgr", "eps-1e-3"})}, answer.sentence
     assert ", and " in answer.sentence
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("name", ["pool-ceil-before", "flatten-nhwc", "concat-reversed"])
+def test_faults_of_other_families_are_named(name: str, alone: bool) -> None:
+    """Those of pools in ceil mode, flattened maps and branches side by side, from all taps and from the logits."""
+    case, fault = _case(_inception(), 16), FAULTS[name]
+    (site,) = fault.sites(case.model)
+    taps = computed(case, fault.of(case, site))
+    check(case, fault, site, asked(case, logits_of(case, taps) if alone else taps))
 
 
 @pytest.mark.parametrize("sites", [("layer1.0.add", "layer2.0.add"), ("layer2.0.add", "layer3.0.add")])

@@ -10,7 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impls import models
-from impls.spec import Conv2d, Linear, ModelSpec, PadShortcut, bytes_moved, layers, macs, parameter_count, tensor_shapes
+from impls.models import resnet
+from impls.spec import (
+    Block,
+    Conv2d,
+    Dropout,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    PadShortcut,
+    bytes_moved,
+    layers,
+    macs,
+    output_shape,
+    parameter_count,
+    tap_shapes,
+    tensor_shapes,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +44,24 @@ def test_torchvision_parameter_counts(name: str, parameters: int) -> None:
     """Parameters are torchvision's to the last one; the place of the stride changes none."""
     assert parameter_count(models.get(name)) == parameters
     assert parameter_count(models.get(f"{name}_v1")) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "gmacs"),
+    [
+        # num_params and _ops of each checkpoint in torchvision 0.29's models/vgg.py, alexnet.py and googlenet.py.
+        ("vgg16", 138_357_544, "15.470"),
+        ("vgg16_bn", 138_365_992, "15.470"),
+        ("vgg19", 143_667_240, "19.632"),
+        ("vgg19_bn", 143_678_248, "19.632"),
+        ("alexnet", 61_100_840, "0.714"),
+        ("googlenet", 6_624_904, "1.498"),
+    ],
+)
+def test_torchvision_counts_of_the_others(name: str, parameters: int, gmacs: str) -> None:
+    """Parameters to the last one, multiply-accumulates to three decimals."""
+    assert parameter_count(models.get(name)) == parameters
+    assert f"{macs(models.get(name)) / 1e9:.3f}" == gmacs
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, "0.27"), (32, "0.46"), (44, "0.66"), (56, "0.85"), (110, "1.7"), (1202, "19.4")])
@@ -74,14 +108,14 @@ def test_bytes_moved(name: str, megabytes: float) -> None:
 
 def test_weight_layers_make_the_depth() -> None:
     """A ResNet's name counts its convolutions and its fc, without shortcuts."""
-    for name in models.NAMES:
+    for name in (*resnet.NAMES, "vgg16", "vgg19", "vgg16_bn", "vgg19_bn"):
         model = models.get(name)
         weighted = [layer for layer in layers(model.body) if isinstance(layer, Conv2d | Linear) and ".downsample" not in layer.name]
-        depth = name.removesuffix("_v1").removesuffix("_b").removesuffix("_c").lstrip("abcdefghijklmnopqrstuvwxyz_")
+        depth = name.removesuffix("_bn").removesuffix("_v1").removesuffix("_b").removesuffix("_c").lstrip("abcdefghijklmnopqrstuvwxyz_")
         assert len(weighted) == int(depth), name
 
 
-@pytest.mark.parametrize("name", [name for name in models.NAMES if not re.search("plain|1202|_b|_c", name)])
+@pytest.mark.parametrize("name", [name for name in resnet.NAMES if not re.search("plain|1202|_b|_c", name)])
 def test_shortcut_options(name: str) -> None:
     """A has no shortcut parameters, B projects where the shape changes, C everywhere."""
     option_a, option_b, option_c = (models.get(f"{name}_{letter}") for letter in "abc")
@@ -117,6 +151,81 @@ def test_basic_blocks_have_one_stride_placement() -> None:
         assert models.get(f"resnet{depth}").body == models.get(f"resnet{depth}_v1").body
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "last", "biased"),
+    [
+        ("vgg16", "features.0", "features.30", True),
+        ("vgg19", "features.0", "features.36", True),
+        ("vgg16_bn", "features.0", "features.43", True),
+        ("vgg19_bn", "features.0", "features.52", True),
+        ("alexnet", "features.0", "features.12", True),
+        ("googlenet", "conv1.conv", "inception5b.concat", False),
+    ],
+)
+def test_names_of_the_others_are_torchvisions(name: str, first: str, last: str, biased: bool) -> None:
+    """The last map has the number that torchvision's ``features`` end with; convolutions have a bias where torchvision's have."""
+    model = models.get(name)
+    maps = [tap for tap, shape in tap_shapes(model, 1, 224, 224).items() if len(shape) == 4]
+    assert (maps[0], maps[-1]) == (first, last)
+    assert {layer.bias for layer in layers(model.body) if isinstance(layer, Conv2d)} == {biased}
+
+
+def test_tensors_of_the_others() -> None:
+    """The tensors around each seam, by name and shape, as in torchvision 0.29's state dicts."""
+    assert [(name, shape) for name, shape in tensor_shapes(models.get("vgg16_bn")).items() if not name.startswith("features.")] == [
+        ("classifier.0.weight", (4096, 25088)),
+        ("classifier.0.bias", (4096,)),
+        ("classifier.3.weight", (4096, 4096)),
+        ("classifier.3.bias", (4096,)),
+        ("classifier.6.weight", (1000, 4096)),
+        ("classifier.6.bias", (1000,)),
+    ]
+    assert tensor_shapes(models.get("vgg16_bn"))["features.41.running_var"] == (512,)
+    alexnet = tensor_shapes(models.get("alexnet"))
+    assert (alexnet["features.0.weight"], alexnet["classifier.1.weight"]) == ((64, 3, 11, 11), (4096, 9216))
+    googlenet = tensor_shapes(models.get("googlenet"))
+    assert googlenet["inception3a.branch1.conv.weight"] == (64, 192, 1, 1)
+    assert googlenet["inception5b.branch3.1.conv.weight"] == (128, 48, 3, 3)
+    assert googlenet["inception5b.branch4.1.bn.running_mean"] == (128,)
+    assert list(googlenet)[-2:] == ["fc.weight", "fc.bias"]
+    assert len(googlenet) == 57 * 5 + 2
+
+
+def test_maps_of_googlenet() -> None:
+    """Channels and size behind each stage and block: the column "output size" of table 1 of arXiv 1409.4842."""
+    model = models.get("googlenet")
+    shapes = tap_shapes(model, 1, 224, 224)
+    stem = {"conv1.relu": (64, 112), "maxpool1": (64, 56), "conv3.relu": (192, 56), "maxpool2": (192, 28)}
+    pools = {"maxpool3": (480, 14), "maxpool4": (832, 7)}
+    widths = zip(("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"), (256, 480, 512, 512, 512, 528, 832, 832, 1024), strict=True)
+    blocks = {f"inception{name}.concat": (width, {"3": 28, "4": 14, "5": 7}[name[0]]) for name, width in widths}
+    assert {name: (shapes[name][1], shapes[name][2]) for name in (*stem, *pools, *blocks)} == stem | pools | blocks
+    assert sum(isinstance(node, Block) for node in model.body) == 9
+
+
+@given(size=st.integers(2, 400), kernel=st.sampled_from([2, 3]))
+def test_ceil_mode_is_a_padding_behind_the_map(size: int, kernel: int) -> None:
+    """At every size there are as many windows as in ceil mode, whose last must begin on the map (ATen/native/Pool.h)."""
+    windows = -(-(size - kernel) // 2) + 1
+    windows -= (windows - 1) * 2 >= size
+    pools = [layer for layer in layers(models.get("googlenet").body) if isinstance(layer, MaxPool2d) and layer.stride == 2]
+    assert [pool.kernel for pool in pools] == [3, 3, 3, 2]
+    for pool in pools:
+        if pool.kernel == kernel:
+            assert output_shape(pool, (1, 1, size, size)) == (1, 1, windows, windows)
+
+
+def test_dropout_stands_where_torchvision_has_it() -> None:
+    """Before which linear layer, and with which probability."""
+
+    def found(name: str) -> list[tuple[str, float]]:
+        return [(layer.name, layer.probability) for layer in layers(models.get(name).body) if isinstance(layer, Dropout)]
+
+    assert found("vgg16") == found("vgg19_bn") == [("classifier.2", 0.5), ("classifier.5", 0.5)]
+    assert found("alexnet") == [("classifier.0", 0.5), ("classifier.3", 0.5)]
+    assert found("googlenet") == [("dropout", 0.2)]
+
+
 @given(n=st.integers(1, 40))
 def test_any_cifar_depth(n: int) -> None:
     """Every 6n + 2 is a ResNet and a plain net with equal parameters under option A, as counted stage by stage."""
@@ -142,6 +251,10 @@ def test_any_cifar_depth(n: int) -> None:
         ("plain34_v1", "plain34"),
         ("cifar_resnet20_v1", "cifar_resnet20"),
         ("resnet50\n", "resnet50"),
+        ("vgg11", "vgg1"),
+        ("vgg16bn", "vgg16"),
+        ("GoogLeNet", "googlenet"),
+        ("alexnet_bn", "alexnet"),
         ("", ""),
     ],
 )

@@ -13,7 +13,20 @@ from hypothesis import strategies as st
 
 from impls.oracle import training
 from impls.oracle.backward import Pullback, scatter, tied, vjp, winners
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Padding,
+    PadShortcut,
+    Relu,
+)
 
 Array = npt.NDArray[np.float64]
 Vjp = Callable[[Layer, tuple[Array, ...], Array, Array, Mapping[str, Array]], Pullback]
@@ -30,9 +43,11 @@ LAYERS: list[tuple[Layer, list[tuple[int, ...]]]] = [
     (Relu("r"), [(2, 3, 4, 5)]),
     (MaxPool2d("p", 3, 2, Padding(1, 1, 1, 0)), [(2, 3, 7, 6)]),
     (GlobalAvgPool2d("g"), [(2, 3, 3, 5)]),
+    (Flatten("f", 3, 4, 5), [(2, 3, 4, 5)]),
     (Linear("l", 4, 3), [(5, 4)]),
     (PadShortcut("s", 2, 1, 2), [(2, 3, 5, 4)]),
     (Add("a"), [(2, 3, 4, 5)] * 3),
+    (Concat("a"), [(2, 3, 4, 5), (2, 1, 4, 5), (2, 2, 4, 5)]),
 ]
 
 
@@ -222,6 +237,8 @@ MUTANTS: dict[str, tuple[type[Layer], Vjp]] = {
     "option A: odd phase": (PadShortcut, changed_input(lambda x: np.roll(x, 1, axis=2))),
     "option A: other channels": (PadShortcut, changed_input(lambda x: np.roll(x, 1, axis=1))),
     "sum: the first branch gets nothing": (Add, changed_input(np.zeros_like)),
+    "flattening: rows and columns exchanged": (Flatten, changed_input(lambda x: x.reshape(2, 3, 5, 4).swapaxes(2, 3))),
+    "concatenation: other channels": (Concat, changed_input(lambda x: np.roll(x, 1, axis=1))),
 }
 
 

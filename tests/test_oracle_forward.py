@@ -13,7 +13,22 @@ from hypothesis import strategies as st
 
 from impls import models, spec
 from impls.oracle.forward import WeightsError, evaluate, forward, taps
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ModelSpec, Padding, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    Padding,
+    PadShortcut,
+    Relu,
+)
 from impls.weights.folding import fold_batch_norm
 
 Array = npt.NDArray[np.float64]
@@ -59,6 +74,11 @@ def by_loops(layer: Layer, inputs: tuple[Array, ...], tensors: dict[str, Array])
                 output[index] = x[index] if x[index] > 0 else 0
             case GlobalAvgPool2d():
                 output[index] = sum(x[n, c].flat) / x[n, c].size
+            case Flatten():
+                area = layer.height * layer.width
+                output[index] = x[n, c // area, c % area // layer.width, c % layer.width]
+            case Dropout():
+                output[index] = x[index]
             case Linear():
                 output[index] = sum(x[n, k] * tensors["weight"][c, k] for k in range(x.shape[1])) + tensors["bias"][c]
             case PadShortcut():
@@ -67,6 +87,9 @@ def by_loops(layer: Layer, inputs: tuple[Array, ...], tensors: dict[str, Array])
                     output[index] = x[n, source, index[2] * layer.stride, index[3] * layer.stride]
             case Add():
                 output[index] = sum(i[index] for i in inputs)
+            case Concat():
+                channels = [channel for i in inputs for channel in i[n]]
+                output[index] = channels[c][index[2:]]
     return output
 
 
@@ -118,11 +141,14 @@ def test_max_pool(kernel: int, stride: int, pads: tuple[int, int, int, int], siz
         (BatchNorm2d("b", 3, 0.1, 0.1, "unbiased"), [(2, 3, 4, 5)]),
         (Relu("r"), [(2, 3, 4, 5)]),
         (GlobalAvgPool2d("g"), [(2, 3, 3, 5)]),
+        (Flatten("f", 3, 4, 5), [(2, 3, 4, 5)]),
+        (Dropout("d", 0.5), [(2, 4)]),
         (Linear("l", 4, 3), [(2, 4)]),
         (PadShortcut("s", 2, 1, 2), [(2, 3, 5, 4)]),
         (PadShortcut("s", 1, 0, 3), [(1, 2, 3, 3)]),
         (Add("a"), [(2, 3, 4, 5)] * 2),
         (Add("a"), [(2, 3, 4, 5)] * 3),
+        (Concat("a"), [(2, 3, 4, 5), (2, 1, 4, 5), (2, 2, 4, 5)]),
     ],
 )
 def test_other_layers(layer: Layer, shapes: list[tuple[int, ...]]) -> None:

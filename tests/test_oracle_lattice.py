@@ -17,10 +17,14 @@ from impls.oracle.lattice import CEILING, Lattice, LatticeError, lattice, prove
 from impls.oracle.rounding import round_to
 from impls.precision import PRECISIONS
 from impls.spec import (
+    NO_PADDING,
     Add,
     BatchNorm2d,
     Block,
+    Concat,
     Conv2d,
+    Dropout,
+    Flatten,
     GlobalAvgPool2d,
     Layer,
     Linear,
@@ -37,7 +41,27 @@ Integers = npt.NDArray[np.int64]
 Weights = dict[str, npt.NDArray[np.float32]]
 
 SMALL = ("cifar_resnet8", "cifar_resnet14_b", "cifar_resnet14_c", "cifar_plain20")
-IMAGENET = ("resnet18", "resnet50_v1")
+IMAGENET = ("resnet18", "resnet50_v1", "googlenet")
+
+FLATTENING = ModelSpec(
+    "flattening",
+    (3, 8, 12),
+    5,
+    (
+        Conv2d("conv", 3, 8, 3, 1, Padding.same_on_all_sides(1), bias=True),
+        Relu("relu"),
+        MaxPool2d("pool", 2, 2, NO_PADDING),
+        Flatten("flatten", 8, 4, 6),
+        Linear("fc1", 192, 64),
+        Relu("relu1"),
+        Dropout("dropout", 0.5),
+        Linear("fc2", 64, 64),
+        Relu("relu2"),
+        Linear("fc3", 64, 5),
+    ),
+    "the tests of the lattice",
+)
+"""VGG's head behind one convolution."""
 
 
 @cache
@@ -90,6 +114,10 @@ def in_integers(model: ModelSpec, weights: Weights, images: npt.NDArray[np.float
             case GlobalAvgPool2d():
                 area = x.shape[2] * x.shape[3]
                 y = x.sum(axis=(2, 3))
+            case Flatten():
+                y = x.reshape(len(x), layer.channels * layer.height * layer.width)
+            case Dropout():
+                y = x
             case Linear():
                 y = x @ tensor(layer, "weight").T + area * tensor(layer, "bias")
             case PadShortcut():
@@ -97,6 +125,8 @@ def in_integers(model: ModelSpec, weights: Weights, images: npt.NDArray[np.float
                 y[:, layer.channels_before : layer.channels_before + x.shape[1]] = x[:, :, :: layer.stride, :: layer.stride]
             case Add():
                 y = np.sum(inputs, axis=0)
+            case Concat():
+                y = np.concatenate(inputs, axis=1)
         outputs[layer.name] = y
         return y
 
@@ -128,6 +158,71 @@ def test_imagenet_values() -> None:
     model, made = probe("resnet18")
     exact = in_integers(model, made.weights, made.images)
     assert all(np.array_equal(value * (4 if tap in ("avgpool", "fc") else 1), exact[tap]) for tap, value in made.expected.items())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_values_of_linear_layers(precision: str) -> None:
+    """Behind a map that is flattened every tap is an integer, the same as in 64-bit integers, whatever the number of inputs.
+
+    A unit of a hidden layer reads ceil(inputs / outputs) inputs or two, each at most the ceiling; its offset is no larger than their sum.
+    """
+    made = lattice(FLATTENING, precision, batch=2, height=8, width=12, seed=0)
+    exact = in_integers(FLATTENING, made.weights, made.images)
+    assert all(np.array_equal(value, exact[tap]) for tap, value in made.expected.items())
+    for name, terms in (("fc1", 3), ("fc2", 2)):
+        assert made.largest[name] <= 2 * terms * CEILING
+        assert (made.weights[f"{name}.weight"] != 0).any(axis=0).all(), f"{name}: an input is not read"
+        after = made.expected[name.replace("fc", "relu")]
+        assert after.max() <= CEILING
+        assert 0.25 < (after > 0).mean() < 0.75
+    assert len(np.unique(made.expected["fc3"])) > 5
+
+
+def test_faults_of_linear_layers_show() -> None:
+    """Rows for columns or places for channels in the flattening, units or inputs shifted, a bias dropped: the logits differ."""
+    made = lattice(FLATTENING, "bf16", batch=2, height=8, width=12, seed=0)
+
+    def logits(weights: Weights) -> npt.NDArray[Any]:
+        return taps(FLATTENING, made.weights | weights, made.images)["fc3"]
+
+    assert np.array_equal(logits({}), made.expected["fc3"])
+    first = made.weights["fc1.weight"].reshape(-1, 8, 4, 6)
+    for order in ((0, 2, 3, 1), (0, 1, 3, 2), (0, 3, 2, 1)):
+        # What reads the map in another order is a matrix whose columns are in another.
+        assert not np.array_equal(logits({"fc1.weight": first.transpose(order).reshape(-1, 192)}), made.expected["fc3"]), order
+    for name in ("fc1", "fc2", "fc3"):
+        weight, bias = made.weights[f"{name}.weight"], made.weights[f"{name}.bias"]
+        for axis in (0, 1):
+            assert not np.array_equal(logits({f"{name}.weight": np.roll(weight, 1, axis)}), made.expected["fc3"]), (name, axis)
+        assert not np.array_equal(logits({f"{name}.bias": np.zeros_like(bias)}), made.expected["fc3"]), name
+
+
+def test_concatenations_show() -> None:
+    """In every single block of GoogLeNet: branches in another order, and any two neighbours exchanged, change taps."""
+    model, made = probe("googlenet")
+
+    def apply(layer: Layer, *inputs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        if isinstance(layer, Concat):
+            assert np.array_equal(evaluate(layer, inputs, {}), made.expected[layer.name])
+            for order in ((3, 2, 1, 0), (1, 0, 2, 3), (0, 2, 1, 3), (0, 1, 3, 2)):
+                other = evaluate(layer, tuple(inputs[branch] for branch in order), {})
+                assert not np.array_equal(other, made.expected[layer.name]), (layer.name, order)
+        return made.expected[layer.name]
+
+    spec.walk(model.body, apply, made.images.astype(np.float64))
+
+
+@pytest.mark.parametrize("padding", [NO_PADDING, Padding(1, 0, 1, 0), Padding.same_on_all_sides(1)])
+def test_ceil_mode_shows(padding: Padding) -> None:
+    """Each pool of GoogLeNet in ceil mode without it, with its row and column before the map, and with both, changes its tap."""
+    model, made = probe("googlenet")
+
+    def apply(layer: Layer, x: npt.NDArray[np.float64], *others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        if isinstance(layer, MaxPool2d) and layer.stride == 2 and layer.kernel == 3:
+            assert not np.array_equal(evaluate(replace(layer, padding=padding), (x,), {}), made.expected[layer.name]), layer.name
+        return made.expected[layer.name]
+
+    spec.walk(model.body, apply, made.images.astype(np.float64))
 
 
 def test_float32_and_float64_agree_bit_for_bit() -> None:

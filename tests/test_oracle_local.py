@@ -18,7 +18,21 @@ from impls.oracle.forward import WeightsError, evaluate
 from impls.oracle.local import EDGES, FALSE_ALARM, TESTS, TapError, judge, local_rounding, misread, with_single_epsilon
 from impls.oracle.rounding import arithmetic, round_to, sigma
 from impls.precision import PRECISIONS
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ModelSpec, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    PadShortcut,
+    Relu,
+)
 from impls.weights import synthesis
 
 Array = npt.NDArray[Any]
@@ -96,7 +110,7 @@ def float32(
                 y = inputs[0] + inputs[1]
             case Relu():
                 y = np.maximum(x, 0)
-            case PadShortcut() | MaxPool2d():
+            case PadShortcut() | MaxPool2d() | Flatten() | Dropout() | Concat():
                 y = evaluate(layer, inputs, {})
         assert y.dtype == np.float32
         return store(y)
@@ -434,6 +448,28 @@ def test_sums_of_three_are_judged_too() -> None:
     right = (inputs[0] + inputs[1] + inputs[2]).astype(np.float64)
     assert judge(Add("add"), wide, right, {}, "fp32", CHANCE).fault is None
     assert judge(Add("add"), wide, round_to(right, "bf16").astype(np.float64), {}, "fp32", CHANCE).fault is not None
+
+
+@pytest.mark.parametrize("precision", STORES)
+@pytest.mark.parametrize(
+    ("layer", "shapes", "wrong"),
+    [
+        (Concat("c"), [(2, 3, 4, 4), (2, 2, 4, 4)], lambda y: np.roll(y, 2, axis=1)),
+        (Flatten("f", 3, 4, 5), [(2, 3, 4, 5)], lambda y: y.reshape(2, 3, 20).swapaxes(1, 2).reshape(2, 60)),
+        (Dropout("d", 0.5), [(2, 60)], lambda y: y * 2),
+    ],
+)
+def test_what_moves_values_must_be_equal(
+    precision: str, layer: Layer, shapes: list[tuple[int, ...]], wrong: Callable[[Array], Array]
+) -> None:
+    """Branches, axes or a scale that are not the spec's are counted element by element."""
+    generator = np.random.default_rng(7)
+    inputs = tuple(round_to(generator.normal(size=shape), precision).astype(np.float64) for shape in shapes)
+    right = evaluate(layer, inputs, {})
+    assert judge(layer, inputs, right, {}, precision, CHANCE).fault is None
+    fault = judge(layer, inputs, wrong(right), {}, precision, CHANCE).fault
+    assert fault is not None
+    assert fault.endswith(f"of {right.size} elements are not the {type(layer).__name__} of its inputs, correctly rounded")
 
 
 def test_unit_roundoffs_are_those_of_the_formats() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impls import models, spec
+from impls.oracle import rounding
 from impls.oracle.forward import evaluate, forward
 from impls.oracle.rounding import (
     KAPPA,
@@ -275,6 +276,17 @@ def test_round_to_is_exact_rounding(value: float, precision: str) -> None:
     expected = by_fractions(value, precision)
     assert rounded == expected
     assert np.signbit(rounded) == np.signbit(expected)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 9), (2, 3, 3, 1)])
+def test_large_tensors_are_rounded_in_pieces(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    """The pieces together are the whole, in shape, type and every bit."""
+    values = np.random.default_rng(6).normal(size=shape)
+    whole = round_to(values, "bf16")
+    monkeypatch.setattr(rounding, "PIECE", 4)
+    pieces = round_to(values, "bf16")
+    assert (pieces.dtype, pieces.shape) == (whole.dtype, shape)
+    assert np.array_equal(pieces, whole)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", np.float16), ("fp32", np.float32)])

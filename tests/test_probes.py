@@ -65,6 +65,18 @@ def test_images_at_the_ends_of_the_range(precision: str) -> None:
     assert (np.count_nonzero(place), place.sum()) == (1, 1)
 
 
+@pytest.mark.parametrize("name", ["vgg16", "vgg19_bn", "alexnet"])
+def test_nets_that_flatten_take_every_shape_that_is_asked(name: str) -> None:
+    """Their maps have one size at each; rows are odd at the first stride, nothing but the ordinary shape is square."""
+    model = models.get(name)
+    shapes = [probe.shape for probe in probes.asked(model, (), "inference", thorough=True)]
+    assert shapes[0] == (2, 3, 224, 224)
+    for shape in set(shapes) - {shapes[0]}:
+        assert spec.tap_shapes(model, shape[0], *shape[2:])["flatten"][1] in (25088, 9216)
+        assert shape[2] != shape[3]
+        assert shape[0] == 1 or shape[2] % 2 == shape[3] % 2 == 1
+
+
 def test_one_pixel_tells_where_it_went() -> None:
     """Every shift, flip, turn and exchange of channels moves the pixel elsewhere."""
     model = models.get("cifar_resnet8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +18,10 @@ from impls.spec import (
     Add,
     BatchNorm2d,
     Block,
+    Concat,
     Conv2d,
+    Dropout,
+    Flatten,
     GlobalAvgPool2d,
     Layer,
     Linear,
@@ -26,7 +29,6 @@ from impls.spec import (
     ModelSpec,
     Node,
     Padding,
-    PadShortcut,
     Relu,
     SpecError,
     as_json,
@@ -86,12 +88,30 @@ def test_window_shapes(size: tuple[int, int], pads: tuple[int, int, int, int], k
         (Linear("fc", 8, 5), [(1, 7)]),
         (Linear("fc", 8, 5), [(1, 8, 1, 1)]),
         (Add("add"), [(1, 8, 4, 4), (1, 8, 2, 2)]),
+        (Concat("cat"), [(1, 8, 4, 4), (1, 8, 4, 2)]),
+        (Concat("cat"), [(1, 8, 4, 4), (2, 8, 4, 4)]),
+        (Concat("cat"), [(1, 8), (1, 8)]),
+        (Flatten("flat", 8, 4, 2), [(1, 8, 2, 4)]),
+        (Flatten("flat", 8, 4, 2), [(1, 64)]),
     ],
 )
 def test_misfits_name_the_layer(layer: Layer, inputs: list[tuple[int, ...]]) -> None:
     """An input that a layer cannot take is refused with the layer's name."""
     with pytest.raises(SpecError, match=f"^{layer.name}: "):
         output_shape(layer, *inputs)
+
+
+def test_shapes_of_what_moves_values() -> None:
+    """Channels add up in a concatenation, a map's elements in a flattening, and dropout changes nothing."""
+    assert output_shape(Concat("cat"), (2, 3, 5, 4), (2, 8, 5, 4), (2, 1, 5, 4)) == (2, 12, 5, 4)
+    assert output_shape(Flatten("flat", 8, 4, 2), (3, 8, 4, 2)) == (3, 64)
+    assert output_shape(Dropout("drop", 0.5), (3, 64)) == (3, 64)
+
+
+def test_a_flattening_net_takes_one_size() -> None:
+    """Images of another size are refused at the layer that cannot take them, with what it takes."""
+    with pytest.raises(SpecError, match=r"^flatten: takes 512 maps of 7x7, its input is \(1, 512, 2, 2\)"):
+        tap_shapes(models.get("vgg16"), 1, 64, 64)
 
 
 def test_branches_that_differ_are_refused() -> None:
@@ -202,13 +222,21 @@ def test_residual_sum_reads_its_shortcut_once() -> None:
     assert bytes_moved(net(block), 1, 1) == 3 * (3 * 10 * 12) + 9
 
 
+def test_branches_are_written_where_they_belong() -> None:
+    """Concatenation, flattening and dropout move nothing of their own."""
+    conv = Conv2d("conv", 3, 2, 1, 1, NO_PADDING, bias=False)
+    block = Block("block", ((conv,), (replace(conv, name="other"),)), Concat("cat"), (Relu("out"),))
+    alone = bytes_moved(net(conv), 1, 1)
+    assert bytes_moved(net(block, Flatten("flat", 4, 10, 12), Dropout("drop", 0.5)), 1, 1) == 2 * alone
+
+
 def rebuilt(value: Any) -> Any:
     """A node, padding or tuple made again from its JSON."""
     if isinstance(value, list):
         return tuple(map(rebuilt, value))
     if not isinstance(value, dict):
         return value
-    kinds = {kind.__name__: kind for kind in (Conv2d, BatchNorm2d, Relu, MaxPool2d, GlobalAvgPool2d, Linear, PadShortcut, Add, Block)}
+    kinds = {kind.__name__: kind for kind in (*get_args(Layer), Block)}
     fields = {key: rebuilt(item) for key, item in value.items() if key != "kind"}
     return kinds[value["kind"]](**fields) if "kind" in value else Padding(**fields)
 
@@ -254,11 +282,13 @@ def test_distinct_specs_give_distinct_json() -> None:
                 replace(block, branches=((other,),)),
                 replace(block, then=()),
                 replace(block, merge=Add("sum")),
+                replace(block, merge=Concat("add")),
                 replace(block, branches=((other, relu), ()), then=()),
             )
         ),
         net(CONV, NORM),
         net(NORM, CONV, block),
+        *(net(CONV, NORM, block, each) for each in (Flatten("f", 8, 2, 3), Flatten("f", 8, 3, 2), Dropout("f", 0.5), Dropout("f", 0.2))),
     ]
     assert len({json.dumps(as_json(model), sort_keys=True) for model in variants}) == len(variants)
 

@@ -175,6 +175,15 @@ def test_what_nobody_trains_is_refused(precision: str, shape: tuple[int, ...], m
     check_training(MODEL, "fp32", (2, *shape[1:]))
 
 
+@pytest.mark.parametrize(("name", "layer"), [("vgg16_bn", "classifier.2"), ("alexnet", "classifier.0"), ("googlenet", "dropout")])
+def test_nobody_trains_with_dropout(name: str, layer: str) -> None:
+    """Which elements are dropped every framework draws for itself; the first layer that does is named."""
+    with pytest.raises(
+        CannotError, match=f"^{layer}: every framework draws its own dropout, so networks that have it are not trained here$"
+    ):
+        check_training(models.get(name), "fp32", (2, 3, 224, 224))
+
+
 def test_worker_failure_is_a_sentence(tmp_path: Path) -> None:
     """An interpreter that is not there ends training with a sentence, not a traceback."""
     with pytest.raises(TrainingError, match="training cifar_resnet20 failed: cannot start"):

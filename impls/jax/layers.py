@@ -17,7 +17,21 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Padding,
+    PadShortcut,
+    Relu,
+)
 
 Tensors = Mapping[str, jax.Array]
 Array = npt.NDArray[np.generic]
@@ -79,6 +93,16 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: jax.Array) ->
     return jnp.mean(x, (1, 2))
 
 
+def flatten(layer: Flatten, tensors: Tensors, x: jax.Array) -> jax.Array:
+    """Channel by channel, as in NCHW."""
+    return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+
+
+def dropout(layer: Dropout, tensors: Tensors, x: jax.Array) -> jax.Array:
+    """The identity: there is no training with it."""
+    return x
+
+
 def linear(layer: Linear, tensors: Tensors, x: jax.Array) -> jax.Array:
     """``x @ weight + bias``, with weight (in, out); in bf16 and fp16 the bias is added before the sum is rounded, once."""
     y = jnp.matmul(x, tensors["weight"], preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
@@ -95,13 +119,21 @@ def add(layer: Add, tensors: Tensors, *inputs: jax.Array) -> jax.Array:
     return sum(inputs[1:], inputs[0])
 
 
+def concat(layer: Concat, tensors: Tensors, *inputs: jax.Array) -> jax.Array:
+    """The channels in the order of the branches."""
+    return jnp.concatenate(inputs, axis=3)
+
+
 FUNCTIONS: dict[type[Layer], Callable[..., jax.Array]] = {
     Conv2d: conv2d,
     BatchNorm2d: batch_norm2d,
     Relu: relu,
     MaxPool2d: max_pool2d,
     GlobalAvgPool2d: global_avg_pool2d,
+    Flatten: flatten,
+    Dropout: dropout,
     Linear: linear,
     PadShortcut: pad_shortcut,
     Add: add,
+    Concat: concat,
 }

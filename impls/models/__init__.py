@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 
-from impls.models import resnet
+from impls.models import alexnet, googlenet, resnet, vgg
 from impls.spec import ModelSpec
 
-NAMES: tuple[str, ...] = resnet.NAMES
+FAMILIES = (resnet, vgg, googlenet, alexnet)
+
+NAMES: tuple[str, ...] = tuple(name for family in FAMILIES for name in family.NAMES)
 """Every model with a name of its own; CIFAR nets of other depths (6n + 2) and ImageNet nets with other shortcuts are built too."""
 
 
@@ -16,12 +18,12 @@ class UnknownModelError(ValueError):
 
 
 def get(name: str) -> ModelSpec:
-    """The model called ``name``, for example ``resnet50``, ``resnet50_v1``, ``cifar_resnet56_b``.
+    """The model called ``name``, for example ``resnet50``, ``resnet50_v1``, ``cifar_resnet56_b``, ``vgg16_bn``.
 
     Raises:
         UnknownModelError: no family knows the name.
     """
-    model = resnet.parse(name)
+    model = next((model for family in FAMILIES if (model := family.parse(name)) is not None), None)
     if model is None:
         near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
         raise UnknownModelError(f"there is no model {name!r}; the nearest is {near[0]!r}; `levelfield models` lists all")

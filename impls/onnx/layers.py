@@ -13,7 +13,21 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, helper, numpy_helper
 
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Padding,
+    PadShortcut,
+    Relu,
+)
 
 Array = npt.NDArray[np.generic]
 
@@ -86,6 +100,16 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, graph: Graph, x: str) -> str:
     return graph.node("Flatten", mean, output=layer.name, axis=1)
 
 
+def flatten(layer: Flatten, graph: Graph, x: str) -> str:
+    """Channel by channel."""
+    return graph.node("Flatten", x, output=layer.name, axis=1)
+
+
+def dropout(layer: Dropout, graph: Graph, x: str) -> str:
+    """The identity: there is no training with it."""
+    return graph.node("Identity", x, output=layer.name)
+
+
 def linear(layer: Linear, graph: Graph, x: str) -> str:
     """Product x @ weight.T, plus bias."""
     tensors = [f"{layer.name}.{leaf}" for leaf in ("weight", "bias")]
@@ -108,13 +132,21 @@ def add(layer: Add, graph: Graph, *inputs: str) -> str:
     return graph.node("Sum", *inputs, output=layer.name)
 
 
+def concat(layer: Concat, graph: Graph, *inputs: str) -> str:
+    """The channels in the order of the branches."""
+    return graph.node("Concat", *inputs, output=layer.name, axis=1)
+
+
 FUNCTIONS: dict[type[Layer], Callable[..., str]] = {
     Conv2d: conv2d,
     BatchNorm2d: batch_norm2d,
     Relu: relu,
     MaxPool2d: max_pool2d,
     GlobalAvgPool2d: global_avg_pool2d,
+    Flatten: flatten,
+    Dropout: dropout,
     Linear: linear,
     PadShortcut: pad_shortcut,
     Add: add,
+    Concat: concat,
 }

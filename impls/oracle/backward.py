@@ -14,7 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from impls.oracle.forward import Array, evaluate, pad
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Padding,
+    PadShortcut,
+    Relu,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,10 @@ def vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array
         case GlobalAvgPool2d():
             height, width = x.shape[2:]
             return Pullback((np.broadcast_to(cotangent[:, :, None, None] / (height * width), x.shape),), {})
+        case Flatten():
+            return Pullback((cotangent.reshape(x.shape),), {})
+        case Dropout():
+            raise TypeError(f"{layer.name}: dropout has no derivative here")  # ``check_training`` lets none come here
         case Linear():
             return Pullback((cotangent @ tensors["weight"],), {"weight": cotangent.T @ x, "bias": cotangent.sum(axis=0)})
         case PadShortcut():
@@ -59,6 +77,8 @@ def vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array
             return Pullback((pulled,), {})
         case Add():
             return Pullback((cotangent,) * len(inputs), {})
+        case Concat():
+            return Pullback(tuple(np.split(cotangent, np.cumsum([value.shape[1] for value in inputs])[:-1], axis=1)), {})
 
 
 def batch_statistics(x: Array) -> tuple[Array, Array]:

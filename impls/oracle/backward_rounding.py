@@ -23,7 +23,20 @@ from impls.oracle.backward import Pullback, batch_statistics, correlate_back, co
 from impls.oracle.forward import Array
 from impls.oracle.rounding import KAPPA, Arithmetic, sum_variance
 from impls.oracle.training import Sgd, in_training, log_softmax, targets
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    PadShortcut,
+    Relu,
+)
 
 FAITHFUL = 4
 """Variance of a faithful exp or log over that of its rounded exact value: it is off by up to one unit in the last place, twice the half
@@ -156,7 +169,7 @@ def vjp_noise(
             return PullbackNoise((_noise(2 * (KAPPA * arithmetic.accumulate * pulled.inputs[0]) ** 2, arithmetic),), {})
         case MaxPool2d():
             return PullbackNoise((_max_pool(layer, x, cotangent, pulled.inputs[0], arithmetic),), {})
-        case Relu() | PadShortcut() | Add():
+        case Relu() | Flatten() | Dropout() | PadShortcut() | Add() | Concat():
             return PullbackNoise(tuple(Noise(np.zeros(value.shape)) for value in pulled.inputs), {})
 
 

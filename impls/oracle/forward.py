@@ -14,7 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from impls import spec
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ModelSpec, Padding, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    Padding,
+    PadShortcut,
+    Relu,
+)
 
 Array = npt.NDArray[np.float64]
 Tap = Callable[[str, Array], None]
@@ -98,6 +113,10 @@ def evaluate(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Arra
         case GlobalAvgPool2d():
             mean: Array = np.mean(x, axis=(2, 3))
             return mean
+        case Flatten():
+            return x.reshape(len(x), -1)
+        case Dropout():
+            return x
         case Linear():
             return x @ tensors["weight"].T + tensors["bias"]
         case PadShortcut():
@@ -106,6 +125,8 @@ def evaluate(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Arra
         case Add():
             total: Array = functools.reduce(np.add, inputs)
             return total
+        case Concat():
+            return np.concatenate(inputs, axis=1)
 
 
 def convolve(x: Array, weight: Array, stride: int, padding: Padding) -> Array:

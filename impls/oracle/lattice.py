@@ -7,7 +7,9 @@ as they stay inside the integers that a format holds exactly, implementations mu
 whatever their order of summation, and any fault of wiring shows as an inequality.
 
 The values would grow with depth (2^109 in 1202 layers of unit weights). Instead each offset is fitted to the values that
-arrive: it puts zero near their median, so that ReLU passes some and stops some, and keeps the largest within ``CEILING``.
+arrive: it puts zero near their median, so that ReLU passes some and stops some, and keeps the largest within ``CEILING``. So
+how large a sum is follows from how many taps a filter has, and not from how many inputs: of the 25,088 inputs of VGG's first linear
+layer each of the 4,096 units reads seven, all units together every one, and no sum of magnitudes exceeds 7 * CEILING and the offset.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from impls import spec
 from impls.oracle.forward import Array, check, evaluate, tensors_of
 from impls.oracle.rounding import round_to
 from impls.precision import PRECISIONS
-from impls.spec import Add, BatchNorm2d, Block, Conv2d, GlobalAvgPool2d, Layer, Linear, ModelSpec, Node, Shape
+from impls.spec import Add, BatchNorm2d, Block, Concat, Conv2d, GlobalAvgPool2d, Layer, Linear, ModelSpec, Node, Shape
 
 CEILING = 8
 """Largest value behind any ReLU. Filters have at most a handful of taps, so sums stay within bf16's 256."""
@@ -71,7 +73,8 @@ def lattice(model: ModelSpec, precision: str, *, batch: int, height: int, width:
     shapes = spec.tap_shapes(model, batch, height, width)
     generator = np.random.Generator(np.random.PCG64(seed))
     images = generator.integers(-IMAGE_RANGE, IMAGE_RANGE + 1, (batch, model.input_chw[0], height, width)).astype(np.float32)
-    maker = _Maker(generator, _VARIANCE_EXPONENTS[precision], *_pooled(model, shapes, PRECISIONS[precision].exact_integer))
+    pooled = _pooled(model, shapes, PRECISIONS[precision].exact_integer)
+    maker = _Maker(generator, _VARIANCE_EXPONENTS[precision], *pooled, logits=list(shapes)[-1])
     maker.run(model.body, images.astype(np.float64))
     weights = {name: maker.weights[name] for name in spec.tensor_shapes(model)}
     return prove(model, weights, images, precision)
@@ -142,7 +145,7 @@ def _magnitudes(layer: Layer, values: tuple[Array, ...], tensors: Mapping[str, A
             if area & (area - 1):
                 raise LatticeError(f"{layer.name}: the mean of {x.shape[2]}x{x.shape[3]} values is exact only for a power of two")
             return np.mean(x, axis=(2, 3)), grid / area
-        case Add():
+        case Add() | Concat():
             return evaluate(layer, values, tensors), grid
         case _:
             return x, grid
@@ -186,12 +189,15 @@ class _Maker:
     variance_exponents: tuple[int, int]
     pooled_size: Shape
     pooled_budget: float
+    logits: str
     weights: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def run(self, nodes: tuple[Node, ...], x: Array, beside: Array | None = None) -> Array:
         """Evaluate ``nodes``; the last layer's offset is fitted to its sum with ``beside``."""
         for position, node in enumerate(nodes):
-            if isinstance(node, Block):
+            if isinstance(node, Block) and isinstance(node.merge, Concat):
+                x = self.run(node.then, np.concatenate([self.run(branch, x) for branch in node.branches], axis=1))
+            elif isinstance(node, Block):
                 # The main branch last: it is fitted to what the shortcut brings.
                 others = [self.run(branch, x) for branch in node.branches[1:]]
                 joined: Array = np.sum(others, axis=0)
@@ -210,11 +216,12 @@ class _Maker:
                     plain = evaluate(layer, (x,), tensors_of(layer, self.weights))
                     self.put(layer, bias=self.offset(plain if beside is None else plain + beside))
             case Linear():
-                self.put(
-                    layer,
-                    weight=self.taps(layer.out_features, layer.in_features, 1)[:, :, 0, 0],
-                    bias=self.generator.choice((-1.0, 1.0), layer.out_features),
-                )
+                weight = self.taps(layer.out_features, layer.in_features, 1)[:, :, 0, 0]
+                bias = self.generator.choice((-1.0, 1.0), layer.out_features)
+                if layer.name != self.logits:
+                    # The taps' signs leave half of the units below zero; an image sees too few of one unit's values to fit more.
+                    bias = np.minimum(bias, CEILING - (x @ weight.T).max(axis=0))
+                self.put(layer, weight=weight, bias=bias)
             case BatchNorm2d():
                 self.normalise(layer, x, beside)
         return evaluate(_absorbed(layer), (x,), tensors_of(layer, self.weights))

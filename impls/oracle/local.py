@@ -8,8 +8,9 @@ nothing it is the plain error; in bf16 and fp16 it is 0 for all values but those
 an fp32 layer computed in TF32 has large residuals, but so have a tf32 layer computed in fp32 and a bf16 layer rounded twice,
 and a bf16 layer that was never rounded holds numbers that bf16 does not have.
 
-ReLU, max-pool and padding round nothing and the sum of two numbers is rounded once, however it is computed (in a format of
-2p + 2 bits a rounding to p bits in between changes nothing: Figueroa, SIGNUM Newsl. 30(3), 1995): these must be equal.
+What only moves or chooses values (ReLU, max-pool, padding, concatenation) rounds nothing and the sum of two numbers is rounded
+once, however it is computed (in a format of 2p + 2 bits a rounding to p bits in between changes nothing: Figueroa, SIGNUM Newsl.
+30(3), 1995): these must be equal.
 
 Of the others there are three tests, whose bounds follow from theory and from the number of taps. Errors within a channel count
 as one draw, for they share what is rounded once for the channel, and flat parts of an image give equal sums. Significands may

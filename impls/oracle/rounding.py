@@ -20,7 +20,21 @@ import numpy.typing as npt
 from impls import spec
 from impls.oracle.forward import Array, check, convolve, evaluate, tensors_of
 from impls.precision import PRECISIONS
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ModelSpec, PadShortcut, Relu
+from impls.spec import (
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    PadShortcut,
+    Relu,
+)
 
 KAPPA = 1.0 / math.sqrt(8.0 * math.log(2.0))
 """0.425: rms relative error of round-to-nearest in units of u, for log-uniform significands."""
@@ -42,7 +56,7 @@ network amplifies rounding so much that its logits cannot tell right from wrong,
 # Largest exponent of a finite number: IEEE 754-2019 table 3.5; bf16 and TF32 have binary32's.
 _MAX_EXPONENT: Mapping[str, int] = {"fp64": 1023, "fp32": 127, "tf32": 127, "bf16": 127, "fp16": 15}
 
-EXACT_LAYERS = (Relu, MaxPool2d, PadShortcut)
+EXACT_LAYERS = (Relu, MaxPool2d, Flatten, Dropout, PadShortcut, Concat)
 """The kinds that round nothing."""
 
 
@@ -95,7 +109,7 @@ def sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mappi
     n (q^2/2 + y^2/3), an upper bound of sequential accumulation; blocked, pairwise, fused and split summation err less
     still. So fp32 is bounded from above, by a factor of 1.3 or more where y^2 is about q^2; in bf16 and fp16
     the store dominates and the prediction is two-sided. Below the normal range a store errs by the smallest subnormal
-    eta, with variance eta^2 / 12. ReLU, max-pooling and padding round nothing: 0, demand equality.
+    eta, with variance eta^2 / 12. What only moves or chooses values (``EXACT_LAYERS``) rounds nothing: 0, demand equality.
 
     A batch norm's terms are t = |x s| + |mean s|, s its scale: var + eps counts a quarter of a rounding, since the root halves it,
     and root, division, gamma and the product one each; the offset bias - mean s and the result are rounded once more. This
@@ -117,7 +131,8 @@ def sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mappi
             bias = tensors["bias"][:, None, None] if layer.bias else None
             variance = sum_variance(products, output, _terms(layer, x), bias, arithmetic)
         case Linear():
-            products = (x * x) @ (tensors["weight"] ** 2).T
+            weight = tensors["weight"]
+            products = np.einsum("nk,ok,ok->no", x * x, weight, weight)  # without a second weight of VGG's 103 million
             variance = sum_variance(products, output, _terms(layer, x), tensors["bias"], arithmetic)
         case GlobalAvgPool2d():
             terms = _terms(layer, x)
@@ -318,15 +333,26 @@ def spacing(array: npt.NDArray[Any], precision: str) -> Array:
     return step
 
 
+PIECE = 1 << 22
+"""Elements that are rounded at a time: seven arrays of them in float64 are 0.2 GB, where VGG's largest tensor would take 6."""
+
+
 def round_to(array: npt.NDArray[Any], precision: str) -> npt.NDArray[Any]:
     """Round to nearest, ties to even, to the values that ``precision`` holds: float64 for fp64, else float32.
 
     Subnormals are kept and what rounds past the largest finite number becomes infinite (IEEE 754-2019 section 4.3.1).
     One rounding from the input's own precision, never two in a row.
     """
-    values = np.asarray(array, dtype=np.float64)
     if precision == "fp64":
-        return values
+        return np.asarray(array, dtype=np.float64)
+    if array.size <= PIECE:
+        return _rounded(array, precision)
+    pieces = np.array_split(array.reshape(-1), -(-array.size // PIECE))
+    return np.concatenate([_rounded(piece, precision) for piece in pieces]).reshape(array.shape)
+
+
+def _rounded(array: npt.NDArray[Any], precision: str) -> npt.NDArray[np.float32]:
+    values = np.asarray(array, dtype=np.float64)
     largest = _MAX_EXPONENT[precision]
     quantum = _last_place(values, precision)
     with np.errstate(over="ignore"):  # the top binade of float64 rounds to infinity, as it should

@@ -104,10 +104,14 @@ class PaddedMaxPool2d(nn.MaxPool2d):
 
 
 def max_pool2d(layer: spec.MaxPool2d, tensors: Tensors) -> nn.Module:
-    """``nn.MaxPool2d``, which pads with minus infinity by at most half the window, or its padded form."""
+    """``nn.MaxPool2d``, which pads with minus infinity by at most half the window or only behind the map, or its padded form."""
     pad = layer.padding
     if _is_symmetric(pad) and max(pad.top, pad.left) <= layer.kernel // 2:
         return nn.MaxPool2d(layer.kernel, stride=layer.stride, padding=(pad.top, pad.left), dilation=1, ceil_mode=False)
+    behind = layer.stride - 1
+    if pad == spec.Padding(0, behind, 0, behind) and layer.kernel >= layer.stride:
+        # Ceil mode: as many windows, the last of which begins on the map, and no padded copy of it.
+        return nn.MaxPool2d(layer.kernel, stride=layer.stride, padding=0, dilation=1, ceil_mode=True)
     return PaddedMaxPool2d(layer.kernel, stride=layer.stride, padding=0, dilation=1, ceil_mode=False, pad=pad)
 
 
@@ -122,6 +126,16 @@ class GlobalAvgPool2d(nn.Module):
 def global_avg_pool2d(layer: spec.GlobalAvgPool2d, tensors: Tensors) -> nn.Module:
     """A mean, which leaves (N, C)."""
     return GlobalAvgPool2d()
+
+
+def flatten(layer: spec.Flatten, tensors: Tensors) -> nn.Module:
+    """``nn.Flatten``, which goes by the logical axes, whatever the memory order."""
+    return nn.Flatten(start_dim=1, end_dim=-1)
+
+
+def dropout(layer: spec.Dropout, tensors: Tensors) -> nn.Module:
+    """``nn.Dropout``, the identity in evaluation."""
+    return nn.Dropout(p=layer.probability, inplace=False)
 
 
 def linear(layer: spec.Linear, tensors: Tensors) -> nn.Module:
@@ -165,14 +179,30 @@ def add(layer: spec.Add, tensors: Tensors) -> nn.Module:
     return Add(inplace=False)
 
 
+class Concat(nn.Module):
+    """The inputs behind one another."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(N, C_i, H, W) to (N, sum of C_i, H, W)."""
+        return torch.cat(inputs, dim=1)
+
+
+def concat(layer: spec.Concat, tensors: Tensors) -> nn.Module:
+    """The channels in the order of the branches."""
+    return Concat()
+
+
 MODULES: dict[type, Callable[[Any, Tensors], nn.Module]] = {
     spec.Conv2d: conv2d,
     spec.BatchNorm2d: batch_norm2d,
     spec.Relu: relu,
     spec.MaxPool2d: max_pool2d,
     spec.GlobalAvgPool2d: global_avg_pool2d,
+    spec.Flatten: flatten,
+    spec.Dropout: dropout,
     spec.Linear: linear,
     spec.PadShortcut: pad_shortcut,
     spec.Add: add,
+    spec.Concat: concat,
 }
 """The function of each layer kind."""

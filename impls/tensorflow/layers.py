@@ -13,7 +13,22 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
+from impls.spec import (
+    NO_PADDING,
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Padding,
+    PadShortcut,
+    Relu,
+)
 
 Tensors = Mapping[str, tf.Tensor]
 Array = npt.NDArray[np.generic]
@@ -59,14 +74,25 @@ def relu(layer: Relu, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
 
 def max_pool2d(layer: MaxPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """Maximum over a window; padding holds minus infinity."""
-    # XLA refuses explicit padding in the pool itself.
-    padded = tf.pad(x, _explicit(layer.padding), constant_values=tf.constant(-np.inf, x.dtype))
-    return tf.nn.max_pool2d(padded, layer.kernel, layer.stride, "VALID")
+    if layer.padding != NO_PADDING:
+        # XLA refuses explicit padding in the pool itself.
+        x = tf.pad(x, _explicit(layer.padding), constant_values=tf.constant(-np.inf, x.dtype))
+    return tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
 
 
 def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """Mean over height and width."""
     return tf.cast(tf.reduce_mean(_wide(x), (1, 2)), x.dtype)
+
+
+def flatten(layer: Flatten, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """Channel by channel, as in NCHW."""
+    return tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (x.shape[0], -1))
+
+
+def dropout(layer: Dropout, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """The identity: there is no training with it."""
+    return x
 
 
 def linear(layer: Linear, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
@@ -85,13 +111,21 @@ def add(layer: Add, tensors: Tensors, *inputs: tf.Tensor) -> tf.Tensor:
     return sum(inputs[1:], inputs[0])
 
 
+def concat(layer: Concat, tensors: Tensors, *inputs: tf.Tensor) -> tf.Tensor:
+    """The channels in the order of the branches."""
+    return tf.concat(inputs, axis=3)
+
+
 FUNCTIONS: dict[type[Layer], Callable[..., tf.Tensor]] = {
     Conv2d: conv2d,
     BatchNorm2d: batch_norm2d,
     Relu: relu,
     MaxPool2d: max_pool2d,
     GlobalAvgPool2d: global_avg_pool2d,
+    Flatten: flatten,
+    Dropout: dropout,
     Linear: linear,
     PadShortcut: pad_shortcut,
     Add: add,
+    Concat: concat,
 }

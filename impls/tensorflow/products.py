@@ -25,6 +25,9 @@ ATTRIBUTES = {
 }
 """The operations that compute products, and what decides about their kernels beside type and shapes."""
 
+FROM_VARIABLES = 1 << 25
+"""Bytes from which on a tensor is a variable in the graph too; no convolution of a network here has as many."""
+
 TIMEOUT_S = 120.0
 DONE = "levelfield: product done"
 
@@ -75,16 +78,18 @@ def _told(products: tuple[str, ...], output: str) -> str:
 
 
 def _compute(product: dict[str, Any]) -> None:
-    """Compute one product of ones; the weights are a constant, as in the graph that is timed."""
+    """Compute one product of ones; the weights are a constant or a variable, as in the graph that is timed."""
     dtype, (inputs, weight) = tf.as_dtype(product["dtype"]), product["shapes"]
     ones = np.ones(weight, dtype.as_numpy_dtype)
+    variable = tf.Variable(ones) if ones.nbytes >= FROM_VARIABLES else None
     bias = np.ones(weight[0] if product["attributes"].get("transpose_b") else weight[-1], dtype.as_numpy_dtype)
 
     def compute(x: tf.Tensor) -> tf.Tensor:
+        held = tf.constant(ones) if variable is None else tf.convert_to_tensor(variable)
         if product["type"] == "Conv2D":
-            y = tf.raw_ops.Conv2D(input=x, filter=tf.constant(ones), **product["attributes"])
+            y = tf.raw_ops.Conv2D(input=x, filter=held, **product["attributes"])
         else:
-            y = tf.raw_ops.MatMul(a=x, b=tf.constant(ones), **product["attributes"])
+            y = tf.raw_ops.MatMul(a=x, b=held, **product["attributes"])
         return tf.nn.bias_add(y, tf.constant(bias)) if product["bias"] else y
 
     tf.function(compute, autograph=False)(tf.ones(inputs, dtype))

@@ -3,7 +3,8 @@
 In the graph the weights are constants. Then oneDNN rearranges each filter once and not in every pass, which a variable
 could not promise: ResNet-50 at batch 1 on Zen 5 takes about two thirds of the CPU time in bf16 and 1 to 3 % less in fp32,
 for a first pass 1 to 2 s longer and about twelve times the weights in host memory. XLA gains nothing from constants on
-ResNet-50 (about a tenth of 1 ms on a CIFAR net) and needs twice the memory with them, so there the weights are variables.
+ResNet-50 (about a tenth of 1 ms on a CIFAR net) and needs twice the memory with them, so there the weights are variables. So
+are in both modes the largest matrices (of VGG's and AlexNet's first linear layers), of which a graph would hold a dozen copies.
 """
 
 from __future__ import annotations
@@ -94,13 +95,12 @@ class Network(implementation.Network):
         self._model, self._dtype = model, dtype
         self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
         arrays = {name: to_framework(weights[name]).astype(dtype.as_numpy_dtype) for name in tensor_shapes(model)}
-        self._variables = {name: tf.Variable(array, trainable=False) for name, array in arrays.items()} if mode == "xla" else {}
+        variable = [name for name, array in arrays.items() if mode == "xla" or array.nbytes >= products.FROM_VARIABLES]
+        self._variables = {name: tf.Variable(arrays.pop(name), trainable=False) for name in variable}
 
         def forward(images: tf.Tensor) -> tf.Tensor:
-            if self._variables:
-                tensors = {name: tf.convert_to_tensor(variable) for name, variable in self._variables.items()}
-            else:
-                tensors = {name: tf.constant(array, name=name) for name, array in arrays.items()}
+            tensors = {name: tf.convert_to_tensor(variable) for name, variable in self._variables.items()}
+            tensors |= {name: tf.constant(array, name=name) for name, array in arrays.items()}
             logits = _evaluate(model, tensors, images)
             return logits if dtype == tf.float64 else tf.cast(logits, tf.float32)
 
@@ -190,10 +190,10 @@ class Network(implementation.Network):
 
     def _held(self) -> dict[str, Array]:
         """Each tensor on the host, in the dtype and layout that TensorFlow holds."""
-        if self._variables:
-            return {name: variable.numpy() for name, variable in self._variables.items()}
+        variables = {name: variable.numpy() for name, variable in self._variables.items()}
+        names = [name for name in tensor_shapes(self._model) if name not in variables]
         graph = self._forward.graph
-        return {name: tf.make_ndarray(graph.get_operation_by_name(name).get_attr("value")) for name in tensor_shapes(self._model)}
+        return variables | {name: tf.make_ndarray(graph.get_operation_by_name(name).get_attr("value")) for name in names}
 
 
 @functools.cache

@@ -20,8 +20,9 @@ from impls.spec import (
     Add,
     BatchNorm2d,
     Block,
+    Concat,
     Conv2d,
-    GlobalAvgPool2d,
+    Flatten,
     Layer,
     Linear,
     MaxPool2d,
@@ -111,21 +112,8 @@ def synthesize(model: ModelSpec, seed: int) -> dict[str, Float32]:
                 x = affine(layer, x, (1.0, 1.0))
             case BatchNorm2d():
                 x = batch_norm(layer, x)
-            case Relu():
-                x = _rectified(x)
-            case MaxPool2d():
-                # A 3x3 maximum of a rectified map keeps the spread and lifts the mean: by 1.9 standard deviations for nine
-                # independent values, by 1.4 behind the 7x7 stem, whose outputs overlap.
-                x = _Moments(x.mean + 1.4 * np.sqrt(x.var), x.var)
-            case PadShortcut():
-                pads = (layer.channels_before, layer.channels_after)
-                x = _Moments(np.pad(x.mean, pads), np.pad(x.var, pads))
-            case Add():
-                for other, _ in inputs[1:]:
-                    x = _Moments(x.mean + other.mean, x.var + other.var)
-            case GlobalAvgPool2d():
-                # The mean over positions keeps at least the channels' means; how much spread it keeps depends on the images.
-                pass
+            case _:
+                x = _without_weights(layer, *(moments for moments, _ in inputs))
         return x, after
 
     channels = model.input_chw[0]
@@ -140,6 +128,33 @@ class _Moments:
 
     mean: Float64
     var: Float64
+
+
+def _without_weights(layer: Layer, x: _Moments, *others: _Moments) -> _Moments:
+    """The moments behind a layer without weights."""
+    match layer:
+        case Relu():
+            return _rectified(x)
+        case MaxPool2d():
+            # A 3x3 maximum of a rectified map keeps the spread and lifts the mean: by 1.9 standard deviations for nine
+            # independent values, by 1.4 behind the 7x7 stem, whose outputs overlap.
+            return _Moments(x.mean + 1.4 * np.sqrt(x.var), x.var)
+        case PadShortcut():
+            pads = (layer.channels_before, layer.channels_after)
+            return _Moments(np.pad(x.mean, pads), np.pad(x.var, pads))
+        case Add():
+            for other in others:
+                x = _Moments(x.mean + other.mean, x.var + other.var)
+            return x
+        case Concat():
+            every = (x, *others)
+            return _Moments(np.concatenate([each.mean for each in every]), np.concatenate([each.var for each in every]))
+        case Flatten():
+            area = layer.height * layer.width
+            return _Moments(x.mean.repeat(area), x.var.repeat(area))
+        case _:
+            # The mean over positions keeps at least the channels' means; how much spread it keeps depends on the images.
+            return x
 
 
 def _before_batch_norm(nodes: tuple[Node, ...]) -> Iterator[str]:
@@ -190,7 +205,8 @@ def _normal_integers(seed: int, name: str, count: int) -> npt.NDArray[np.int64]:
     for place, z in _integers(seed, name, count):
         pairs = (z & _EVEN_16_BITS) + ((z >> np.uint64(16)) & _EVEN_16_BITS)
         values[place] = (pairs & np.uint64(0xFFFFFFFF)) + (pairs >> np.uint64(32))
-    return values - _SUM_MEAN
+    values -= _SUM_MEAN
+    return values
 
 
 def normal(seed: int, name: str, count: int, sd: float) -> Float32:
@@ -201,9 +217,12 @@ def normal(seed: int, name: str, count: int, sd: float) -> Float32:
 def _filters(seed: int, name: str, outputs: int, fan_in: int, sd: float) -> Float32:
     """Nearly normal filters, float32 (outputs, fan_in), each less ``CENTRING`` of its own mean; integers until the last step."""
     values = _normal_integers(seed, name, outputs * fan_in).reshape(outputs, fan_in)
-    values = 4 * fan_in * values - int(4 * CENTRING) * values.sum(axis=1, keepdims=True)
-    scaled: Float64 = values * (sd / (4 * fan_in * math.sqrt(_SUM_VARIANCE)))
-    return scaled.astype(np.float32)
+    common = int(4 * CENTRING) * values.sum(axis=1, keepdims=True)
+    values *= 4 * fan_in  # in place, and the product below in pieces: VGG's largest layer has 103 million
+    values -= common
+    scaled = np.empty(values.shape, np.float32)
+    np.multiply(values, sd / (4 * fan_in * math.sqrt(_SUM_VARIANCE)), out=scaled, dtype=np.float64, casting="same_kind")
+    return scaled
 
 
 def _mean(values: Float64) -> float:

@@ -23,11 +23,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from impls.implementation import Sgd
+from impls import models
+from impls.implementation import CannotError, Sgd, check_training
 from impls.oracle import lattice
 from impls.oracle.local import EDGES
 from impls.oracle.training import State
-from impls.spec import ModelSpec
+from impls.spec import ModelSpec, parameter_count
 from results import certificate as documents
 from results.certificate import Certificate, Probe, Purpose
 from results.record import Cell, Record, Suite, utc_now
@@ -60,6 +61,9 @@ CODE = (
 )
 """The rest of the code that a certificate depends on, of this checkout; the oracle has a hash of its own."""
 
+LARGE = 100_000_000
+"""Parameters from which on one implementation is examined at a time: each process then holds VGG's 0.6 GB of weights several times."""
+
 SUITES: Mapping[Purpose, Suite] = {"inference": "equivalence", "training": "training_equivalence"}
 """The records that certificates are stored as."""
 
@@ -73,7 +77,7 @@ def certificates_for(
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
-    examined at a time, for most of it is starting and compiling on one core.
+    examined at a time, for most of it is starting and compiling on one core; of networks that are ``LARGE`` one.
     """
     by_implementation: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -95,7 +99,8 @@ def certificates_for(
         finally:
             staffs[name].end()
 
-    with ThreadPoolExecutor(2) as executor:
+    largest = max((parameter_count(models.get(cell.model)) for cell in cells), default=0)
+    with ThreadPoolExecutor(1 if largest >= LARGE else 2) as executor:
         try:
             for _ in executor.map(certify, staffs):
                 pass
@@ -120,9 +125,11 @@ def _certify_one(
     shown = about.as_record(cell.precision, None)
     if purpose == "training" and not manifest.trains:
         return context.record(suite, cell, "skipped", f"{manifest.title} has no training", model=shown)
+    asked = probes.asked(about.model, batch_sizes, purpose, thorough=thorough)
     try:
+        if purpose == "training":
+            check_training(about.model, cell.precision, asked[0].shape)
         python, packages = context.software(cell.implementation)
-        asked = probes.asked(about.model, batch_sizes, purpose, thorough=thorough)
         key = _key(context, cell, about, asked, python, packages, purpose)
         kept = cache_root() / "certificates" / f"{key}.json"
         certificate = _read_kept(kept, key)
@@ -130,6 +137,8 @@ def _certify_one(
             certificate = _examine(context, workers, cell, about, asked, purpose, thorough, key, python, packages)
             if certificate.passed:
                 documents.save(kept, certificate)
+    except CannotError as error:
+        return context.record(suite, cell, "skipped", str(error), model=shown)
     except WorkerError as error:
         return context.failure(suite, cell, error, model=shown)
     except lattice.LatticeError as error:

@@ -20,6 +20,7 @@ from impls.spec import ModelSpec, Shape, tap_shapes
 from impls.weights import file, folding
 from suites.equivalence import foreign, outputs
 from suites.equivalence.diagnosis import Diagnosis, diagnose
+from suites.equivalence.probes import PROBE_SIZE, probe_size
 from suites.harness import inputs, npz
 from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, subject
@@ -31,10 +32,7 @@ Say = Callable[[str], None]
 
 IMAGES = "images"
 
-LARGEST_SIDE = 64
-"""Pixels of the embedded images for ImageNet nets: even at every stride, and the whole catalogue is tried in a minute or two."""
-
-SIDES = (32, LARGEST_SIDE, 224)
+SIDES = (32, PROBE_SIZE, 224)
 """Sizes that an ONNX file may be fixed to."""
 
 MOST_IMAGES = 1024
@@ -47,7 +45,7 @@ class DoorError(ValueError):
 
 
 def embedded(model: ModelSpec) -> Images:
-    """The project's own images for a model, (8, 3, H, W) float32: crops of photographs, normalised, at most 64 x 64.
+    """The project's own images for a model, (8, 3, H, W) float32: crops of photographs, normalised, at most 64 x 64 if it takes that.
 
     Photographs for CIFAR nets too, since the digits that these are timed on are grey, and would hide the order of the channels.
 
@@ -56,7 +54,7 @@ def embedded(model: ModelSpec) -> Images:
     """
     if model.input_chw[0] != 3:
         raise inputs.NoInputError(f"{model.name} takes {model.input_chw[0]} channels; the embedded images have 3")
-    return inputs.photographs(*(min(side, LARGEST_SIDE) for side in model.input_chw[1:])).pool
+    return inputs.photographs(*probe_size(model)).pool
 
 
 def of_files(weights: Path, arrays: Path, name: str | None, precision: str, threads: int, say: Say) -> Diagnosis:
@@ -143,7 +141,7 @@ def examine_onnx(path: Path, name: str | None, named: tuple[str, ...], threads: 
         UnknownModelError, EnvironmentBuildError.
     """
     sizes = {f"{side}x{side}": inputs.photographs(side, side).pool for side in SIDES}
-    height, width = embedded(models.get(name)).shape[2:] if name else (LARGEST_SIDE, LARGEST_SIDE)
+    height, width = embedded(models.get(name)).shape[2:] if name else (PROBE_SIZE, PROBE_SIZE)
     with tempfile.TemporaryDirectory() as folder, worker_of("onnx", "fp32", named, threads, Path(folder)) as worker:
         given, out = Path(folder) / "images.safetensors", Path(folder) / "out.safetensors"
         save(sizes, given)

@@ -111,6 +111,8 @@ NETS: tuple[Net, ...] = (
     ),
     Net("resnet50", 64, 1, ("conv-same", "stride-v1", "eps-1e-3", "kernel-transposed", "blocks-swapped"), False),
     Net("resnet50_v1", 64, 1, ("stride-v1.5",), False),
+    Net("googlenet", 64, 1, ("pool-floor", "pool-ceil-before", "concat-reversed"), False),
+    Net("alexnet", 224, 1, ("flatten-nhwc",), True),
     Net("cifar_resnet8", 32, 2, tuple(fault.id for fault in FAMILIES if fault.id not in (*PIXELS, *POOLS)), True),
 )
 """Trained weights with every single fault that a CIFAR net can have; synthesised weights with the families, and with those that need an

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from impls.oracle import forward
 from impls.oracle.rounding import largest_power
-from impls.spec import BatchNorm2d, ModelSpec, layers
+from impls.spec import BatchNorm2d, Flatten, ModelSpec, layers
 from results.certificate import Probe, Purpose
 from suites.harness import inputs
 from suites.harness.reference import held
@@ -26,13 +26,14 @@ Weights = Mapping[str, npt.NDArray[np.float32]]
 
 PROBE_BATCH = 2
 PROBE_SIZE = 64
-"""Images of E1, E2 and E3 for ImageNet nets, in pixels: even at every stride, and the pooled area is a power of two."""
+"""Images of E1, E2 and E3 for ImageNet nets, in pixels: even at every stride, and the pooled area is a power of two. Nets that
+flatten a map take their own size."""
 
-ODD = {64: (33, 63), 32: (13, 31)}
+ODD = {64: (33, 63), 32: (13, 31), 224: (225, 253)}
 """Height and width by the ordinary probe's size. Rows are odd at every stride, columns at the first, and the lattice still averages
-a power of two (2x2, 4x8)."""
+a power of two (2x2, 4x8). Of 224 to 254 pixels VGG and AlexNet, which average nothing, make maps of one size (``Flatten``)."""
 
-MIXED = {64: (64, 47), 32: (32, 15)}
+MIXED = {64: (64, 47), 32: (32, 15), 224: (254, 231)}
 """More rows than columns, even rows and odd columns; 2x2 and 8x4 are averaged."""
 
 EXPONENT = 20
@@ -90,6 +91,8 @@ def _thorough(model: ModelSpec) -> tuple[Probe, ...]:
 def probe_size(model: ModelSpec) -> tuple[int, int]:
     """Height and width of the ordinary images of E1, E2 and E3."""
     height, width = model.input_chw[1:]
+    if any(isinstance(layer, Flatten) for layer in layers(model.body)):
+        return height, width
     return min(height, PROBE_SIZE), min(width, PROBE_SIZE)
 
 

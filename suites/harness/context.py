@@ -77,7 +77,7 @@ class Subject:
         }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)  # of VGG's there are 0.6 GB each
 def subject(name: str, brought: Path | None = None) -> Subject:
     """The model of this name with the weights ``brought``, else those that the project ships for it, else synthesised ones.
 

@@ -7,7 +7,6 @@ or lacks, is refused by name.
 from __future__ import annotations
 
 import functools
-import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from impls import models
-from impls.spec import Conv2d, Linear, MaxPool2d, ModelSpec, Shape, layers, tensor_shapes
+from impls.spec import Conv2d, Flatten, Linear, MaxPool2d, ModelSpec, Shape, layers, tensor_shapes
 from impls.weights.container import Array, WeightFileError
 from impls.weights.folding import biases_into_means, followed
 from impls.weights.variant import epsilons, with_constants
@@ -49,6 +48,9 @@ RENAMED = (
 LEFT_OUT = (".num_batches_tracked",)
 """Ends of names of what no network computes with: a batch norm's count of training steps."""
 
+TRAINING_ONLY: Mapping[str, tuple[str, ...]] = {"googlenet": ("aux1.", "aux2.")}
+"""Beginnings of names of what a model has for training alone."""
+
 
 def _torch(tensors: Mapping[str, Array], model: ModelSpec) -> dict[str, Array]:
     for prefix in PREFIXES:
@@ -62,7 +64,8 @@ def _torch(tensors: Mapping[str, Array], model: ModelSpec) -> dict[str, Array]:
                 return name.replace(old, new)
         return name
 
-    return {renamed(name): tensor for name, tensor in tensors.items() if not name.endswith(LEFT_OUT)}
+    dropped = TRAINING_ONLY.get(model.name, ())
+    return {renamed(name): tensor for name, tensor in tensors.items() if not name.endswith(LEFT_OUT) and not name.startswith(dropped)}
 
 
 # --- Keras ---
@@ -153,36 +156,37 @@ def _keras(path: Path, family: KerasNames, tensors: Mapping[str, Array], model: 
     if any(name.startswith(WHOLE_MODEL) for name in tensors):
         tensors = {name.removeprefix(WHOLE_MODEL): tensor for name, tensor in tensors.items() if name.startswith(WHOLE_MODEL)}
     ours = {theirs: name for name, theirs in family.names(model).items()}
-    channels = _flattened(model)
+    flattened = _flattened(model)
     found: dict[str, Array] = {}
     for name, tensor in tensors.items():
         layer, leaf = ours.get(name.partition("/")[0]), LEAF.search(name.rpartition("/")[2])
         known = f"{layer}.{KERAS_LEAVES[leaf[1]]}" if layer and leaf else name
         if known in found:
             raise WeightFileError(f"{path}: holds two tensors for {known}: {reprlib.repr(name)} is one")
-        found[known] = _turned(tensor, channels.get(known))
+        found[known] = _turned(tensor, flattened.get(known))
     return found
 
 
-def _turned(tensor: Array, channels: int | None) -> Array:
-    """HWIO to OIHW, and (in, out) to (out, in); ``channels`` are those of a square map of which "in" is the rows, HWC to CHW."""
+def _turned(tensor: Array, maps: Flatten | None) -> Array:
+    """HWIO to OIHW, and (in, out) to (out, in); where "in" are the elements of ``maps``, from HWC to CHW."""
     if tensor.ndim == 4:
         return tensor.transpose(3, 2, 0, 1)
-    if channels and tensor.ndim == 2 and tensor.shape[0] == math.isqrt(tensor.shape[0] // channels) ** 2 * channels:
-        side = math.isqrt(tensor.shape[0] // channels)
-        return tensor.reshape(side, side, channels, tensor.shape[1]).transpose(3, 2, 0, 1).reshape(tensor.shape[1], tensor.shape[0])
+    if maps is not None and tensor.ndim == 2 and tensor.shape[0] == maps.height * maps.width * maps.channels:
+        kernel = tensor.reshape(maps.height, maps.width, maps.channels, tensor.shape[1])
+        return kernel.transpose(3, 2, 0, 1).reshape(tensor.shape[1], tensor.shape[0])
     return tensor.T
 
 
-def _flattened(model: ModelSpec) -> dict[str, int]:
-    """The weight of a linear layer that takes a whole map, and the map's channels."""
-    channels = 0
+def _flattened(model: ModelSpec) -> dict[str, Flatten]:
+    """The weights of linear layers that take whole maps, and how these were flattened."""
+    found: dict[str, Flatten] = {}
+    flatten: Flatten | None = None
     for layer in layers(model.body):
-        if isinstance(layer, Conv2d):
-            channels = layer.out_channels
-        elif isinstance(layer, Linear):
-            return {f"{layer.name}.weight": channels} if layer.in_features > channels else {}
-    return {}
+        if isinstance(layer, Flatten):
+            flatten = layer
+        elif isinstance(layer, Linear) and flatten is not None:
+            found[f"{layer.name}.weight"], flatten = flatten, None
+    return found
 
 
 def _strided_on_3x3(model: ModelSpec) -> bool:

@@ -51,22 +51,22 @@ class Public:
 
 
 # Its file names end in the first eight digits of the SHA-256 (torch.hub.load_state_dict_from_url, check_hash).
-TORCHVISION = "torchvision models/resnet.py"
+TORCHVISION = "torchvision models/resnet.py, vgg.py and alexnet.py"
 CIFAR_MODELS = "chenyaofo/pytorch-cifar-models README.md, loaded by torch.hub.load_state_dict_from_url"
-KERAS = "keras-team/keras-applications README.md (top-1, top-5) and keras applications/resnet.py (MD5)"
+KERAS = "keras-team/keras-applications README.md (top-1, top-5), keras applications/resnet.py, vgg16.py and vgg19.py (MD5)"
 KERAS_FIRST = "keras-team/keras-applications resnet50.py (MD5) and README.md; released by fchollet/deep-learning-models v0.2"
 AKAMASTER = "akamaster/pytorch_resnet_cifar10 README.md"
 
 
-def _torchvision(digits: str, model: str, version: int, top1: float, top5: float) -> Public:
+def _torchvision(file: str, model: str, top1: float, top5: float, version: int = 1) -> Public:
     preset = {1: "torchvision", 2: "torchvision_v2"}[version]
-    source = f"{TORCHVISION} IMAGENET1K_V{version}"
-    return Public(f"{model}-{digits}.pth", model, source, "BSD-3-Clause", preset, "imagenet", top1, top5, sha256=digits)
+    source, digits = f"{TORCHVISION} IMAGENET1K_V{version}", Path(file).stem.rpartition("-")[2]
+    return Public(file, model, source, "BSD-3-Clause", preset, "imagenet", top1, top5, sha256=digits)
 
 
-def _keras(model: str, md5: str, top1: float, top5: float, source: str = KERAS) -> Public:
+def _keras(model: str, md5: str, top1: float, top5: float, *, source: str = KERAS, licence: str = "MIT") -> Public:
     file = f"{model.removesuffix('_v1')}_weights_tf_dim_ordering_tf_kernels.h5"
-    return Public(file, model, source, "MIT", "keras_caffe", "imagenet", top1, top5, md5=md5)
+    return Public(file, model, source, licence, "keras_caffe", "imagenet", top1, top5, md5=md5)
 
 
 def _cifar(classes: int, depth: int, digits: str, top1: float, top5: float) -> Public:
@@ -79,15 +79,22 @@ def _akamaster(file: str, depth: int, top1: float) -> Public:
 
 
 KNOWN = (
-    _torchvision("f37072fd", "resnet18", 1, 69.758, 89.078),
-    _torchvision("b627a593", "resnet34", 1, 73.314, 91.420),
-    _torchvision("0676ba61", "resnet50", 1, 76.130, 92.862),
-    _torchvision("11ad3fa6", "resnet50", 2, 80.858, 95.434),
-    _torchvision("63fe2227", "resnet101", 1, 77.374, 93.546),
-    _torchvision("cd907fc2", "resnet101", 2, 81.886, 95.780),
-    _torchvision("394f9c45", "resnet152", 1, 78.312, 94.046),
-    _torchvision("f82ba261", "resnet152", 2, 82.284, 96.002),
-    _keras("resnet50_v1", "a7b3fe01876f51b976af0dea6bc144eb", 74.704, 92.020, KERAS_FIRST),
+    _torchvision("resnet18-f37072fd.pth", "resnet18", 69.758, 89.078),
+    _torchvision("resnet34-b627a593.pth", "resnet34", 73.314, 91.420),
+    _torchvision("resnet50-0676ba61.pth", "resnet50", 76.130, 92.862),
+    _torchvision("resnet50-11ad3fa6.pth", "resnet50", 80.858, 95.434, 2),
+    _torchvision("resnet101-63fe2227.pth", "resnet101", 77.374, 93.546),
+    _torchvision("resnet101-cd907fc2.pth", "resnet101", 81.886, 95.780, 2),
+    _torchvision("resnet152-394f9c45.pth", "resnet152", 78.312, 94.046),
+    _torchvision("resnet152-f82ba261.pth", "resnet152", 82.284, 96.002, 2),
+    _torchvision("vgg16-397923af.pth", "vgg16", 71.592, 90.382),
+    _torchvision("vgg19-dcbb9e9d.pth", "vgg19", 72.376, 90.876),
+    _torchvision("vgg16_bn-6c64b313.pth", "vgg16_bn", 73.360, 91.516),
+    _torchvision("vgg19_bn-c79401a0.pth", "vgg19_bn", 74.218, 91.842),
+    _torchvision("alexnet-owt-7be5be79.pth", "alexnet", 56.522, 79.066),
+    _keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b", 71.268, 90.050, licence="CC-BY"),
+    _keras("vgg19", "cbe5617147190e668d6c5d5026f83318", 71.256, 89.988, licence="CC-BY"),
+    _keras("resnet50_v1", "a7b3fe01876f51b976af0dea6bc144eb", 74.704, 92.020, source=KERAS_FIRST),
     _keras("resnet50_v1", "2cb95161c43110f7111970584f804107", 74.928, 92.060),
     _keras("resnet101_v1", "f1aeb4b969a6efcfb50fad2f0c20cfc5", 76.420, 92.786),
     _keras("resnet152_v1", "100835be76be38e30d865e96f2aaae62", 76.604, 93.118),

@@ -18,7 +18,10 @@ from impls.spec import BatchNorm2d, ModelSpec, Shape, layers, tensor_shapes
 from impls.weights.container import WeightFileError
 from impls.weights.variant import with_constants
 
-TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("vgg16", "vgg19", "vgg16_bn", "vgg19_bn", "googlenet", "alexnet"),
+)
 """The models that torchvision has under these very names; a network with torchvision's names needs one word here."""
 
 FOLDER = "archive"

@@ -6,7 +6,7 @@ Citations are threads that were opened and read; a fault without one was found n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,9 @@ from impls.spec import (
     NO_PADDING,
     BatchNorm2d,
     Block,
+    Concat,
     Conv2d,
+    Flatten,
     GlobalAvgPool2d,
     Layer,
     Linear,
@@ -48,6 +50,7 @@ from suites.equivalence.faults.surgery import (
     relayered,
     rewired,
     swapped_with_next,
+    with_functions,
     with_images,
     with_tensors,
 )
@@ -71,6 +74,7 @@ def _is_square(layer: Conv2d) -> bool:
 STRIDED = each(Conv2d, _is_strided)
 STEM = each(Conv2d, lambda layer: layer.kernel == 7)
 POOL = each(MaxPool2d)
+CEIL_MODE = each(MaxPool2d, lambda layer: layer.kernel == 3 and layer.padding == Padding(0, 1, 0, 1))
 NORM = each(BatchNorm2d)
 KERNEL = each(Conv2d, _has_kernel)
 CLASSIFIER = each(Linear)
@@ -110,6 +114,17 @@ def _average_for_maximum(case: Case, names: Group) -> Case:
     name = names[0]
     average, weight = per_channel(name, entering(case, name)[1], 3, 2, Padding.same_on_all_sides(1), np.full((3, 3), 1 / 9))
     return with_tensors(rewired(case, {name: lambda layer: (average,)}), weight)
+
+
+def _flattened_by_rows(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
+    """All channels of a place, then those of the next."""
+    x = inputs[0]
+    result: Array = x.transpose(0, 2, 3, 1).reshape(len(x), -1)
+    return result
+
+
+def _branches_reversed(block: Block) -> Block:
+    return dataclasses.replace(block, branches=block.branches[::-1])
 
 
 def _scaled_before(factor: float) -> Callable[[Case, Group], Case]:
@@ -175,10 +190,6 @@ def _without_shortcut(block: Block) -> Block:
 
 def _shortcut_twice(block: Block) -> Block:
     return dataclasses.replace(block, branches=(*block.branches, ()))
-
-
-def _shortcut_first(block: Block) -> Block:
-    return dataclasses.replace(block, branches=block.branches[::-1])
 
 
 def _second_reads_input(case: Case, names: Group) -> Case:
@@ -446,6 +457,21 @@ INFERENCE: tuple[Fault, ...] = (
         equivalent="a ReLU comes before it, so nothing that it compares is below zero and every window holds something that is no pad",
     ),
     Fault(
+        "pool-floor",
+        "{site} leaves out ceil mode, so maps are one row and column smaller (55x55 for 56x56)",
+        "every 3x3 max-pool in ceil mode",
+        CEIL_MODE,
+        _padded(0, 0),
+        citation=Citation("BVLC/caffe#4781", "Caffe Pooling Layer Output Volume Calculation"),
+    ),
+    Fault(
+        "pool-ceil-before",
+        "{site} pads the row and column of ceil mode before the map instead of behind it",
+        "every 3x3 max-pool in ceil mode",
+        CEIL_MODE,
+        _padded(1, 0),
+    ),
+    Fault(
         "stride-v1",
         "{site} strides in the first 1x1 instead of in the 3x3: v1 for v1.5",
         "every downsampling bottleneck",
@@ -607,7 +633,7 @@ INFERENCE: tuple[Fault, ...] = (
         "{site} adds the branch to the shortcut instead of the shortcut to the branch",
         "every block with an identity shortcut",
         IDENTITY,
-        lambda case, names: rejoined(case, names, _shortcut_first),
+        lambda case, names: rejoined(case, names, _branches_reversed),
         reach="all",
         equivalent="IEEE 754 addition commutes, bit for bit",
     ),
@@ -658,6 +684,25 @@ INFERENCE: tuple[Fault, ...] = (
         citation=Citation(
             "microsoft/onnxruntime#16203", "`count_include_pad` calculates the the most right output with dividing it by kernel size"
         ),
+    ),
+    Fault(
+        "flatten-nhwc",
+        "{site} takes the map place by place instead of channel by channel: NHWC for NCHW",
+        "the map before the linear layers",
+        each(Flatten),
+        lambda case, names: with_functions(case, names, _flattened_by_rows),
+        "function",
+        citation=Citation(
+            "microsoft/MMdnn#250", "After TensorFlow->Caffe conversion, output after flatten layer permuted in a different way"
+        ),
+    ),
+    Fault(
+        "concat-reversed",
+        "{site} takes the branches in the reverse order",
+        "every concatenation",
+        joins(lambda block: isinstance(block.merge, Concat)),
+        lambda case, names: rejoined(case, names, _branches_reversed),
+        citation=Citation("PINTO0309/openvino2tensorflow#48", "Incorrect connection order in Concat"),
     ),
     Fault(
         "softmax",

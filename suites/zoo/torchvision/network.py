@@ -14,11 +14,15 @@ try:
     from torchvision import models
 except RuntimeError:
     # Where torchvision's compiled operators do not load (another build of torch), its import still registers the shapes of
-    # these two and fails because they are unknown. No ResNet uses them.
+    # these two and fails because they are unknown. No classifier uses them.
     LIBRARY = torch.library.Library("torchvision", "DEF")
     for _name in ("nms", "qnms"):
         LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from torchvision import models
+
+
+ARGUMENTS = {"googlenet": {"aux_logits": False, "init_weights": False}}
+"""What a model is made with besides the number of classes: the spec's GoogLeNet has no auxiliary heads."""
 
 
 def build(model: ModelSpec, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -32,7 +36,7 @@ def build(model: ModelSpec, weights: Mapping[str, Tensor]) -> nn.Module:
     make = getattr(models, model.name, None)
     if make is None:
         raise CannotError(f"torchvision has no model {model.name!r}")
-    network: nn.Module = make(num_classes=model.classes)
+    network: nn.Module = make(num_classes=model.classes, **ARGUMENTS.get(model.name, {}))
     if not any(isinstance(layer, BatchNorm2d) for layer in layers(model.body)):
         _fold(network)
     network.to(next(iter(weights.values())).dtype)

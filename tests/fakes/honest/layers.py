@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, PadShortcut, Relu
+from impls.spec import Add, BatchNorm2d, Concat, Conv2d, Dropout, Flatten, GlobalAvgPool2d, Linear, MaxPool2d, PadShortcut, Relu
 
 
 def to_framework(array):
@@ -57,7 +57,10 @@ FUNCTIONS = {
     Relu: lambda layer, tensors, x: np.maximum(x, 0),
     MaxPool2d: max_pool2d,
     GlobalAvgPool2d: lambda layer, tensors, x: x.mean(axis=(1, 2)),
+    Flatten: lambda layer, tensors, x: x.transpose(0, 3, 1, 2).reshape(len(x), -1),
+    Dropout: lambda layer, tensors, x: x,
     Linear: lambda layer, tensors, x: x @ tensors["weight"] + tensors["bias"],
     PadShortcut: pad_shortcut,
     Add: lambda layer, tensors, *inputs: sum(inputs[1:], inputs[0]),
+    Concat: lambda layer, tensors, *inputs: np.concatenate(inputs, axis=3),
 }
