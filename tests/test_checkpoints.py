@@ -76,6 +76,15 @@ def test_python_2(tmp_path: Path) -> None:
     assert same(checkpoints.read(path).tensors, {"w": TENSORS["w"]})
 
 
+def test_parameters_of_the_first_versions(tmp_path: Path) -> None:
+    """PyTorch 0.1 kept parameters in state dicts, with hooks and flags beside the numbers."""
+    storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x06NtQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor\n(" + storage + b"K\x00K\x02K\x03\x86K\x03K\x01\x86tR"
+    program = b"\x80\x02}U\x01wctorch.nn.parameter\nParameter\n" + tensor + b"\x85\x81\x88\x89}\x87bs."
+    path = foreign.row(tmp_path / "old.pth", program, {"0": TENSORS["w"]})
+    assert same(checkpoints.read(path).tensors, {"w": TENSORS["w"]})
+
+
 def test_safetensors(tmp_path: Path) -> None:
     """What the public library writes, bfloat16 included."""
     path = tmp_path / "model.safetensors"
@@ -195,7 +204,9 @@ NESTED = b"(" * 60 + b")q\x00" + (b"h\x00" * 8 + b"tq\x00") * 60
         (b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93\x8c\x04pass\x85R.", "names 'builtins.exec'"),
         (b"(ios\nsystem\n.", "has the instruction INST"),
         (b"(cos\nsystem\no.", "names 'os.system'"),
-        (b"ccollections\nOrderedDict\n)\x81.", "has the instruction NEWOBJ"),
+        (b"ctorch\nFloatStorage\n)\x81.", "calls torch.FloatStorage with what it does not take"),
+        (b"ctorch.nn.parameter\nParameter\nK\x01\x85R.", "calls torch.nn.parameter.Parameter with what it does not take"),
+        (b"]}b.", "is damaged: it treats a list as a dict"),
         (b"\x82\x01.", "has the instruction EXT1"),
         (
             b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02K\x03K\x04tR.",

@@ -23,8 +23,8 @@ STORAGES = {
 
 ORDERED = "collections OrderedDict"
 TENSORS = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
-PARAMETER = "torch._utils _rebuild_parameter"
-KNOWN = (ORDERED, *TENSORS, PARAMETER, *(f"torch {name}" for name in STORAGES))
+PARAMETERS = ("torch._utils _rebuild_parameter", "torch.nn.parameter Parameter")  # the second in state dicts of PyTorch 0.1
+KNOWN = (ORDERED, *TENSORS, *PARAMETERS, *(f"torch {name}" for name in STORAGES))
 
 LITERALS = {
     *("INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2", "BINFLOAT", "BINBYTES", "SHORT_BINBYTES"),
@@ -154,19 +154,19 @@ class _Machine:
                 self.stack.append(_named(f"{module} {attribute}"))
             case "BINPERSID":
                 self.stack.append(_storage(self.pop()))
-            case "REDUCE":
+            case "REDUCE" | "NEWOBJ":
                 arguments, function = self.pop(), self.pop()
                 self.stack.append(_made(function, arguments))
-            case "BUILD":  # what a dictionary bears beside its items, as the versions of modules in a state dict
+            case "BUILD":  # what is kept beside a dictionary's items, the versions of modules, or beside a parameter's numbers
                 self.pop()
-                self.top(dict)
+                self.top(dict, Tensor)
             case _:
                 raise PickleError(f"has the instruction {name}, which no tensors or plain containers need")
 
-    def top(self, kind: type) -> Any:
-        """The container on top of the stack."""
-        if not isinstance(self.stack[-1], kind):
-            raise PickleError(f"is damaged: it treats a {type(self.stack[-1]).__name__} as a {kind.__name__}")
+    def top(self, *kinds: type) -> Any:
+        """What is to be added to, on top of the stack."""
+        if not isinstance(self.stack[-1], kinds):
+            raise PickleError(f"is damaged: it treats a {type(self.stack[-1]).__name__} as a {kinds[0].__name__}")
         return self.stack[-1]
 
 
@@ -205,7 +205,7 @@ def _made(function: Any, arguments: Any) -> Any:
         raise PickleError("calls what is no function")
     if function.what == ORDERED and len(arguments) <= 1 and all(isinstance(pairs, list) for pairs in arguments):
         return _dictionary(pair for pairs in arguments for pair in pairs)  # Python 2 gives them as a list
-    if function.what == PARAMETER and arguments and isinstance(arguments[0], Tensor):
+    if function.what in PARAMETERS and arguments and isinstance(arguments[0], Tensor):
         return arguments[0]
     if function.what in TENSORS and len(arguments) >= 4:
         storage, offset, shape, strides = arguments[:4]
