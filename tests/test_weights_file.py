@@ -371,7 +371,7 @@ def test_refuses_another_network(tmp_path: Path) -> None:
     pool = MODEL.body[-2]
     other = replace(MODEL, body=(*MODEL.body[:-2], replace(pool, name="pool"), MODEL.body[-1]))  # type: ignore[arg-type]
     write(tmp_path / "w", model=other)
-    assert refusal(tmp_path / "w").endswith("a different network than cifar_resnet8: pool.name is 'pool' in the file, must be 'avgpool'")
+    assert refusal(tmp_path / "w").endswith("a different network than cifar_resnet8: avgpool.name is 'pool' in the file, must be 'avgpool'")
     assert refusal(tmp_path / "w", None).endswith("is 'pool' in the file, must be 'avgpool'")
 
 

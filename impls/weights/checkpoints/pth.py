@@ -10,7 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from io import BufferedReader, BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,7 @@ def read_zip(file: BufferedReader, path: Path) -> dict[str, Array]:
         WeightFileError: damaged, another archive, or of more than tensors.
     """
     try:
-        bounded = _Bounded(file.raw)
-        with zipfile.ZipFile(bounded) as archive:
+        with _Bounded(FileIO(os.dup(file.fileno()))) as bounded, zipfile.ZipFile(bounded) as archive:
             bounded.most = LARGEST_FILE  # every member's own size is looked at instead
             members = _members(path, archive, bounded.seek(0, 2))
             programs = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -89,7 +88,7 @@ def _members(path: Path, archive: zipfile.ZipFile, size: int) -> dict[str, zipfi
         raise WeightFileError(f"{path}: holds two files of one name")
     for name, member in members.items():
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise WeightFileError(f"{path}: {name[:80]!r} is compressed, which torch.save never does; it is not unpacked")
+            raise WeightFileError(f"{path}: {name[:80]!r} is compressed, which torch.save never does; {WAY_OUT}")
     if sum(member.file_size for member in members.values()) > size:
         raise WeightFileError(f"{path}: claims to hold more bytes than it has: its files overlap")
     return members
