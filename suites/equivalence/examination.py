@@ -93,18 +93,20 @@ class Examination:
     def _manifest(self) -> Manifest:
         return self.context.manifests[self.cell.implementation]
 
-    def _observe(self, precision: str, weights: Path, images: npt.NDArray[np.float32]) -> tuple[Arrays, npt.NDArray[Any]]:
-        """Taps of one batch (none if it shows none), and its logits through the mode, as it is timed."""
+    def _observe(
+        self, precision: str, weights: Path, images: npt.NDArray[np.float32]
+    ) -> tuple[Arrays, npt.NDArray[Any], Mapping[str, Any]]:
+        """Taps of one batch (none if it shows none), its logits through the mode, as it is timed, and the settings reported."""
         found = load_file(self._taps(precision, weights, images)[0]) if self._manifest.taps else {}
         worker, _ = self.workers.get(self.cell, precision)
         ring, out = self._scratch / "ring.safetensors", self._scratch / "out.safetensors"
         save({"images": images[None]}, ring)
-        worker.call("prepare", BUILD_TIMEOUT_S, handle="mode", fold=self._manifest.folds, **self._build(weights, images))
+        made = worker.call("prepare", BUILD_TIMEOUT_S, handle="mode", fold=self._manifest.folds, **self._build(weights, images))
         worker.call("put", BUILD_TIMEOUT_S, handle="mode", images=str(ring))
         worker.call("outputs", CALL_TIMEOUT_S, handle="mode", out=str(out))
         logits = load_file(out)["logits"][0]
         worker.call("release", CALL_TIMEOUT_S, handle="mode")
-        return found, logits
+        return found, logits, made["settings"]
 
     def _taps(self, precision: str, weights: Path, images: npt.NDArray[np.float32]) -> tuple[Path, Mapping[str, Any]]:
         """The file of the taps of one batch, unfused and unfolded, and the settings that the network reported."""
@@ -126,7 +128,7 @@ class Examination:
         path = self._scratch / f"lattice-{model.name}-{cell.precision}-{digest}.safetensors"
         if not path.is_file():
             file.save(path, model, made.given.weights, source=f"lattice, seed {LATTICE_SEED}", preprocess={}, licence="CC0-1.0")
-        taps, logits = self._observe(cell.precision, path, made.given.images)
+        taps, logits, _ = self._observe(cell.precision, path, made.given.images)
         expected = made.folded if self._manifest.folds else _last(made.given.expected)
         tiers = [exact(made.given.expected, taps)] if self._manifest.taps else []
         return all_of([*tiers, exact({"logits": expected}, {"logits": logits})])
@@ -134,8 +136,8 @@ class Examination:
     def _meaning(self, probe: Probe) -> Tier:
         about = self.subject
         images = probes.real(about.inputs, *probe.shape[2:])[: probe.shape[0]]
-        taps, logits = self._observe("fp64", about.path, images)
-        answer = _meaning_of(about.model.name, self._brought, probe.shape)
+        taps, logits, settings = self._observe("fp64", about.path, images)
+        answer = _meaning_of(about.model.name, self._brought, probe.shape, settings.get("epsilon") == "float32")
         tiers = [meaning(answer.taps, taps)] if self._manifest.taps else []
         return all_of([*tiers, meaning({"logits": answer.folded if self._manifest.folds else answer.given}, {"logits": logits})])
 
@@ -225,12 +227,12 @@ class _Meaning:
     folded: npt.NDArray[np.float64]
 
 
-@shared(maxsize=2)
-def _meaning_of(model: str, brought: Path | None, shape: Shape) -> _Meaning:
-    """The oracle's answer of E2, the same for all implementations and modes."""
+@shared(maxsize=4)
+def _meaning_of(model: str, brought: Path | None, shape: Shape, single_epsilon: bool) -> _Meaning:
+    """The oracle's answer of E2, the same for all implementations and modes that hold epsilons alike."""
     about = subject(model, brought)
     images = probes.real(about.inputs, *shape[2:])[: shape[0]]
-    taps = forward.taps(about.model, about.weights, images)
+    taps = forward.taps(local.with_single_epsilon(about.model) if single_epsilon else about.model, about.weights, images)
     return _Meaning(taps, _last(taps), forward.forward(about.folded_model, about.folded_weights, images))
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from impls import models, spec
 from impls.spec import BatchNorm2d, Conv2d, Layer, Linear, ModelSpec, Shape
+from impls.weights.checkpoints.names import CANDIDATES
 from impls.weights.folding import biases_into_means, fold_batch_norm
 from impls.weights.variant import epsilons, with_constants
 
@@ -18,9 +19,6 @@ Array = npt.NDArray[Any]
 Weights = dict[str, npt.NDArray[np.float32]]
 
 KINDS: Mapping[type[Layer], tuple[str, ...]] = {Conv2d: ("Conv",), BatchNorm2d: ("BatchNormalization",), Linear: ("Gemm", "MatMul")}
-
-NAMES = (*models.NAMES, *(f"resnet{depth}_{letter}" for depth in (18, 34, 50) for letter in "ac"), *(f"cifar_resnet{d}" for d in (8, 14)))
-"""The networks that are tried; of those that have the same tensors the first, so v1.5 before v1."""
 
 
 class ForeignError(ValueError):
@@ -49,7 +47,7 @@ def identify(operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]
         ForeignError: the operators are not this network's, or no network's.
     """
     differences: dict[str, str] = {}
-    for candidate in (name,) if name else NAMES:
+    for candidate in (name,) if name else CANDIDATES:
         model = _with_classes(models.get(candidate), operators, arrays)
         if not any(each["kind"] == "BatchNormalization" for each in operators):
             model = _folded(model)

@@ -25,6 +25,14 @@ from impls.weights.variant import epsilons, with_constants
 Weights = dict[str, npt.NDArray[np.float32]]
 
 
+CANDIDATES = (
+    *models.NAMES,
+    *(f"resnet{depth}_{letter}" for depth in (18, 34, 50) for letter in "ac"),
+    *(f"cifar_resnet{depth}" for depth in (8, 14)),
+)
+"""The networks that an unknown checkpoint may be of; of those that have the same tensors the first, so v1.5 before v1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Imported:
     """A network with the checkpoint's own epsilons and classes, its canonical weights, and whose names they had."""
@@ -258,7 +266,7 @@ def _fault(model: ModelSpec, shapes: Mapping[str, Shape], found: Mapping[str, Ar
 def _nearest(meant: ModelSpec, convert: Callable[[ModelSpec], dict[str, Array]], keras: bool) -> str:
     """The model from which the fewest tensors differ, and how many do."""
     distances = {}
-    for name in dict.fromkeys((meant.name, *(KERAS_MODELS if keras else models.NAMES))):
+    for name in dict.fromkeys((meant.name, *(KERAS_MODELS if keras else CANDIDATES))):
         found = convert(models.get(name))
         model = _with_classes(models.get(name), found)
         theirs = {(name, tensor.shape) for name, tensor in found.items()}
