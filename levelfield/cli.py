@@ -652,7 +652,8 @@ def weights_import(path: Path, model: str, preprocess: str | None, out: Path, th
         made = suite.bring(path, model, preprocess, out, named=env, threads=threads or available_threads(), say=say)
         click.echo(f"{out}: {made.model.name}, {constants(made.model)}, {made.sha256}")
         if made.known:
-            click.echo(f"{path} is {made.known.file} of {made.known.source}: top-1 {made.known.top1} % on {made.known.dataset}")
+            known = made.known
+            click.echo(f"it has the hash published of {known.file} ({known.source}): top-1 {known.top1} % on {known.dataset}")
         if made.preprocess is None:
             click.echo("how images become its inputs is not known; --preprocess says it")
 

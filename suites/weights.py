@@ -60,7 +60,7 @@ def bring(path: Path, name: str, preset: str | None, out: Path, *, named: tuple[
         raise WeightFileError(f"{path}: would be written over by what is imported from it: give another --out")
     known = public.find(path)
     if known is not None and models.get(known.model).body != model.body:
-        raise WeightFileError(f"{path}: is the public {known.file}, which is for {known.model}: --model {known.model}")
+        raise WeightFileError(f"{path}: has the hash published of {known.file}, which is for {known.model}: --model {known.model}")
     preset = preset or (known.preprocess if known else None)
     pipeline = preprocess.chosen(preset).as_json() if preset else {}
     if checkpoints.recognise(path) == "onnx":

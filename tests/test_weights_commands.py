@@ -94,13 +94,13 @@ def test_a_known_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = public.Public("net.pt", MODEL.name, "somebody", "MIT", "cifar", "cifar10", 90.5, None, sha256=checkpoints.sha256(path)[:8])
     monkeypatch.setattr(public, "KNOWN", (known,))
     done = brought(path, MODEL.name)
-    assert done.stdout.splitlines()[1] == f"{path} is net.pt of somebody: top-1 90.5 % on cifar10"
+    assert done.stdout.splitlines()[1] == "it has the hash published of net.pt (somebody): top-1 90.5 % on cifar10"
     metadata = file.read_metadata(path.with_suffix(".safetensors"))
     assert (metadata["licence"], metadata["source"]) == ("MIT", "net.th, somebody")
     assert json.loads(metadata["preprocess"]) == preprocess.chosen("cifar").as_json()
     assert (
         brought(path, "cifar_resnet20").stderr
-        == f"levelfield: {path}: is the public net.pt, which is for cifar_resnet8: --model cifar_resnet8\n"
+        == f"levelfield: {path}: has the hash published of net.pt, which is for cifar_resnet8: --model cifar_resnet8\n"
     )
     by_md5 = public.Public("net.pt", MODEL.name, "somebody", "MIT", "cifar", "cifar10", 90.5, None, md5=checkpoints.md5(path))
     monkeypatch.setattr(public, "KNOWN", (by_md5,))
