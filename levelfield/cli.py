@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 import json
 import sys
@@ -95,7 +96,7 @@ EXPECTED = {
     "impls.models.UnknownModelError",
     "impls.oracle.forward.WeightsError",
     "impls.spec.SpecError",
-    "impls.weights.file.WeightFileError",
+    "impls.weights.container.WeightFileError",
     "reports.asv_site.SiteError",
     "reports.frame.BaselineError",
     "reports.frame.NoRecordsError",
@@ -256,6 +257,7 @@ def bench(
 @click.option("--thorough", is_flag=True, help="Also odd and non-square sizes, batches of 1 and 3, and extreme inputs.")
 @click.option("--clean-seeds", type=click.IntRange(1), help="Examine so many clean seeds of a small network, and count false alarms.")
 @click.option("--mutants", is_flag=True, help="Examine known faults instead, and write the matrix to docs/faults.md.")
+@click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="Your own weight file, for one model.")
 def certify(
     env: tuple[str, ...],
     store: Path | None,
@@ -265,6 +267,7 @@ def certify(
     thorough: bool,
     clean_seeds: int | None,
     mutants: bool,
+    weights: Path | None,
     **options: Any,
 ) -> None:
     """Prove the equivalence, and measure nothing."""
@@ -273,8 +276,10 @@ def certify(
             env,
             options.pop("threads"),
             as_json,
-            any((store, fresh, training, thorough, clean_seeds, options.pop("device") != "cpu", *options.values())),
+            any((store, fresh, training, thorough, clean_seeds, weights, options.pop("device") != "cpu", *options.values())),
         )
+    if weights and (training or clean_seeds is not None):
+        fail("--weights is for certificates of inference; leave out --training and --clean-seeds")
     if thorough and (training or clean_seeds is not None):
         fail("--thorough is for certificates of inference; leave out --training and --clean-seeds")
     with plain_errors():
@@ -294,7 +299,8 @@ def certify(
                 else:
                     click.echo(screen.clean(found, folder))
                 raise SystemExit(YES if found["alarms"] == 0 and not found["failed"] else NO)
-            folder, certificates, skips = runner.certify(request, "training" if training else "inference", arguments, thorough=thorough)
+            purpose: Any = "training" if training else "inference"
+            folder, certificates, skips = runner.certify(request, purpose, arguments, thorough=thorough, weights=weights)
         pages = certificate.write(folder, runner.REPORTS / folder.name / "certificates")
         if as_json:
             _print_json(screen.certify_document(certificates, skips))
@@ -626,6 +632,45 @@ def weights_make(model: str, seed: int, out: Path) -> None:
             out, spec, synthesis.synthesize(spec, seed), source=f"synthesised, seed {seed}", preprocess=preprocess, licence="CC0-1.0"
         )
         click.echo(f"{out}: {model}, seed {seed}, {root}")
+
+
+@weights.command("import")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--model", required=True, help="The model that it is for.")
+@click.option("--preprocess", help="How images become inputs: a preset (docs/weights.md). Default: what a known file was published with.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The weight file to write.")
+@click.option("--threads", type=click.IntRange(1), help="Threads. Default: the cores that this process may use.")
+@click.option("--env", "env", multiple=True, help="'current' or onnx=PYTHON: an existing interpreter, for ONNX files.")
+def weights_import(path: Path, model: str, preprocess: str | None, out: Path, threads: int | None, env: tuple[str, ...]) -> None:
+    """Bring a checkpoint of PyTorch, timm, Keras or ONNX into a weight file; no code of it runs."""
+    with plain_errors():
+        from impls.weights.variant import constants
+        from suites import weights as suite
+        from suites.harness.plan import available_threads
+
+        say = functools.partial(click.echo, err=True)
+        made = suite.bring(path, model, preprocess, out, named=env, threads=threads or available_threads(), say=say)
+        click.echo(f"{out}: {made.model.name}, {constants(made.model)}, {made.sha256}")
+        if made.known:
+            known = made.known
+            click.echo(f"it has the hash published of {known.file} ({known.source}): top-1 {known.top1} % on {known.dataset}")
+        if made.preprocess is None:
+            click.echo("how images become its inputs is not known; --preprocess says it")
+
+
+@weights.command("export")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--format", "form", required=True, type=click.Choice(["torchvision", "onnx"]))
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
+@click.option("--threads", type=click.IntRange(1), help="Threads. Default: the cores that this process may use.")
+@click.option("--env", "env", multiple=True, help="'current' or onnx=PYTHON: an existing interpreter, for ONNX files.")
+def weights_export(path: Path, form: str, out: Path, threads: int | None, env: tuple[str, ...]) -> None:
+    """Write a weight file as a state dict of torchvision, or as an ONNX file; imported again it is the same to the bit."""
+    with plain_errors():
+        from suites import weights as suite
+        from suites.harness.plan import available_threads
+
+        click.echo(f"{out}: {suite.give(path, form, out, named=env, threads=threads or available_threads())}")
 
 
 @weights.command("show")

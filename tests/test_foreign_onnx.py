@@ -167,6 +167,6 @@ def test_operators_are_matched_by_what_they_read() -> None:
     kinds = {kind: names[0] for kind, names in foreign.KINDS.items()}
     operators = [{"kind": kinds[type(layer)], "inputs": sorted(numbers[name] for name in before[layer.name])} for layer in swapped]
     arrays = {f"{numbers[layer.name]}.{leaf}": weights[f"{layer.name}.{leaf}"] for layer in swapped for leaf in layer.tensors()}
-    found, given = foreign.identify(operators, arrays)
-    assert found.name == "resnet50"
-    assert all((given[name] == weights[name]).all() for name in weights)
+    found = foreign.identify(operators, arrays)
+    assert found.model.name == "resnet50"
+    assert all((found.weights[name] == weights[name]).all() for name in weights)

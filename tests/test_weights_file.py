@@ -33,6 +33,7 @@ from impls.weights.file import (
     tensor_sha256,
 )
 from impls.weights.synthesis import synthesize
+from impls.weights.variant import epsilons, with_constants
 
 NAME = "cifar_resnet8"
 MODEL = models.get(NAME)
@@ -367,11 +368,54 @@ def test_refuses_10_gigabytes_without_taking_them(file: Path) -> None:
 
 def test_refuses_another_network(tmp_path: Path) -> None:
     """Tensors that fit are refused when the stored network computes another function; the difference is named."""
-    norm = MODEL.body[1]
-    other = replace(MODEL, body=(MODEL.body[0], replace(norm, eps=1e-3), *MODEL.body[2:]))  # type: ignore[arg-type]
+    pool = MODEL.body[-2]
+    other = replace(MODEL, body=(*MODEL.body[:-2], replace(pool, name="pool"), MODEL.body[-1]))  # type: ignore[arg-type]
     write(tmp_path / "w", model=other)
-    assert refusal(tmp_path / "w").endswith("a different network than cifar_resnet8: bn1.eps is 0.001 in the file, must be 1e-05")
-    assert refusal(tmp_path / "w", None).endswith("bn1.eps is 0.001 in the file, must be 1e-05")
+    assert refusal(tmp_path / "w").endswith("a different network than cifar_resnet8: avgpool.name is 'pool' in the file, must be 'avgpool'")
+    assert refusal(tmp_path / "w", None).endswith("is 'pool' in the file, must be 'avgpool'")
+
+
+def test_own_constants(tmp_path: Path) -> None:
+    """A file may hold the named network with epsilons and a number of classes of its own, and they are what is loaded."""
+    classes, own = 7, dict.fromkeys(epsilons(MODEL), 1e-3) | {"bn1": 2e-5}
+    model = with_constants(MODEL, classes, own)
+    weights = WEIGHTS | {"fc.weight": WEIGHTS["fc.weight"][:7], "fc.bias": WEIGHTS["fc.bias"][:7]}
+    write(tmp_path / "w", weights, model)
+    for asked in (MODEL, None):
+        loaded = load(tmp_path / "w", asked)
+        assert (loaded.model, epsilons(loaded.model), loaded.model.classes) == (model, own, 7)
+        assert loaded.weights["fc.weight"].shape[0] == 7
+    assert "arch_sha256" not in read_metadata(write(tmp_path / "ordinary"))
+
+
+@pytest.mark.parametrize("change", ["damaged", "unmarked"])
+def test_other_constants_by_accident_are_refused(change: str, tmp_path: Path) -> None:
+    """An epsilon that was changed behind the writer's back is no constant of the file's own."""
+    path = write(tmp_path / "w", model=with_constants(MODEL, MODEL.classes, dict.fromkeys(epsilons(MODEL), 1e-3)))
+
+    def edit(header: dict[str, Any]) -> None:
+        metadata = header["__metadata__"]
+        metadata["arch"] = metadata["arch"].replace('"eps":0.001', '"eps":0.002')
+        if change == "unmarked":
+            del metadata["arch_sha256"]
+
+    message = refusal(edited(path, edit))
+    assert (
+        "arch in its metadata does not have the hash" if change == "damaged" else "bn1.eps is 0.002 in the file, must be 1e-05"
+    ) in message
+
+
+def test_own_constants_that_describe_no_network(tmp_path: Path) -> None:
+    """The hash alone does not make a network of it."""
+
+    def edit(header: dict[str, Any]) -> None:
+        metadata = header["__metadata__"]
+        metadata["arch"] = metadata["arch"].replace('"eps":1e-05', '"eps":-1.0')
+        metadata["arch_sha256"] = hashlib.sha256(metadata["arch"].encode()).hexdigest()
+
+    assert "arch in its metadata describes no network: BatchNorm2d.eps: -1.0 is out of range" in refusal(
+        edited(write(tmp_path / "w"), edit)
+    )
 
 
 def test_refuses_stride_on_the_other_convolution(tmp_path: Path) -> None:

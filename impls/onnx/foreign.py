@@ -42,7 +42,8 @@ LARGEST_TENSOR = 1 << 28
 def examine(path: Path, pools: Mapping[str, Array], size: str, threads: int) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     """The weighted operators in topological order, and arrays.
 
-    Each operator is a mapping with "kind" and "inputs", the numbers of the nearest weighted operators before it, -1 for the images.
+    Each operator is a mapping with "kind", "inputs", the numbers of the nearest weighted operators before it, -1 for the images, and
+    "epsilon", a float32 as a float, None where it is no batch norm.
     The arrays are "NUMBER.LEAF", in canonical layout and under the spec's leaf names, and "logits" of "images".
 
     Args:
@@ -150,7 +151,7 @@ def _weights(graph: GraphProto, images: str) -> tuple[list[dict[str, Any]], dict
         if node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in constants:
             for leaf, tensor in _tensors(node, constants).items():
                 arrays[f"{number}.{leaf}"] = tensor
-            operators.append({"kind": node.op_type, "inputs": sorted(sources)})
+            operators.append({"kind": node.op_type, "inputs": sorted(sources), "epsilon": _epsilon(node)})
             sources = frozenset({number})
             if node.op_type == "MatMul":
                 bias_of[node.output[0]] = number
@@ -161,6 +162,13 @@ def _weights(graph: GraphProto, images: str) -> tuple[list[dict[str, Any]], dict
                 arrays[f"{products[0]}.bias"] = numpy_helper.to_array(added[0])
         before |= dict.fromkeys(node.output, sources)
     return operators, arrays
+
+
+def _epsilon(node: NodeProto) -> float | None:
+    """1e-5 is what the standard takes where a file says nothing."""
+    if node.op_type != "BatchNormalization":
+        return None
+    return float(next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), np.float32(1e-5)))
 
 
 def _tensors(node: NodeProto, constants: Mapping[str, TensorProto]) -> dict[str, Array]:

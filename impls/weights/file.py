@@ -8,36 +8,42 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import reprlib
-import secrets
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from impls import models
 from impls.spec import ModelSpec, Shape, SpecError, as_json, from_json, tensor_shapes
+from impls.weights.container import LENGTH_BYTES, MAX_HEADER_BYTES, Entry, WeightFileError, open_file, parse_json, read_entries, replaced
+from impls.weights.container import read_header as read_any_header
+from impls.weights.container import read_tensor as read_any_tensor
+from impls.weights.variant import epsilons, with_constants
+
+__all__ = (
+    "FORMAT",
+    "MAX_HEADER_BYTES",
+    "WeightFile",
+    "WeightFileError",
+    "load",
+    "read_metadata",
+    "save",
+    "spec_sha256",
+    "tensor_hashes",
+    "tensor_sha256",
+)
 
 Float32 = npt.NDArray[np.float32]
 
 FORMAT = "levelfield-weights/1"
 REQUIRED = ("format", "arch", "preprocess", "source", "licence", "classes", "tensor_sha256")
-LENGTH_BYTES = 8  # the header's length, before the header
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-MAX_RANK = 8
 MAX_NAME = 100
 ALIGNMENT = 8  # of the data, as safetensors writes it
-
-
-class WeightFileError(ValueError):
-    """A weight file that cannot be used; the message names file, tensor, what was expected and what was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +57,6 @@ class WeightFile:
     weights: dict[str, Float32]
     metadata: dict[str, str]
     sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """Where a tensor lies: bytes [begin, end) of the data."""
-
-    shape: Shape
-    begin: int
-    end: int
 
 
 def spec_sha256(model: ModelSpec) -> str:
@@ -124,6 +121,8 @@ def save(
         "classes": _json(list(classes)),
         "tensor_sha256": root,
     }
+    if _is_variant(model):
+        metadata["arch_sha256"] = spec_sha256(model)
     if source_sha256:
         metadata["source_sha256"] = source_sha256
     entries: dict[str, object] = {"__metadata__": metadata}
@@ -143,18 +142,20 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         WeightFileError: not a weight file of this format.
     """
-    with _open(path) as file:
+    with open_file(path) as file:
         return _read_header(file, path)[0]
 
 
 def load(path: Path, model: ModelSpec | None = None) -> WeightFile:
     """Read a weight file and check everything about it; without ``model``, the one that its metadata names or else describes.
 
+    A file may hold the named network with epsilons and classes of its own; it is then the model of what is returned.
+
     Raises:
         WeightFileError: damaged or hostile file, another network's weights, tensors unknown, missing, of wrong shape or type,
             not finite, negative variances, or bytes that differ from the stored hash.
     """
-    with _open(path) as file:
+    with open_file(path) as file:
         metadata, entries, data_start = _read_header(file, path)
         model = _model_of(path, metadata, model)
         shapes = tensor_shapes(model)
@@ -184,119 +185,34 @@ def _tensor_hash(array: Float32) -> str:
 
 def _replace(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
     """Write beside ``path``, flush to the disk, rename over it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as temporary, temporary.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _open(path: Path) -> BufferedReader:
-    try:
-        if not path.is_file():
-            raise WeightFileError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}")
-        return path.open("rb")
-    except (OSError, ValueError) as error:
-        if isinstance(error, WeightFileError):
-            raise
-        raise WeightFileError(f"{path}: cannot be read: {error}") from None
-
-
-def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, str], dict[str, _Entry], int]:
+def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, str], dict[str, Entry], int]:
     """Metadata, tensors by name, and where the data begins; everything in them has been checked against the file's size."""
-    size = os.fstat(file.fileno()).st_size
-    if size < LENGTH_BYTES:
-        raise WeightFileError(f"{path}: is {size} bytes long, too short for a weight file")
-    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-    if length > MAX_HEADER_BYTES:
-        raise WeightFileError(f"{path}: is no safetensors file: claims a header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
-    if length > size - LENGTH_BYTES:
-        raise WeightFileError(f"{path}: is cut off: says that its header has {length} bytes, the whole file has {size}")
-    document = _parse_json(path, "its header", file.read(length))
-    if not isinstance(document, dict):
-        raise WeightFileError(f"{path}: its header is not a JSON object")
-    metadata = document.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise WeightFileError(f"{path}: __metadata__ is not an object of strings")
+    metadata, document, start = read_any_header(file, path)
     if metadata.get("format") != FORMAT:
         found = reprlib.repr(metadata.get("format"))
         raise WeightFileError(f"{path}: its format is {found}, not {FORMAT!r}; `levelfield weights import` converts checkpoints")
     if missing := [key for key in REQUIRED if key not in metadata]:
         raise WeightFileError(f"{path}: its metadata lacks {', '.join(missing)}")
-    entries = {name: _entry(path, name, value) for name, value in document.items()}
-    _check_layout(path, entries, size - LENGTH_BYTES - length)
-    return metadata, entries, LENGTH_BYTES + length
-
-
-def _parse_json(path: Path, what: str, text: bytes | str) -> Any:
-    """The JSON value; refuses duplicate keys, NaN and whatever Python's parser cannot take."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise ValueError(f"the key {reprlib.repr(twice)} stands in it twice")
-        return result
-
-    def no_constant(text: str) -> None:
-        raise ValueError(f"{text} is not JSON")
-
-    try:
-        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(decoded, object_pairs_hook=unique, parse_constant=no_constant)
-    except (ValueError, RecursionError) as error:
-        raise WeightFileError(f"{path}: {what} cannot be read: {error}") from None
-
-
-def _naturals(value: object) -> bool:
-    """Whether it is a list of integers in 0 .. 2**63 - 1; True and 1.0 are none."""
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
-
-
-def _entry(path: Path, name: str, value: object) -> _Entry:
-    where = f"{path}: {reprlib.repr(name)}"
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise WeightFileError(f"{where}: must be an object of dtype, shape and data_offsets")
-    if value["dtype"] != "F32":
-        raise WeightFileError(f"{where}: its dtype is {reprlib.repr(value['dtype'])}, must be 'F32'")
-    shape, offsets = value["shape"], value["data_offsets"]
-    if not _naturals(shape) or len(shape) > MAX_RANK:
-        raise WeightFileError(f"{where}: its shape {reprlib.repr(shape)} is not a list of at most {MAX_RANK} non-negative integers")
-    if not _naturals(offsets) or len(offsets) != 2:
-        raise WeightFileError(f"{where}: its data_offsets {reprlib.repr(offsets)} are not two non-negative integers")
-    begin, end = offsets
-    if end - begin != 4 * math.prod(shape):
-        needed = 4 * math.prod(shape)
-        raise WeightFileError(f"{where}: its shape {shape} takes {needed} bytes, its data_offsets {offsets} span {end - begin}")
-    return _Entry(tuple(shape), begin, end)
-
-
-def _check_layout(path: Path, entries: Mapping[str, _Entry], data_bytes: int) -> None:
-    """Tensors must cover the data exactly: no hole, no overlap, nothing after the last."""
-    position = 0
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != position:
-            fault = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
-            raise WeightFileError(f"{path}: {reprlib.repr(name)}: begins at byte {entry.begin} of the data, expected {position}: {fault}")
-        position = entry.end
-    if position != data_bytes:
-        fault = "is cut off" if position > data_bytes else "has bytes that belong to no tensor"
-        raise WeightFileError(f"{path}: {fault}: its tensors take {position} bytes of data, it has {data_bytes}")
+    return metadata, read_entries(file, path, document, start, ("F32",)), start
 
 
 def _model_of(path: Path, metadata: Mapping[str, str], model: ModelSpec | None) -> ModelSpec:
     """The model, after making sure that the stored spec computes the same function."""
-    stored = _parse_json(path, "arch in its metadata", metadata["arch"])
+    stored = parse_json(path, "arch in its metadata", metadata["arch"])
     name = stored.get("name") if isinstance(stored, dict) else None
     if not isinstance(name, str) or len(name) > MAX_NAME:
         raise WeightFileError(f"{path}: arch in its metadata does not name a model")
     if model is None:
         model = _named_or_described(path, name, stored)
+    if "arch_sha256" in metadata:
+        model = _with_own_constants(path, metadata, stored, model)
     expected = json.loads(_json(as_json(model)))
     for key in ("classes", "body"):
         if difference := _first_difference(stored.get(key), expected[key], key):
@@ -304,15 +220,35 @@ def _model_of(path: Path, metadata: Mapping[str, str], model: ModelSpec | None) 
     return model
 
 
+def _is_variant(model: ModelSpec) -> bool:
+    """Whether it bears the name of a known network and has other constants than that."""
+    try:
+        return models.get(model.name).body != model.body
+    except models.UnknownModelError:
+        return False
+
+
+def _with_own_constants(path: Path, metadata: Mapping[str, str], stored: object, model: ModelSpec) -> ModelSpec:
+    """The model with the file's own epsilons and classes. They have a hash, so that damage is not taken for another constant."""
+    if hashlib.sha256(metadata["arch"].encode()).hexdigest() != metadata["arch_sha256"]:
+        raise WeightFileError(f"{path}: was damaged or edited: arch in its metadata does not have the hash that it says")
+    own = _described(path, stored)
+    return with_constants(model, own.classes, epsilons(own))
+
+
 def _named_or_described(path: Path, name: str, stored: object) -> ModelSpec:
     """The model of this name, or, where no family has one, the network that the file describes."""
     try:
         return models.get(name)
     except models.UnknownModelError as unknown:
-        try:
-            return from_json(stored)
-        except (SpecError, RecursionError) as error:
-            raise WeightFileError(f"{path}: {unknown}, and arch in its metadata describes no network: {error}") from None
+        return _described(path, stored, f"{unknown}, and ")
+
+
+def _described(path: Path, stored: object, before: str = "") -> ModelSpec:
+    try:
+        return from_json(stored)
+    except (SpecError, RecursionError) as error:
+        raise WeightFileError(f"{path}: {before}arch in its metadata describes no network: {error}") from None
 
 
 def _first_difference(found: object, expected: object, where: str) -> str | None:
@@ -340,12 +276,8 @@ def _compare_names(path: Path, model: ModelSpec, expected: Mapping[str, Shape], 
             raise WeightFileError(f"{path}: {name}: has the shape {found[name]}, {model.name} needs {shape}")
 
 
-def _read_tensor(file: BufferedReader, path: Path, name: str, entry: _Entry, data_start: int) -> Float32:
-    file.seek(data_start + entry.begin)
-    array: Float32 = np.empty(entry.shape, "<f4")
-    if array.size and file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-        raise WeightFileError(f"{path}: {name}: the file became shorter while it was read")
-    array = array.astype(np.float32, copy=False)
+def _read_tensor(file: BufferedReader, path: Path, name: str, entry: Entry, start: int) -> Float32:
+    array: Float32 = read_any_tensor(file, path, name, entry, start).astype(np.float32, copy=False)
     _check_values(path, name, array)
     return array
 

@@ -6,13 +6,14 @@ Done once, in float64, rounded once to float32, so every implementation and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from impls.spec import BatchNorm2d, Block, Conv2d, Layer, ModelSpec, Node
+from impls.spec import BatchNorm2d, Block, Conv2d, Layer, ModelSpec, Node, tensor_shapes
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -60,3 +61,27 @@ def fold_batch_norm(model: ModelSpec, weights: Mapping[str, npt.NDArray[np.float
         return tuple(result)
 
     return replace(model, body=fold_nodes(model.body)), folded
+
+
+def biases_into_means(model: ModelSpec, weights: Mapping[str, npt.NDArray[np.float32]]) -> Weights:
+    """The weights without the biases that convolutions have before batch norm (Keras's ResNets), which are smaller running means.
+
+    Only biases that the model does not have are taken away; each mean is rounded once.
+    """
+    shapes, folded = tensor_shapes(model), dict(weights)
+    for conv, norm in followed(model.body):
+        if f"{conv}.bias" in folded and f"{conv}.bias" not in shapes:
+            mean = folded[f"{norm}.running_mean"].astype(np.float64) - folded.pop(f"{conv}.bias")
+            folded[f"{norm}.running_mean"] = mean.astype(np.float32)
+    return folded
+
+
+def followed(nodes: Sequence[Node]) -> list[tuple[str, str]]:
+    """Every convolution with the batch norm right behind it, by their names."""
+    pairs: list[tuple[str, str]] = []
+    for node, following in pairwise((*nodes, None)):
+        if isinstance(node, Block):
+            pairs += [pair for branch in node.branches for pair in followed(branch)]
+        elif isinstance(node, Conv2d) and isinstance(following, BatchNorm2d):
+            pairs.append((node.name, following.name))
+    return pairs

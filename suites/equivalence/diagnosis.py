@@ -132,17 +132,42 @@ def diagnose(
         SpecError, WeightsError: images or weights that do not belong to the model.
         ValueError: an unknown precision.
     """
+    evidence = _evidence(model, weights, images, found, precision, threads)
+    with threadpool_limits(1):  # hypotheses are tried side by side
+        return _Search(evidence, say).run()
+
+
+def agrees(
+    model: ModelSpec, weights: Weights, images: npt.NDArray[np.float32], found: Mapping[str, npt.NDArray[Any]], *, threads: int = 1
+) -> bool:
+    """Whether outputs in fp32 are the network's up to rounding, of noise small enough for that to mean something; nothing is explained.
+
+    Arguments and errors are those of ``diagnose``.
+    """
+    evidence = _evidence(model, weights, images, found, "fp32", threads)
+    with threadpool_limits(1):
+        trial = evidence.trial(Hypothesis(evidence.case))
+    return not trial.failing and all(verdict.has_power for verdict in trial.verdicts.values())
+
+
+def _evidence(
+    model: ModelSpec,
+    weights: Weights,
+    images: npt.NDArray[np.float32],
+    found: Mapping[str, npt.NDArray[Any]],
+    precision: str,
+    threads: int,
+) -> Evidence:
+    """The outputs of as many images as fit."""
     if precision not in PRECISIONS:
         raise ValueError(f"there is no precision {precision!r}; known: {', '.join(PRECISIONS)}")
     check(model, weights, images)
     taps = outputs.canonical(model, images.shape, found)
     per_image = sum(8 * math.prod(shape) for shape in tap_shapes(model, 1, *images.shape[2:]).values())
     count = min(len(images), max(1, MEMORY_BYTES // per_image))
-    evidence = Evidence(
+    return Evidence(
         Case(model, weights, images), {name: tap[:count] for name, tap in taps.items()}, precision, tuple(range(count)), threads
     )
-    with threadpool_limits(1):  # hypotheses are tried side by side
-        return _Search(evidence, say).run()
 
 
 Candidate = tuple[Fault, Site]

@@ -108,9 +108,41 @@ def of_onnx(
         ForeignError: its weights are no known network's.
         WeightFileError, UnknownModelError, EnvironmentBuildError.
     """
+    found = examine_onnx(path, name, named, threads, say)
+    try:
+        identified = foreign.identify(found.operators, found.arrays, name)
+        model, tensors = identified.model, identified.weights
+        if weights is not None:
+            loaded = file.load(weights, models.get(name) if name else None)
+            folded = folding.fold_batch_norm(loaded.model, loaded.weights)
+            model, tensors = (loaded.model, loaded.weights) if model.body == loaded.model.body else folded
+        check(model, tensors, found.images)
+        given = {outputs.LOGITS: found.logits}
+        return model.name, diagnose(model, tensors, found.images, given, precision, threads=threads, say=say)
+    except (foreign.ForeignError, outputs.OutputsError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Examined:
+    """What an ONNX file holds and computes: see ``impls.onnx.foreign.examine``."""
+
+    operators: Sequence[Mapping[str, Any]]
+    arrays: Mapping[str, npt.NDArray[Any]]
+    images: Images
+    logits: npt.NDArray[Any]
+
+
+def examine_onnx(path: Path, name: str | None, named: tuple[str, ...], threads: int, say: Say) -> Examined:
+    """Read an ONNX file and run it on the embedded images, in ONNX Runtime's environment.
+
+    Raises:
+        DoorError: the file cannot be read or run.
+        UnknownModelError, EnvironmentBuildError.
+    """
     sizes = {f"{side}x{side}": inputs.photographs(side, side).pool for side in SIDES}
     height, width = embedded(models.get(name)).shape[2:] if name else (PROBE_SIZE, PROBE_SIZE)
-    with tempfile.TemporaryDirectory() as folder, _worker("onnx", "fp32", named, threads, Path(folder)) as worker:
+    with tempfile.TemporaryDirectory() as folder, worker_of("onnx", "fp32", named, threads, Path(folder)) as worker:
         given, out = Path(folder) / "images.safetensors", Path(folder) / "out.safetensors"
         save(sizes, given)
         say(f"reading and running {path}")
@@ -121,16 +153,7 @@ def of_onnx(
             raise DoorError(f"{path}: {error}") from None
         arrays = load_file(out)
     logits, images = arrays.pop(outputs.LOGITS), arrays.pop(IMAGES)
-    try:
-        model, tensors = foreign.identify(reply["operators"], arrays, name)
-        if weights is not None:
-            loaded = file.load(weights, models.get(name) if name else None)
-            folded = folding.fold_batch_norm(loaded.model, loaded.weights)
-            model, tensors = (loaded.model, loaded.weights) if model.body == loaded.model.body else folded
-        check(model, tensors, images)
-        return model.name, diagnose(model, tensors, images, {outputs.LOGITS: logits}, precision, threads=threads, say=say)
-    except (foreign.ForeignError, outputs.OutputsError) as error:
-        raise type(error)(f"{path}: {error}") from None
+    return Examined(reply["operators"], arrays, images, logits)
 
 
 def of_arms(name: str, arms: Sequence[str], precision: str, named: tuple[str, ...], threads: int, say: Say) -> list[tuple[str, Diagnosis]]:
@@ -154,7 +177,7 @@ def of_arms(name: str, arms: Sequence[str], precision: str, named: tuple[str, ..
             raise DoorError(f"{arm} {precision}: {manifest.devices[DEVICE].cannot.get(precision, 'it does not have this precision')}")
         say(f"running {arm}")
         try:
-            with tempfile.TemporaryDirectory() as folder, _worker(implementation, precision, named, threads, Path(folder)) as worker:
+            with tempfile.TemporaryDirectory() as folder, worker_of(implementation, precision, named, threads, Path(folder)) as worker:
                 taps, logits = _observe(worker, manifest, mode, about.path, images, Path(folder))
         except WorkerError as error:
             raise DoorError(f"{arm}: {error}") from None
@@ -193,7 +216,7 @@ def _observe(
 
 
 @contextlib.contextmanager
-def _worker(name: str, precision: str, named: tuple[str, ...], threads: int, folder: Path) -> Iterator[WorkerProcess]:
+def worker_of(name: str, precision: str, named: tuple[str, ...], threads: int, folder: Path) -> Iterator[WorkerProcess]:
     """A started worker of one implementation, ended on the way out."""
     manifests = find()
     python = Interpreters(manifests, [name], DEVICE, parse_named(named, manifests))[name]

@@ -240,7 +240,7 @@ class _Meaning:
     folded: npt.NDArray[np.float64]
 
 
-@shared(maxsize=2)
+@shared(maxsize=4)
 def _meaning_of(model: str, brought: Path | None, shape: Shape, single_epsilon: bool) -> _Meaning:
     """The oracle's answer of E2, the same for all implementations and modes whose format holds epsilon alike."""
     about = subject(model, brought)

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from impls import models, spec
-from impls.spec import BatchNorm2d, Block, Conv2d, Layer, Linear, ModelSpec, Node, Shape
-from impls.weights.folding import fold_batch_norm
+from impls.spec import BatchNorm2d, Conv2d, Layer, Linear, ModelSpec, Shape
+from impls.weights.checkpoints.names import CANDIDATES
+from impls.weights.folding import biases_into_means, fold_batch_norm
+from impls.weights.variant import epsilons, with_constants
 
 Array = npt.NDArray[Any]
 Weights = dict[str, npt.NDArray[np.float32]]
 
 KINDS: Mapping[type[Layer], tuple[str, ...]] = {Conv2d: ("Conv",), BatchNorm2d: ("BatchNormalization",), Linear: ("Gemm", "MatMul")}
 
-NAMES = (*models.NAMES, *(f"resnet{depth}_{letter}" for depth in (18, 34, 50) for letter in "ac"), *(f"cifar_resnet{d}" for d in (8, 14)))
-"""The networks that are tried; of those that have the same tensors the first, so v1.5 before v1."""
-
 
 class ForeignError(ValueError):
     """A graph whose weights are no known network's; the message says what differs."""
 
 
-def identify(operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array], name: str | None = None) -> tuple[ModelSpec, Weights]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Identified:
+    """A network, its weights, and the number of the operator that each of its layers with tensors is."""
+
+    model: ModelSpec
+    weights: Weights
+    numbers: Mapping[str, int]
+
+
+def identify(operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array], name: str | None = None) -> Identified:
     """The network whose layers the operators are, with batch norm folded if they hold none, and its weights.
 
     Args:
@@ -40,17 +47,36 @@ def identify(operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]
         ForeignError: the operators are not this network's, or no network's.
     """
     differences: dict[str, str] = {}
-    for candidate in (name,) if name else NAMES:
+    for candidate in (name,) if name else CANDIDATES:
         model = _with_classes(models.get(candidate), operators, arrays)
         if not any(each["kind"] == "BatchNormalization" for each in operators):
             model = _folded(model)
         try:
-            return model, _matched(model, operators, arrays)
+            return Identified(model, *_matched(model, operators, arrays))
         except ForeignError as error:
             differences[candidate] = str(error)
     nearest = min(differences, key=lambda each: _distance(models.get(each), arrays))
     start = f"its weights are not {name}'s" if name else f"its weights are no known network's; the nearest is {nearest}"
     raise ForeignError(f"{start}: {differences[nearest]}")
+
+
+def own_constants(found: Identified, operators: Sequence[Mapping[str, Any]]) -> ModelSpec:
+    """The network with the file's own epsilons, which are float32: the model's where that rounds to it, else the shortest decimal.
+
+    Raises:
+        ForeignError: batch norm was folded into the convolutions.
+    """
+    ours = epsilons(found.model)
+    if not ours:
+        raise ForeignError("its batch norms were folded into its convolutions, which cannot be undone: export it without that")
+    theirs = {layer: operators[found.numbers[layer]]["epsilon"] for layer in ours}
+    return with_constants(found.model, found.model.classes, {layer: through_float32(theirs[layer], ours[layer]) for layer in ours})
+
+
+def through_float32(epsilon: float, usual: float) -> float:
+    """The number that was meant by an epsilon that was rounded to float32: the usual one, else the shortest decimal."""
+    single = np.float32(epsilon)
+    return usual if np.float32(usual) == single else float(str(single))
 
 
 def _with_classes(model: ModelSpec, operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> ModelSpec:
@@ -60,7 +86,7 @@ def _with_classes(model: ModelSpec, operators: Sequence[Mapping[str, Any]], arra
     if last < 0 or not isinstance(classifier, Linear):
         return model
     classes = arrays[f"{last}.weight"].shape[0]
-    return dataclasses.replace(model, classes=classes, body=(*body, dataclasses.replace(classifier, out_features=classes)))
+    return replace(model, classes=classes, body=(*body, replace(classifier, out_features=classes)))
 
 
 def _folded(model: ModelSpec) -> ModelSpec:
@@ -68,8 +94,8 @@ def _folded(model: ModelSpec) -> ModelSpec:
     return fold_batch_norm(model, {name: np.broadcast_to(np.float32(1), shape) for name, shape in shapes.items()})[0]
 
 
-def _matched(model: ModelSpec, operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> Weights:
-    """Every layer's tensors, from the operator of its kind and shape that reads what it reads.
+def _matched(model: ModelSpec, operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> tuple[Weights, dict[str, int]]:
+    """Every layer's tensors, from the operator of its kind and shape that reads what it reads, and that operator's number.
 
     Where the graph is wired otherwise, which may be its fault, the next of its kind and shape is taken.
     """
@@ -92,7 +118,12 @@ def _matched(model: ModelSpec, operators: Sequence[Mapping[str, Any]], arrays: M
         number, surplus = next(iter(left.items()))
         shapes = {leaf: tensor.shape for name, tensor in arrays.items() if (leaf := name.removeprefix(f"{number}.")) != name}
         raise ForeignError(f"it holds a {surplus['kind']} with {_said(shapes)}, which {model.name} does not have")
-    return _biases_into_means(model, weights)
+    weights = biases_into_means(model, weights)
+    shapes = spec.tensor_shapes(model)
+    if surplus_bias := next((name for name in weights if name not in shapes), None):
+        raise ForeignError(f"it holds {surplus_bias}, which {model.name} does not have, and no batch norm after it")
+    del numbers[IMAGES]
+    return {name: weights[name] for name in shapes}, numbers
 
 
 IMAGES = "images"
@@ -118,30 +149,6 @@ def _float32(array: Array) -> npt.NDArray[np.float32]:
     if array.dtype != np.float32 or not np.isfinite(array).all():
         raise ForeignError(f"it holds a tensor of type {array.dtype} or with NaN, where finite float32 was expected")
     return np.ascontiguousarray(array)
-
-
-def _biases_into_means(model: ModelSpec, weights: Weights) -> Weights:
-    """Biases that convolutions have before batch norm (Keras's ResNets) are the same as smaller running means."""
-    shapes = spec.tensor_shapes(model)
-    surplus = {name: weights.pop(name) for name in list(weights) if name not in shapes}
-    for conv, norm in _followed(model.body):
-        if (bias := surplus.pop(f"{conv}.bias", None)) is not None:
-            mean = weights[f"{norm}.running_mean"].astype(np.float64) - bias
-            weights[f"{norm}.running_mean"] = mean.astype(np.float32)
-    if surplus:
-        raise ForeignError(f"it holds {next(iter(surplus))}, which {model.name} does not have, and no batch norm after it")
-    return {name: weights[name] for name in shapes}
-
-
-def _followed(nodes: Sequence[Node]) -> list[tuple[str, str]]:
-    """Every convolution with the batch norm right behind it."""
-    pairs: list[tuple[str, str]] = []
-    for node, following in pairwise((*nodes, None)):
-        if isinstance(node, Block):
-            pairs += [pair for branch in node.branches for pair in _followed(branch)]
-        elif isinstance(node, Conv2d) and isinstance(following, BatchNorm2d):
-            pairs.append((node.name, following.name))
-    return pairs
 
 
 def _said(shapes: Mapping[str, Shape]) -> str:

@@ -96,6 +96,7 @@ def subject(name: str, brought: Path | None = None) -> Subject:
     else:
         path = given
     loaded = file.load(path, model)
+    model = loaded.model  # with the file's own constants
     folded_model, folded_weights = folding.fold_batch_norm(model, loaded.weights)
     return Subject(
         model=model,

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from impls import models
 from impls.implementation import ROOT, Manifest, find
 from impls.spec import macs
+from impls.weights import file
 from results import provenance
 from results.certificate import Purpose
 from results.record import Cell, Record
@@ -206,23 +207,37 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
 
 
 def certify(
-    request: plan.Request, purpose: Purpose, options: Options, *, thorough: bool = False
+    request: plan.Request, purpose: Purpose, options: Options, *, thorough: bool = False, weights: Path | None = None
 ) -> tuple[Path, dict[Cell, Record], tuple[plan.Skip, ...]]:
     """The certificates alone, of timed and untimed arms; the run's folder comes first.
 
+    ``weights`` are the user's own for the one model of the request, or for the model that the file names.
+
     Raises:
-        UsageError, EnvironmentBuildError, NothingToRunError, StoreError.
+        UsageError, WeightFileError, EnvironmentBuildError, NothingToRunError, StoreError.
     """
+    request, brought = _with_own_weights(request, weights)
     manifests = find(zoo=request.zoo)
     arms, skips = plan.arms(request, manifests, timed=False)
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
     sizes = request.batch_sizes or plan.DEFAULT_BATCH_SIZES
-    with opened(request, None, options, arms, asked=(purpose, sizes, thorough)) as context:
+    with opened(request, None, options, arms, brought or None, asked=(purpose, sizes, thorough)) as context:
         _record_skips(context, skips)
         certificates = certificates_of(context, arms, sizes, purpose, thorough=thorough)
         (context.folder / FINISHED).touch()
     return context.folder, certificates, skips
+
+
+def _with_own_weights(request: plan.Request, weights: Path | None) -> tuple[plan.Request, dict[str, Path]]:
+    """The request for the one model that the file holds weights for, and the file by that model's name."""
+    if weights is None:
+        return request, {}
+    if request.models is not None and len(request.models) != 1:
+        raise plan.UsageError("--weights FILE holds one model's weights: name one model, or none")
+    name = plan.chosen_models(request.models or (file.load(weights).model.name,))[0].name
+    subject(name, weights)  # refuses another network's
+    return dataclasses.replace(request, models=(name,)), {name: weights}
 
 
 def clean_seeds(request: plan.Request, seeds: int, options: Options) -> tuple[Path, dict[Cell, Record]]:

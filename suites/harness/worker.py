@@ -197,6 +197,16 @@ class Worker:
         operators, arrays = module.examine(Path(path), load_file(images), size, self.arguments.threads)
         return {"operators": operators, **self._write(out, arrays)}
 
+    def export(self, weights: str, out: str) -> dict[str, Any]:
+        """Write a weight file's network as a file of the framework's own format, with what its metadata says of its origin."""
+        from impls.weights import file
+
+        loaded = file.load(Path(weights))
+        module = importlib.import_module(f"{self.arguments.package}.export")
+        notes = {name: loaded.metadata[name] for name in ("source", "licence", "preprocess", "classes", "tensor_sha256")}
+        module.write(loaded.model, loaded.weights, Path(out), notes)
+        return {}
+
     def weights(self, handle: str) -> dict[str, Any]:
         """SHA-256, type and shape of every tensor as the framework holds it, in canonical names and layout."""
         import numpy as np
@@ -318,7 +328,7 @@ def error_of(error: BaseException) -> dict[str, str]:
 OPERATIONS = (
     *("start", "prepare", "put", "visit", "sustain", "kept", "windows", "reads", "unlike", "loadgen", "outputs", "arithmetic"),
     *("classify", "settings", "weights", "memory", "release"),
-    *("taps", "examine", "prepare_training", "train", "trained", "differentiate"),
+    *("taps", "examine", "export", "prepare_training", "train", "trained", "differentiate"),
 )
 
 

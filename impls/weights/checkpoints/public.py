@@ -1,0 +1,121 @@
+"""The public checkpoints that the importer knows: what was published about each, and the command that holds it to that.
+
+A file is known by the hash that its publisher gave out, never by its name. Where none was published in a document that we could read,
+it is None, and the file is imported as anybody's is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from impls.weights import checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Public:
+    """A published checkpoint.
+
+    Attributes:
+        file: its published name.
+        model: of this project, that it is for.
+        source: who published it, and where accuracy and hash stand.
+        licence: of the weights, as its publisher says.
+        preprocess: how its accuracy was measured, by the name of a preset.
+        dataset: on which.
+        top1: published, in percent, of a single central crop.
+        top5: likewise; None where none was published.
+        sha256: first digits, hex.
+        md5: hex.
+    """
+
+    file: str
+    model: str
+    source: str
+    licence: str
+    preprocess: str
+    dataset: str
+    top1: float
+    top5: float | None
+    sha256: str | None = None
+    md5: str | None = None
+
+    @property
+    def check(self) -> tuple[str, str]:
+        """The commands that hold its accuracy to the published one."""
+        out = f"{Path(self.file).stem}.safetensors"
+        return (
+            f"levelfield weights import {self.file} --model {self.model} --preprocess {self.preprocess} --out {out}",
+            f"levelfield accuracy --models {self.model} --weights {out} --dataset {self.dataset} --data-dir DIR",
+        )
+
+
+# Its file names end in the first eight digits of the SHA-256 (torch.hub.load_state_dict_from_url, check_hash).
+TORCHVISION = "torchvision models/resnet.py, vgg.py and alexnet.py"
+CIFAR_MODELS = "chenyaofo/pytorch-cifar-models README.md, loaded by torch.hub.load_state_dict_from_url"
+KERAS = "keras-team/keras-applications README.md (top-1, top-5), keras applications/resnet.py, vgg16.py and vgg19.py (MD5)"
+KERAS_FIRST = "keras-team/keras-applications resnet50.py (MD5) and README.md; released by fchollet/deep-learning-models v0.2"
+AKAMASTER = "akamaster/pytorch_resnet_cifar10 README.md"
+
+
+def _torchvision(file: str, model: str, top1: float, top5: float, version: int = 1) -> Public:
+    preset = {1: "torchvision", 2: "torchvision_v2"}[version]
+    source, digits = f"{TORCHVISION} IMAGENET1K_V{version}", Path(file).stem.rpartition("-")[2]
+    return Public(file, model, source, "BSD-3-Clause", preset, "imagenet", top1, top5, sha256=digits)
+
+
+def _keras(model: str, md5: str, top1: float, top5: float, *, source: str = KERAS, licence: str = "MIT") -> Public:
+    file = f"{model.removesuffix('_v1')}_weights_tf_dim_ordering_tf_kernels.h5"
+    return Public(file, model, source, licence, "keras_caffe", "imagenet", top1, top5, md5=md5)
+
+
+def _cifar(classes: int, depth: int, digits: str, top1: float, top5: float) -> Public:
+    name = f"cifar{classes}_resnet{depth}-{digits}.pt"
+    return Public(name, f"cifar_resnet{depth}_b", CIFAR_MODELS, "BSD-3-Clause", "cifar", f"cifar{classes}", top1, top5, sha256=digits)
+
+
+def _akamaster(file: str, depth: int, top1: float) -> Public:
+    return Public(file, f"cifar_resnet{depth}", AKAMASTER, "BSD-2-Clause", "cifar_imagenet", "cifar10", top1, None)
+
+
+KNOWN = (
+    _torchvision("resnet18-f37072fd.pth", "resnet18", 69.758, 89.078),
+    _torchvision("resnet34-b627a593.pth", "resnet34", 73.314, 91.420),
+    _torchvision("resnet50-0676ba61.pth", "resnet50", 76.130, 92.862),
+    _torchvision("resnet50-11ad3fa6.pth", "resnet50", 80.858, 95.434, 2),
+    _torchvision("resnet101-63fe2227.pth", "resnet101", 77.374, 93.546),
+    _torchvision("resnet101-cd907fc2.pth", "resnet101", 81.886, 95.780, 2),
+    _torchvision("resnet152-394f9c45.pth", "resnet152", 78.312, 94.046),
+    _torchvision("resnet152-f82ba261.pth", "resnet152", 82.284, 96.002, 2),
+    _torchvision("vgg16-397923af.pth", "vgg16", 71.592, 90.382),
+    _torchvision("vgg19-dcbb9e9d.pth", "vgg19", 72.376, 90.876),
+    _torchvision("vgg16_bn-6c64b313.pth", "vgg16_bn", 73.360, 91.516),
+    _torchvision("vgg19_bn-c79401a0.pth", "vgg19_bn", 74.218, 91.842),
+    _torchvision("alexnet-owt-7be5be79.pth", "alexnet", 56.522, 79.066),
+    _keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b", 71.268, 90.050, licence="CC-BY"),
+    _keras("vgg19", "cbe5617147190e668d6c5d5026f83318", 71.256, 89.988, licence="CC-BY"),
+    _keras("resnet50_v1", "a7b3fe01876f51b976af0dea6bc144eb", 74.704, 92.020, source=KERAS_FIRST),
+    _keras("resnet50_v1", "2cb95161c43110f7111970584f804107", 74.928, 92.060),
+    _keras("resnet101_v1", "f1aeb4b969a6efcfb50fad2f0c20cfc5", 76.420, 92.786),
+    _keras("resnet152_v1", "100835be76be38e30d865e96f2aaae62", 76.604, 93.118),
+    _cifar(10, 20, "4118986f", 92.60, 99.81),
+    _cifar(10, 32, "ef93fc4d", 93.53, 99.77),
+    _cifar(10, 44, "2a3cabcb", 94.01, 99.77),
+    _cifar(10, 56, "187c023a", 94.37, 99.83),
+    _cifar(100, 20, "23dac2f1", 68.83, 91.01),
+    _cifar(100, 32, "84213ce6", 70.16, 90.89),
+    _cifar(100, 44, "ffe32858", 71.63, 91.58),
+    _cifar(100, 56, "f2eff4c8", 72.63, 91.94),
+    _akamaster("resnet20-12fca82f.th", 20, 91.73),
+    _akamaster("resnet44-014dd654.th", 44, 93.10),
+)
+
+
+def find(path: Path) -> Public | None:
+    """The known checkpoint that a file is, by its bytes.
+
+    Raises:
+        WeightFileError: the file cannot be read.
+    """
+    sha256, md5 = checkpoints.sha256(path), checkpoints.md5(path)
+    return next((each for each in KNOWN if (each.sha256 and sha256.startswith(each.sha256)) or each.md5 == md5), None)
