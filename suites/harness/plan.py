@@ -192,7 +192,7 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
     if request.device not in DEVICES:
         raise _unknown("device", request.device, DEVICES)
     chosen = choose("implementation", request.implementations or ("all",), manifests)
-    all_modes = tuple(dict.fromkeys(mode for name in manifests for mode in manifests[name].modes))
+    all_modes = tuple(dict.fromkeys(mode for name in manifests for mode in manifests[name].modes_on(request.device)))
     modes = choose("mode", request.modes or ("all",), all_modes)
     precisions = choose("precision", request.precisions or DEFAULT_PRECISIONS, PRECISIONS)
     named = {
@@ -207,9 +207,10 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
         for precision in precisions:
             for name in chosen:
                 manifest = manifests[name]
-                own = tuple(mode for mode in modes if mode in manifest.modes)
+                its_modes = manifest.modes_on(request.device)
+                own = tuple(mode for mode in modes if mode in its_modes)
                 if not own and named["implementation"]:
-                    reason = f"{manifest.title} has no mode {' or '.join(modes)}; it has {', '.join(manifest.modes)}"
+                    reason = f"{manifest.title} has no mode {' or '.join(modes)}; it has {', '.join(its_modes)}"
                     skips.append(Skip(name, modes[0], model.name, precision, request.device, reason, by_name=True))
                 for mode in own:
                     device = manifest.devices.get(request.device)
@@ -219,7 +220,7 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
                         reason, cause = f"{manifest.title} has no {model.name}; it has {', '.join(manifest.models)}", "model"
                     elif why := precision_reason(manifest, device, precision, timed=timed):
                         reason, cause = why, "precision"
-                    elif why := mode_reason(manifest.modes[mode]):
+                    elif why := its_modes[mode].cannot.get(precision) or mode_reason(its_modes[mode]):
                         reason, cause = why, "mode"
                     else:
                         cells.append(Cell(name, mode, model.name, precision, request.device, None, None, None, None))  # type: ignore[arg-type]
@@ -329,7 +330,7 @@ def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
         assert cell.threads is not None
         flops = 2 * macs(models.get(cell.model)) * cell.batch_size
         call_s = flops / (ASSUMED_FLOPS_PER_CORE * cell.threads) + ASSUMED_CALL_OVERHEAD_S
-        build_s = manifests[cell.implementation].modes[cell.mode].build_s
+        build_s = manifests[cell.implementation].modes_on(cell.device)[cell.mode].build_s
         visit_s = max(effort.visit_s, 2 * effort.samples * call_s)
         measuring += max(effort.warmup_s, 3 * call_s) + effort.blocks * visit_s + 8 * call_s
         if cell in plan.clocked:

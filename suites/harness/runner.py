@@ -27,7 +27,7 @@ from results.store import Run, Store
 from suites import accuracy, energy, inference, startup
 from suites.equivalence import clean
 from suites.equivalence.certificate import SUITES, certificates_for
-from suites.harness import environments, plan, probe
+from suites.harness import environments, gpu, plan, probe
 from suites.harness.context import Context, subject
 from suites.harness.process import WorkerProcess
 from suites.harness.revisions import Revision
@@ -96,7 +96,12 @@ def opened(
     named = environments.parse_named(options.named_interpreters, manifests)
     pythons = interpreters(manifests, dict.fromkeys(cell.implementation for cell in cells), request.device, named, options.say)
     store = Store(options.store)
+    card = gpu.card() if request.device == "cuda" else None
     machine = provenance.machine()
+    if card is not None:
+        machine = gpu.of_machine(machine, gpu.facts(card))
+        for caution in gpu.cautions(gpu.facts(card)):
+            options.say(caution)
     code = provenance.code(ROOT)
     details = {
         "code": {name: getattr(code, name) for name in code.__slots__},
@@ -109,7 +114,7 @@ def opened(
     else:
         run = store.create_run(machine, details)
     threads = request.threads or plan.available_threads()
-    context = Context(manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {})
+    context = Context(manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {}, card=card)
     try:
         with threadpool_limits(1):  # the oracle's products are small: a second BLAS thread mostly waits for the first
             yield context

@@ -112,9 +112,10 @@ class Turn:
     def visit(self, block: int) -> None:
         """Its turn in a block."""
         self.blocks.append(block)
-        before = noise.read(self.worker.pid)
+        card = self.entrant.context.card
+        before = noise.read(self.worker.pid, card=card)
         self._visit(len(self.blocks), self.samples, self.calls, rewarm=self.rewarm_calls, keep=True)
-        self.noise.append(noise.between(before, noise.read(self.worker.pid)))
+        self.noise.append(noise.between(before, noise.read(self.worker.pid, card=card)))
 
     def _visit(self, number: int, samples: int, calls: int, *, rewarm: int, keep: bool) -> float:
         cell = self.entrant.cell

@@ -116,7 +116,12 @@ class Worker:
         network.get(network.run(network.put(hosts[0])))
         first_call_s = time.perf_counter() - began
         self.paths[handle] = clock.TimedPath(network, hosts, slowdown)
-        return {"first_call_s": first_call_s, "settings": network.settings()}
+        settings = network.settings()
+        if self.arguments.device == "cuda":
+            from suites.harness import libraries
+
+            settings |= {"libraries": libraries.loaded()}  # the first call has loaded them
+        return {"first_call_s": first_call_s, "settings": settings}
 
     def arithmetic(self, handle: str) -> dict[str, Any]:
         """In which types and kernels products were computed; it may take seconds and memory, so no process that is measured is asked."""
