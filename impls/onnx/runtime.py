@@ -1,9 +1,9 @@
 """ONNX Runtime: an ONNX model built node by node from the spec, run by one inference session.
 
 On the CPU the session optimises the graph at the highest level, where it blocks the channels of activations and
-weights itself (NCHWc) and fuses ReLU and the residual sum into convolutions. On a GPU inputs and outputs are bound to device memory, and mode
-``ort_graph`` replays the pass as one CUDA graph. ONNX Runtime's CPU provider has no float64
-Conv, so fp64 is evaluated by ``onnx.reference``, the standard's own NumPy semantics, on the same model in float64.
+weights itself (NCHWc) and fuses ReLU and the residual sum into convolutions. On a GPU inputs and outputs are bound to device
+memory, and mode ``ort_graph`` replays the pass as one CUDA graph. ONNX Runtime's CPU provider has no float64 Conv, so fp64
+is evaluated by ``onnx.reference``, the standard's own NumPy semantics, on the same model in float64.
 """
 
 from __future__ import annotations
