@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Mapping
 
-from impls.implementation import OURS, ROOT, ZOO, Manifest, ManifestError, read_manifest
+from impls.implementation import OURS, ROOT, ZOO, Manifest, ManifestError, Roofline, read_manifest
 
 SCOPES = {"transfer": "host to host", "device": "on the device", "pipeline": "from JPEG"}
 SCENARIOS = {"single_stream": "latency", "offline": "throughput"}
@@ -30,6 +30,12 @@ def implementation(name: str, mode: str) -> str:
     if manifest is None or mode not in manifest.every_mode:
         return f"{name} {mode}".strip()
     return manifest.every_mode[mode].title
+
+
+def roofline(name: str, mode: str, device: str) -> Roofline | None:
+    """What a mode is held against on a device; None where its manifest names nothing, or the checkout does not have it."""
+    manifest = _manifest(name)
+    return manifest.devices[device].rooflines.get(mode) if manifest and device in manifest.devices else None
 
 
 def folds(name: str) -> bool:

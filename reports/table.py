@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reports import labels, sets
+from reports import labels, roofline, sets
 from reports.about import About
 from reports.frame import GROUP, PERCENTILES
 from results.statistics import Ratio
@@ -389,6 +389,8 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
         yield f"No ratio where fewer than two processes were paired with {baseline}'s."
     for _, row in rows[rows["roofline_error"].notna()].iterrows():
         yield f"{_name(row)}: {row['roofline_error']}"
+    for _, row in rows[(rows["device"] == "cuda") & (rows["roofline_fraction"] < roofline.LOW)].iterrows():
+        yield f"{_name(row)}: {_low(row)}"
     for reason in rows["top1_absent"].dropna().unique():
         if ":" in reason:
             yield f"Top-1: {reason}."
@@ -399,6 +401,17 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
             yield f"{_name(row)}: no energy: {row['energy_absent']}"
     for _, row in rows[rows["remark"].notna()].iterrows():
         yield f"{_name(row)}: {row['remark']}"
+
+
+def _low(row: pd.Series) -> str:
+    """What is to be looked at where a row is far below its roofline."""
+    places = ["the clocks, power and clock event reasons of its visits", "the cuDNN and cuBLAS in its settings"]
+    if row["layout"] == "NCHW":
+        places.insert(0, "its layout, NCHW, for which tensor cores rearrange every tensor")
+    if row["precision"] == "tf32" and not row["tf32"]:
+        places.insert(0, "TF32, which it says is off")
+    low = f"{row['roofline_fraction']:.0%} of its roofline ({row['roofline']}), below {roofline.LOW:.0%}"
+    return f"{low}: something may be set up wrong; look at {labels.joined(places)}."
 
 
 def _second_clock(row: pd.Series) -> str:
