@@ -313,7 +313,7 @@ class Network(ABC):
 
     @abstractmethod
     def wait(self, output: Any) -> None:
-        """Return when the output has been computed."""
+        """Return when an output of ``run``, or a batch of ``put``, is there."""
 
     @abstractmethod
     def get(self, output: Any) -> Any:

@@ -172,6 +172,12 @@ class Context:
         path.mkdir(exist_ok=True)
         return path
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether somebody else was on the GPU when the run began."""
+        found = self.run.machine.get("gpu")
+        return isinstance(found, Mapping) and gpu.is_shared(found)
+
     def python(self, implementation: str) -> Path:
         """The interpreter of an implementation's workers; waits for one that is being built.
 

@@ -223,7 +223,7 @@ def certify(
     arms, skips = plan.arms(request, manifests, timed=False)
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
-    sizes = request.batch_sizes or plan.DEFAULT_BATCH_SIZES
+    sizes = request.batch_sizes or plan.DEFAULTS[request.device].batch_sizes
     with opened(request, None, options, arms, asked=(purpose, sizes, thorough)) as context:
         _record_skips(context, skips)
         certificates = certificates_of(context, arms, sizes, purpose, thorough=thorough)
@@ -272,7 +272,7 @@ def classify(request: plan.Request, weights: Path | None, options: Options) -> t
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
     able = tuple(arm for arm in arms if arm.model in brought or trained.path(arm.model))
-    sizes = request.batch_sizes or plan.DEFAULT_BATCH_SIZES
+    sizes = request.batch_sizes or plan.DEFAULTS[request.device].batch_sizes
     with opened(request, None, options, able, brought) as context:
         _record_skips(context, skips)
         certificates = certificates_of(context, able, sizes)

@@ -163,6 +163,11 @@ class Worker:
         """See ``clock.TimedPath.reads``."""
         return {"ns": self.paths[handle].reads(scope=scope, calls=calls)}
 
+    def copies(self, handle: str, calls: int) -> dict[str, Any]:
+        """See ``clock.TimedPath.copies``."""
+        taken_in, taken_out = self.paths[handle].copies(calls)
+        return {"in_ns": taken_in, "out_ns": taken_out}
+
     def unlike(self, handle: str, scope: str, calls: int) -> dict[str, Any]:
         """See ``clock.TimedPath.unlike``."""
         repeated, fresh = self.paths[handle].unlike(scope=scope, calls=calls)
@@ -306,7 +311,7 @@ def error_of(error: BaseException) -> dict[str, str]:
 
 
 OPERATIONS = (
-    *("start", "prepare", "put", "visit", "sustain", "kept", "windows", "reads", "unlike", "loadgen", "outputs", "arithmetic"),
+    *("start", "prepare", "put", "visit", "sustain", "kept", "windows", "reads", "copies", "unlike", "loadgen", "outputs", "arithmetic"),
     *("weights", "memory", "release"),
     *("taps", "examine", "prepare_training", "train", "trained", "differentiate"),
 )
