@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from impls import models
 from impls.implementation import Roofline
@@ -83,6 +84,23 @@ def _matching(record: Record, known: list[Record], machine: Mapping[str, object]
         "measured too low"
     )
     return Bound(time_s, line, doubt)
+
+
+def rates(
+    records: Iterable[Record], run_id: str, model: str, precision: str, batch_sizes: Iterable[int]
+) -> dict[Roofline, dict[int, float]]:
+    """Images per second of every line on a run's GPU, at the batch sizes that have one; empty without probes."""
+    probes = [each for each in records if each.suite == "probe" and each.run_id == run_id and each.cell.device == "cuda"]
+    known = [each for each in probes if each.status == "ok" and each.measurement]
+    peak = _best([each for each in known if each.cell.precision == precision], "peak_flops_per_s")
+    copy, sizes = _best(known, "copy_bytes_per_s"), [size for size in batch_sizes if size >= LEAST_BATCH]
+    if peak is None or copy is None or model not in models.NAMES:
+        return {}
+    return {
+        line: {size: size / line_s(model, line, precision, size, peak[0], copy[0]) for size in sizes}
+        for line in get_args(Roofline)
+        if sizes
+    }
 
 
 def line_s(model: str, line: Roofline, precision: str, batch_size: int, flops_per_s: float, bytes_per_s: float) -> float:

@@ -96,9 +96,10 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Everything that a printed comparison says."""
+    """Everything that a printed comparison says. ``answers`` are those of a GPU beside the headline: what for, and a sentence."""
 
     headline: str
+    answers: tuple[tuple[str, str], ...]
     about: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
     sets: tuple[Set, ...]
@@ -119,7 +120,8 @@ def content(frame: pd.DataFrame, about: About, report: Path | None = None, allow
     found = list(sets.over(frame, about.records))
     means = tuple(_set(each, f" of run {each.run_id}" if len(found) > 1 else "") for each in found)
     limits = (*NO_CONCLUSION, *_of_energy(frame))
-    return Content(headline(sections), (*allowed, *about.facts()), sections, means, limits, tuple(footer))
+    answers = tuple(_answers(frame, sections))
+    return Content(headline(sections), answers, (*allowed, *about.facts()), sections, means, limits, tuple(footer))
 
 
 def _of_energy(frame: pd.DataFrame) -> Iterator[str]:
@@ -137,6 +139,23 @@ def headline(sections: tuple[Section, ...]) -> str:
     answered = [section for section in sections if any(line.kind == "measured" for line in section.lines)]
     section = (answered or list(sections))[0]
     return f"{section.title.split(' | ')[0]}: {section.answer}"
+
+
+def _answers(frame: pd.DataFrame, sections: tuple[Section, ...]) -> Iterator[tuple[str, str]]:
+    """Which to take on a GPU for latency, and for throughput at the batch size that gives most, in every precision."""
+    tables = [(rows, section) for rows, section in zip(groups(frame), sections, strict=True) if rows["device"].iloc[0] == "cuda"]
+    kinds: dict[tuple[object, ...], list[tuple[pd.DataFrame, Section]]] = {}
+    for rows, section in tables:
+        if rows["time_per_batch_s"].notna().any():
+            kinds.setdefault(tuple(rows.iloc[0][["run_id", "model", "precision", "scope", "scenario"]]), []).append((rows, section))
+    for found in kinds.values():
+        # Of a latency the smallest batch, of a throughput the largest rate: both are the least time of an image.
+        rows, section = min(found, key=lambda each: (each[0]["time_per_batch_s"] / each[0]["batch_size"]).min())
+        first = rows.iloc[0]
+        what = labels.cell(first["model"], first["precision"], first["device"], first["batch_size"], first["scope"], first["scenario"])
+        figure = next(line.figure for line in section.lines if line.kind == "measured")
+        unit = "images/s" if is_offline(first) else "ms"
+        yield "  ".join(what), f"{figure} {unit} by the fastest. {section.answer}"
 
 
 def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
