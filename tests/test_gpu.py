@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from impls.implementation import ROOT
 from results.provenance import machine
-from suites.harness import gpu, libraries
+from suites.harness import doctor, gpu, libraries
 from suites.harness.noise import NoCardError
 from tests.test_noise import FakeNvml
 
@@ -189,6 +190,15 @@ def test_another_card_is_another_machine() -> None:
     assert gpu.of_machine(here, capped)["machine_id"] == first["machine_id"]
     assert gpu.of_machine(here, {**whole, "name": "NVIDIA H100"})["machine_id"] != first["machine_id"]
     assert gpu.of_machine(here, {**whole, "instance": True})["machine_id"] != first["machine_id"]
+
+
+def test_the_doctor_tells_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what speaks against its figures; a card that cannot be told is no traceback."""
+    monkeypatch.setitem(sys.modules, "pynvml", Server(nvmlDeviceGetPersistenceMode=0))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert doctor._gpu().startswith("NVIDIA H200, driver 580.65.06, CUDA 13.1; persistence mode is off")
+    monkeypatch.setitem(sys.modules, "pynvml", Server(cards=2))
+    assert "there are 2 cards" in doctor._gpu()
 
 
 MAPS = """7f00 r--p 00000000 08:01 1   /venv/nvidia/cudnn/lib/libcudnn.so.9

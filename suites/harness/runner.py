@@ -62,10 +62,11 @@ def interpreters(
     found = environments.Interpreters(manifests, names, device, named)
     if found.missing:
         titles = ", ".join(manifests[name].title for name in found.missing)
-        say(
-            f"installing {titles} once, each in an environment of its own below {environments.cache_root()}: all four are about 1.2 GB "
-            "to download, and several GB more where PyTorch's default build brings CUDA libraries"
-        )
+        size = {
+            "cpu": "about 1.2 GB to download, and several GB more where PyTorch's default build brings CUDA libraries",
+            "cuda": "about 18 GB on disk",
+        }[device]
+        say(f"installing {titles} once, each in an environment of its own below {environments.cache_root()}: all four are {size}")
     return found
 
 
@@ -170,7 +171,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
     options.say(f"{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes")
     with opened(request, planned, options, planned.cells, asked=[cell.key for cell in planned.clocked]) as context:
         _record_skips(context, planned.skips)
-        sizes = tuple(sorted({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
+        sizes = proved_sizes(request.device, tuple({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
         certificates: dict[Cell, Record] = {}
 
         def measured() -> None:
@@ -223,7 +224,7 @@ def certify(
     arms, skips = plan.arms(request, manifests, timed=False)
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
-    sizes = request.batch_sizes or plan.DEFAULTS[request.device].batch_sizes
+    sizes = proved_sizes(request.device, request.batch_sizes or plan.DEFAULTS[request.device].batch_sizes)
     with opened(request, None, options, arms, asked=(purpose, sizes, thorough)) as context:
         _record_skips(context, skips)
         certificates = certificates_of(context, arms, sizes, purpose, thorough=thorough)
@@ -272,7 +273,7 @@ def classify(request: plan.Request, weights: Path | None, options: Options) -> t
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
     able = tuple(arm for arm in arms if arm.model in brought or trained.path(arm.model))
-    sizes = request.batch_sizes or plan.DEFAULTS[request.device].batch_sizes
+    sizes = proved_sizes(request.device, request.batch_sizes or plan.DEFAULTS[request.device].batch_sizes)
     with opened(request, None, options, able, brought) as context:
         _record_skips(context, skips)
         certificates = certificates_of(context, able, sizes)
@@ -290,6 +291,15 @@ def classify(request: plan.Request, weights: Path | None, options: Options) -> t
         records = tuple(context.store.find(context.run.run_id, "accuracy", arm, None)[-1] for arm in arms)
         (context.folder / FINISHED).touch()
     return records, skips
+
+
+def proved_sizes(device: str, batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """The batch sizes that certificates are made at.
+
+    On a GPU the smallest alone, for one that does not fit would cost an arm all its figures: every timed process has the outputs of its
+    own batch size judged by the same tier (``audits.outputs``).
+    """
+    return tuple(sorted(batch_sizes))[: 1 if device == "cuda" else None]
 
 
 def certificates_of(

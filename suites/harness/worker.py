@@ -297,6 +297,15 @@ def _columns(samples: list[Any]) -> dict[str, Any]:
     return {name: [getattr(sample, name) for sample in samples] for name in ("start_ns", "duration_ns", "calls")}
 
 
+OUT_OF_MEMORY = re.compile(
+    r"out[ _]of[ _]memory|bad_alloc"  # PyTorch, the CUDA driver (CUDA_ERROR_OUT_OF_MEMORY), C++
+    r"|RESOURCE_?EXHAUSTED|OOM when allocating"  # XLA, TensorFlow
+    r"|Failed to allocate memory|_ALLOC_FAILED",  # ONNX Runtime's arena; cuDNN and cuBLAS
+    re.IGNORECASE,
+)
+"""What the frameworks say where memory ran out; few have an exception of their own for it."""
+
+
 def error_of(error: BaseException) -> dict[str, str]:
     """What the parent is told of an exception: a kind that decides the row's status, and one line."""
     from impls.implementation import CannotError
@@ -306,8 +315,9 @@ def error_of(error: BaseException) -> dict[str, str]:
         return {"kind": "cannot", "message": message}
     if isinstance(error, ImportError):
         return {"kind": "missing", "message": f"{type(error).__name__}: {message}"[:1000]}
-    memory = isinstance(error, MemoryError) or re.search(r"out of memory|RESOURCE_EXHAUSTED|bad_alloc", message, re.IGNORECASE)
-    return {"kind": "memory" if memory else "failed", "message": f"{type(error).__name__}: {message}"[:1000]}
+    named = f"{type(error).__name__}: {message}"
+    memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(named)
+    return {"kind": "memory" if memory else "failed", "message": named[:1000]}
 
 
 OPERATIONS = (
