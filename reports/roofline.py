@@ -24,7 +24,7 @@ LOW = 0.6
 """A row of a GPU below this share of its line is told to be looked at."""
 
 LEAST_BATCH = 64
-"""Smaller batches leave activations in a GPU's cache, and the launches of kernels decide: they have no matching line."""
+"""Smaller batches leave activations in a GPU's cache, and the launches of kernels decide: they have no matching line. Nor have copies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,9 @@ def _matching(record: Record, known: list[Record], machine: Mapping[str, object]
     cell, line = record.cell, labels.roofline(record.cell.implementation, record.cell.mode, record.cell.device)
     peak = _best([each for each in known if each.cell.precision == cell.precision], "peak_flops_per_s")
     copy = _best(known, "copy_bytes_per_s")
-    if line is None or peak is None or copy is None or cell.batch_size is None or cell.batch_size < LEAST_BATCH:
+    if line is None or peak is None or copy is None or (cell.batch_size or 0) < LEAST_BATCH or cell.scope != "device":
         return None
+    assert cell.batch_size is not None
     try:
         time_s = line_s(cell.model, line, cell.precision, cell.batch_size, peak[0], copy[0])
     except UnknownModelError:
@@ -88,7 +89,7 @@ def _matching(record: Record, known: list[Record], machine: Mapping[str, object]
 
 def rates(
     records: Iterable[Record], run_id: str, model: str, precision: str, batch_sizes: Iterable[int]
-) -> dict[Roofline, dict[int, float]]:
+) -> dict[str, dict[int, float]]:
     """Images per second of every line on a run's GPU, at the batch sizes that have one; empty without probes."""
     probes = [each for each in records if each.suite == "probe" and each.run_id == run_id and each.cell.device == "cuda"]
     known = [each for each in probes if each.status == "ok" and each.measurement]

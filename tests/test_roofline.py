@@ -49,9 +49,11 @@ def test_each_mode_has_its_line(cells: pd.DataFrame, name: str, line: str, limit
 
 
 def test_small_batches_have_none(cells: pd.DataFrame) -> None:
-    """They live in the cache, and launches decide."""
+    """They live in the cache, and launches decide; nor has what copies are in."""
     assert cells.loc[cells.batch_size < roofline.LEAST_BATCH, ["roofline_fraction", "roofline_error"]].isna().all(axis=None)
-    assert cells.loc[cells.batch_size.ge(256) & cells.time_per_batch_s.notna(), "roofline_fraction"].notna().all()
+    large = cells.batch_size.ge(256) & cells.time_per_batch_s.notna()
+    assert cells.loc[large & cells.scope.eq("device"), "roofline_fraction"].notna().all()
+    assert cells.loc[large & cells.scope.eq("transfer"), ["roofline_fraction", "roofline_error"]].isna().all(axis=None)
 
 
 def test_another_precision_has_its_own_peak(cells: pd.DataFrame) -> None:
@@ -66,7 +68,6 @@ def test_a_low_grade_says_what_to_look_at(run: Run, tmp_path: Path) -> None:
     content = write.comparison(run.folder)
     notes = [note for section in content.sections for note in section.notes]
     low = [note for note in notes if "of its roofline" in note]
-    assert len(low) == len(set(low)) > 0
     assert all(note.startswith(("TensorFlow graph: ", "PyTorch eager: ")) for note in low)
     assert any("of its roofline (eager), below 60%: something may be set up wrong; look at its layout, NCHW" in note for note in low)
     assert all("clocks" in note and "cuDNN" in note for note in low)

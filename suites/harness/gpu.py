@@ -68,7 +68,7 @@ def card(nvml: Any = None, environment: Mapping[str, str] = os.environ) -> Card:
 
 def uuid(card: Card) -> str:
     """The name by which CUDA_VISIBLE_DEVICES finds it wherever it stands."""
-    return _text(card.nvml.nvmlDeviceGetUUID(card.handle))
+    return str(_text(card.nvml.nvmlDeviceGetUUID(card.handle)))
 
 
 def _is_split(card: Card) -> bool:
