@@ -458,6 +458,8 @@ def terminal(shown: Content) -> Group:
         parts += [Text(""), Text(means.title, style="bold"), grid, *(Text(note) for note in means.notes)]
     if not shown.sections:
         parts.append(Text(shown.headline))
+    if shown.answers:
+        parts += [Text(""), *(Text.assemble((f"{what}: ", "bold"), answer) for what, answer in shown.answers)]
     parts += [Text(""), Text(f"Do not conclude: {'; '.join(shown.no_conclusion)}.")]
     parts += [Text(line) for line in shown.footer]
     return Group(*parts)  # type: ignore[arg-type]
@@ -503,6 +505,7 @@ def _wrapped(heading: str) -> str:
 def markdown(shown: Content) -> str:
     """The comparison as GitHub-flavoured Markdown."""
     lines = ["# Comparison", "", f"**{_md(shown.headline)}**", ""]
+    lines += [*(f"- **{_md(what)}**: {_md(answer)}" for what, answer in shown.answers), ""] if shown.answers else []
     lines += [f"- **{_md(name)}**: {_md(value)}" for name, value in shown.about]
     lines += [f"- **Do not conclude**: {'; '.join(shown.no_conclusion)}."]
     for section in shown.sections:

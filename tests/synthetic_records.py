@@ -152,7 +152,7 @@ GPU = {
 GPU_MACHINE = {**MACHINE, "gpu_model": "MADE-UP GPU (no such card)", "gpu": GPU, "cautions": ["every number here is made up"]}
 
 GPU_ARMS: dict[str, tuple[float, float, str]] = {
-    "pytorch/eager": (1.9e-3, 17_000, "NCHW"),
+    "pytorch/eager": (1.9e-3, 13_000, "NCHW"),
     "pytorch/channels_last": (1.8e-3, 21_800, "NHWC"),
     "pytorch/compile": (0.9e-3, 33_500, "NHWC"),
     "pytorch/max_autotune": (0.31e-3, 34_200, "NHWC"),
