@@ -87,9 +87,7 @@ def _matching(record: Record, known: list[Record], machine: Mapping[str, object]
     return Bound(time_s, line, doubt)
 
 
-def rates(
-    records: Iterable[Record], run_id: str, model: str, precision: str, batch_sizes: Iterable[int]
-) -> dict[str, dict[int, float]]:
+def rates(records: Iterable[Record], run_id: str, model: str, precision: str, batch_sizes: Iterable[int]) -> dict[str, dict[int, float]]:
     """Images per second of every line on a run's GPU, at the batch sizes that have one; empty without probes."""
     probes = [each for each in records if each.suite == "probe" and each.run_id == run_id and each.cell.device == "cuda"]
     known = [each for each in probes if each.status == "ok" and each.measurement]

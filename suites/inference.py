@@ -60,7 +60,9 @@ def run(
         certificate = certificates[entrant.cell.certificate_cell]
         context.store.append(record_of(context, "inference", entrant, seeds, outcome, certificate.record_id, **data))
         if isinstance(outcome, Taken) and entrant.cell.device == "cuda":
-            _beside(context, entrant, seeds, outcome, certificate.record_id)
+            # Audits take memory of their own, so where there are other rounds, those tell the peak.
+            audited = bool(outcome.copies) and effort.processes > 1
+            _beside(context, entrant, seeds, outcome, certificate.record_id, memory=not audited)
 
     def store_unless_crowded(entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError) -> None:
         if isinstance(outcome, WorkerError) and outcome.kind == "memory" and entrant.cell.device == "cuda":
@@ -131,10 +133,11 @@ def record_of(
     )
 
 
-def _beside(context: Context, entrant: Entrant, seeds: Seeds, taken: Taken, certificate_id: str) -> None:
+def _beside(context: Context, entrant: Entrant, seeds: Seeds, taken: Taken, certificate_id: str, *, memory: bool) -> None:
     """What a process that timed one network on a GPU says of memory and of copies, as records of their own."""
     fields: dict[str, Any] = {"process": seeds.as_record(), "certificate_id": certificate_id, "settings": dict(taken.settings)}
     allocated = {name: float(taken.memory[name]) for name in ("peak_allocated_bytes", "peak_reserved_bytes") if name in taken.memory}
+    allocated = allocated if memory else {}
     found: tuple[tuple[Suite, Mapping[str, float]], ...] = (("memory", allocated), ("copies", taken.copies))
     for suite, measurements in found:
         if measurements and not context.store.has(context.run.run_id, suite, entrant.cell, seeds.index):

@@ -32,12 +32,14 @@ class Network(runtime.Network):
 class Runtime(runtime.Runtime):
     """NumPy in this process."""
 
+    largest = 0
+
     def prepare(self, model, weights, mode, input_shape):
         """See the contract."""
         if input_shape[2] > 2 and input_shape[0] > ROOM and (mode == "small" or (mode == "sociable" and has_company())):
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         network = super().prepare(model, weights, mode, input_shape)
-        self.largest = max(getattr(self, "largest", 0), input_shape[0])
+        self.largest = max(self.largest, input_shape[0] if input_shape[2] > 2 else 0)
         return Network(network.model, network.tensors)
 
     def device_memory(self):
