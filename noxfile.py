@@ -18,8 +18,8 @@ def _install(session: nox.Session, *groups: str) -> None:
     session.install("--quiet", "-e", ".", *nox.project.dependency_groups(PROJECT, *groups))
 
 
-def _command(session: nox.Session, *arguments: str) -> None:
-    _install(session)
+def _command(session: nox.Session, *arguments: str, groups: tuple[str, ...] = ()) -> None:
+    _install(session, *groups)
     session.run("levelfield", *arguments, *session.posargs)
 
 
@@ -31,8 +31,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-gpu")
 def bench_gpu(session: nox.Session) -> None:
-    """The same on an NVIDIA GPU."""
-    _command(session, "bench", "--device", "cuda")
+    """The same on an NVIDIA GPU (docs/gpu.md)."""
+    _command(session, "bench", "--device", "cuda", groups=("gpu",))
 
 
 @nox.session

@@ -13,9 +13,9 @@ import math
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from impls.precision import PRECISIONS
 from impls.spec import BatchNorm2d, Dropout, ModelSpec, Shape, layers, tap_shapes
@@ -40,13 +40,19 @@ class CannotError(RuntimeError):
 class Mode:
     """A way of executing: its name, how people see it, and the executables it needs on the PATH (any one of ``needs``).
 
-    ``build_s`` is about how long one ResNet-50 takes to build, in seconds; only the plan's estimate uses it.
+    ``build_s`` is about how long one ResNet-50 takes to build, in seconds; only the plan's estimate uses it. ``cannot`` holds the
+    precisions in which this mode does not run although its device does, each with the reason.
     """
 
     name: str
     title: str
     needs: tuple[str, ...]
     build_s: float
+    cannot: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+Roofline = Literal["fused", "compile", "folded", "eager"]
+"""What a mode makes one kernel of, which decides how many bytes it must move (``impls.traffic``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,8 @@ class Device:
     """What an implementation offers on one kind of device.
 
     ``precisions`` can be certified. Those in ``untimed`` are not measured and those in ``cannot`` do not run at all;
-    each comes with its reason.
+    each comes with its reason. ``modes`` are those that only this device has. ``rooflines`` says what each mode is held against.
+    ``distribution`` is the package that stands for the framework here, None where it is the manifest's.
     """
 
     name: str
@@ -62,6 +69,9 @@ class Device:
     precisions: tuple[str, ...]
     untimed: Mapping[str, str]
     cannot: Mapping[str, str]
+    modes: Mapping[str, Mode] = field(default_factory=dict)
+    rooflines: Mapping[str, Roofline] = field(default_factory=dict)
+    distribution: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,29 @@ class Manifest:
     modes: Mapping[str, Mode]
     devices: Mapping[str, Device]
 
+    def modes_on(self, device: str) -> Mapping[str, Mode]:
+        """The modes of every device, and those that only this one has."""
+        return {**self.modes, **(self.devices[device].modes if device in self.devices else {})}
+
+    @property
+    def every_mode(self) -> Mapping[str, Mode]:
+        """The modes of all devices."""
+        return {name: mode for device in self.devices for name, mode in self.modes_on(device).items()} or self.modes
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """The packages that may stand for the framework, one for each kind of wheel."""
+        others = (device.distribution for device in self.devices.values() if device.distribution is not None)
+        return tuple(dict.fromkeys((self.distribution, *others)))
+
+
+def _modes(tables: dict[str, Any]) -> dict[str, Mode]:
+    """The modes of a table of them; the keys that are understood are taken out of it."""
+    return {
+        name: Mode(name, entry.pop("title"), tuple(entry.pop("needs", ())), float(entry.pop("build_s")), dict(entry.pop("cannot", {})))
+        for name, entry in tables.items()
+    }
+
 
 def read_manifest(path: Path, parent: str = OURS) -> Manifest:
     """Read one ``impl.toml``; the implementation is called as its folder, which is a subpackage of ``parent``.
@@ -95,10 +128,8 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         mode_tables, device_tables = document.pop("modes"), document.pop("devices")
-        modes = {
-            name: Mode(name, entry.pop("title"), tuple(entry.pop("needs", ())), float(entry.pop("build_s")))
-            for name, entry in mode_tables.items()
-        }
+        modes = _modes(mode_tables)
+        own_tables = {name: entry.pop("modes", {}) for name, entry in device_tables.items()}
         devices = {
             name: Device(
                 name,
@@ -106,6 +137,9 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
                 tuple(entry.pop("precisions")),
                 dict(entry.pop("untimed", {})),
                 dict(entry.pop("cannot", {})),
+                _modes(own_tables[name]),
+                dict(entry.pop("rooflines", {})),
+                entry.pop("distribution", None),
             )
             for name, entry in device_tables.items()
         }
@@ -131,6 +165,7 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
         *document,
         *(f"modes.{name}.{key}" for name, entry in mode_tables.items() for key in entry),
         *(f"devices.{name}.{key}" for name, entry in device_tables.items() for key in entry),
+        *(f"devices.{name}.modes.{mode}.{key}" for name, own in own_tables.items() for mode, entry in own.items() for key in entry),
     ]
     if unknown:
         raise ManifestError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
@@ -140,9 +175,15 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
     if manifest.default_mode not in modes:
         raise ManifestError(f"{path}: default_mode {manifest.default_mode!r} is not one of its modes: {', '.join(modes)}")
     for device in devices.values():
-        named = (*device.precisions, *device.untimed, *device.cannot)
+        named = (*device.precisions, *device.untimed, *device.cannot, *(each for mode in device.modes.values() for each in mode.cannot))
         if nonexistent := sorted(set(named) - set(PRECISIONS)):
             raise ManifestError(f"{path}: devices.{device.name} names precisions that do not exist: {', '.join(nonexistent)}")
+        names = ", ".join(manifest.modes_on(device.name))
+        if device.rooflines and set(device.rooflines) != set(manifest.modes_on(device.name)):
+            raise ManifestError(f"{path}: devices.{device.name}.rooflines must name each of its modes: {names}")
+        if nonexistent := sorted(set(device.rooflines.values()) - set(get_args(Roofline))):
+            kinds = ", ".join(get_args(Roofline))
+            raise ManifestError(f"{path}: devices.{device.name}.rooflines: {', '.join(nonexistent)} is none of {kinds}")
         if not device.requirements.is_file():
             raise ManifestError(f"{path}: {device.requirements.name} is missing")
     return manifest
@@ -274,7 +315,7 @@ class Network(ABC):
 
     @abstractmethod
     def wait(self, output: Any) -> None:
-        """Return when the output has been computed."""
+        """Return when an output of ``run``, or a batch of ``put``, is there."""
 
     @abstractmethod
     def get(self, output: Any) -> Any:

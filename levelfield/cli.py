@@ -112,6 +112,7 @@ EXPECTED = {
     "suites.equivalence.outputs.OutputsError",
     "suites.harness.environments.EnvironmentBuildError",
     "suites.harness.inputs.NoInputError",
+    "suites.harness.noise.NoCardError",
     "suites.harness.npz.NpzError",
     "suites.harness.plan.UsageError",
     "suites.harness.revisions.RevisionError",

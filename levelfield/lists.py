@@ -50,7 +50,7 @@ def plan(planned: Plan, manifests: Mapping[str, Manifest]) -> None:
     rows: dict[tuple[str, ...], list[str]] = {}
     for cell in planned.cells:
         key = tuple(str(part) for part in (cell.model, cell.precision, cell.batch_size, cell.scope, cell.scenario))
-        rows.setdefault(key, []).append(manifests[cell.implementation].modes[cell.mode].title)
+        rows.setdefault(key, []).append(manifests[cell.implementation].modes_on(cell.device)[cell.mode].title)
     for key, names in rows.items():
         shown.add_row(*key, ", ".join(names))
     console.print(shown)

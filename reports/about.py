@@ -49,6 +49,9 @@ class About:
         facts = [
             ("Measured", "; ".join(_unique(_what(record) for record in records if record.suite != "probe"))),
             ("Machine", "; ".join(_unique(self.machine(record.run_id) for record in records))),
+            ("GPU", "; ".join(_unique(_gpu(run.machine) for run in self.runs.values()))),
+            ("Caution", "; ".join(_unique(str(each) for run in self.runs.values() for each in _cautions(run.machine)))),
+            ("Libraries", "; ".join(_unique(_libraries(record) for record in records))),
             ("A/A", "; ".join(_calibrations(records))),
             ("When", _minute(moments[0]) if moments[0][:16] == moments[-1][:16] else f"{_minute(moments[0])} to {_minute(moments[-1])}"),
             ("Versions", ", ".join(_versions(records))),
@@ -62,6 +65,35 @@ class About:
         if smoke:
             facts.insert(0, ("NOT-A-MEASUREMENT", "a smoke run: every path ran, nothing was measured"))
         return tuple((name, value) for name, value in facts if value)
+
+
+def _gpu(machine: Mapping[str, object]) -> str:
+    """ "driver 580.65.06, CUDA 13.1, 700 W, ECC on": how the card was set up."""
+    found = machine.get("gpu")
+    if not isinstance(found, Mapping):
+        return ""
+    parts = (
+        f"driver {found['driver']}" if found.get("driver") else None,
+        f"CUDA {found['cuda_driver']}" if found.get("cuda_driver") else None,
+        f"{found['power_limit_w']:g} W" if found.get("power_limit_w") else None,
+        None if found.get("ecc") is None else f"ECC {'on' if found['ecc'] else 'off'}",
+        None if found.get("persistence") is None else f"persistence {'on' if found['persistence'] else 'off'}",
+        "an instance of it (MIG)" if found.get("instance") else None,
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def _cautions(machine: Mapping[str, object]) -> list[object]:
+    found = machine.get("cautions")
+    return found if isinstance(found, list) else []
+
+
+def _libraries(record: Record) -> str:
+    """ "torch: cublas 13.1.1, cudnn 9.20.0": of a GPU, as they were loaded."""
+    found = record.settings.get("libraries")
+    if not isinstance(found, Mapping) or not found:
+        return ""
+    return f"{record.cell.implementation}: {', '.join(f'{name} {version}' for name, version in found.items())}"
 
 
 def _unique(texts: Iterable[str]) -> list[str]:

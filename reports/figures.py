@@ -11,6 +11,7 @@ import html
 import io
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +148,54 @@ def against_batch(rows: pd.DataFrame) -> Picture | None:
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     sizes = ", ".join(str(size) for size in sorted(set(shown["batch_size"])))
     return picture(figure, f"Time per batch at batch sizes {sizes} for {len(groups)} implementations; the numbers stand in the tables.")
+
+
+@mpl.rc_context(STYLE)
+def throughput(rows: pd.DataFrame, lines: Mapping[str, Mapping[int, float]]) -> Picture | None:
+    """Images per second against batch size with intervals, and the rooflines dashed; None unless there are two batch sizes.
+
+    ``lines`` are images per second by batch size, by what they are the roofline of.
+    """
+    shown = rows[rows["throughput_images_per_s"].notna()]
+    if shown["batch_size"].nunique() < 2:
+        return None
+    figure, axes = drawing(4.6)
+    groups = shown.sort_values("batch_size").groupby(["implementation", "mode"], sort=True)
+    for index, ((implementation, mode), part) in enumerate(groups):
+        middle = part["throughput_images_per_s"].astype(float)
+        below = (middle - part["throughput_low_images_per_s"].astype(float)).fillna(0)
+        above = (part["throughput_high_images_per_s"].astype(float) - middle).fillna(0)
+        axes.errorbar(
+            part["batch_size"].astype(float),
+            middle,
+            yerr=[below, above],
+            color=CYCLE[index % len(CYCLE)],
+            marker=MARKERS[index % len(MARKERS)],
+            ls="-" if index < len(CYCLE) else ":",
+            ms=5,
+            lw=1.4,
+            capsize=2,
+            label=labels.implementation(str(implementation), str(mode)),
+        )
+    for line, points in lines.items():
+        axes.plot(list(points), list(points.values()), color=INK, lw=1, ls="--", marker="_" if len(points) == 1 else "")
+        size, rate = max(points.items())
+        axes.annotate(f"{line} roofline", (size, rate), (0, 3), textcoords="offset points", ha="right", va="bottom", fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted({float(size) for size in shown["batch_size"]})))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("batch size, images")
+    axes.set_ylabel("images per second")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    best = shown.sort_values("throughput_images_per_s").iloc[-1]
+    return picture(
+        figure,
+        f"Images per second against batch size for {len(groups)} implementations; most is {best['throughput_images_per_s']:.4g} at batch "
+        f"{best['batch_size']} by {name(best)}; the numbers stand in the tables.",
+    )
 
 
 def memory(rows: pd.DataFrame) -> Picture | None:

@@ -11,7 +11,6 @@ Rules that hold for every row (they are applied here once, so that no table, fig
 
 from __future__ import annotations
 
-import math
 import re
 import statistics as descriptive
 from collections import defaultdict
@@ -22,8 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from impls.precision import PRECISIONS
-from reports import labels, likeness
+from reports import labels, likeness, roofline
 from results import statistics, steadiness, timing
 from results.record import Cell, Record
 from results.store import Run, Store
@@ -83,6 +81,8 @@ DTYPES: Mapping[str, str] = {
     "unlike": "string",
     "despite": "string",
     "peak_memory_bytes": "Float64",
+    "reserved_memory_bytes": "Float64",
+    "device_memory_bytes": "Float64",
     "energy_j_per_image": "Float64",
     "energy_low_j_per_image": "Float64",
     "energy_high_j_per_image": "Float64",
@@ -93,6 +93,9 @@ DTYPES: Mapping[str, str] = {
     "import_s": "Float64",
     "load_s": "Float64",
     "first_call_s": "Float64",
+    "copy_in_s": "Float64",
+    "copy_out_s": "Float64",
+    "roofline": "string",
     "roofline_fraction": "Float64",
     "roofline_error": "string",
     "top1": "Float64",
@@ -122,6 +125,16 @@ ENERGY_PROCESSES = 3
 """Fewer have seen too few phases of the sensor for an energy."""
 NO_ENERGY = "not asked for: --energy"
 STARTUP = ("import_s", "load_s", "first_call_s")
+COPIES = ("copy_in_s", "copy_out_s")
+MEMORY: Mapping[str, Mapping[str, str]] = {
+    "cpu": {"peak_memory_bytes": "peak_memory_bytes"},
+    "cuda": {
+        "peak_memory_bytes": "peak_allocated_bytes",
+        "reserved_memory_bytes": "peak_reserved_bytes",
+        "device_memory_bytes": "device_memory_bytes",
+    },
+}
+"""The measurement that is in each column, by device: of a GPU the memory of the card, not of the host."""
 
 
 class NoRecordsError(ValueError):
@@ -202,6 +215,8 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     unlike                        string   why it is in no ratio or rank: what differs from the baseline (this row's, the baseline's)
     despite                       string   what differs from the baseline although they are compared, and why they are
     peak_memory_bytes             Float64  peak resident (cpu) or allocated (cuda) bytes, median over processes
+    reserved_memory_bytes         Float64  cuda: peak that the framework's allocator held for itself, bytes, where it tells
+    device_memory_bytes           Float64  cuda: what the process took of a card that it had to itself, context and workspaces too, bytes
     energy_j_per_image            Float64  joules of an image by the hardware's counter, good to about 5 %; geometric mean over processes
     energy_low_j_per_image        Float64  lower end of its 95 % interval over processes, the 5 % not included
     energy_high_j_per_image       Float64  upper end
@@ -212,7 +227,10 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     import_s                      Float64  seconds to import the framework, median over processes
     load_s                        Float64  seconds to load the weights and build the network, median
     first_call_s                  Float64  seconds of the first call, compilation included, median
-    roofline_fraction             Float64  least possible time over measured time (``roofline``), 0 to 1
+    copy_in_s                     Float64  cuda: seconds to bring one batch from host memory to the device as the network takes it, median
+    copy_out_s                    Float64  cuda: seconds to bring the logits of one batch to host memory, median
+    roofline                      string   what the mode is held against: bound, or (cuda) fused, compile, folded, eager
+    roofline_fraction             Float64  least possible time over measured time (``reports.roofline``), 0 to 1
     roofline_error                string   why there is none although there were probes: it came out above 1
     top1                          Float64  fraction of images classified as labelled
     top1_absent                   string   why there is no top1, where that was recorded: "bring weights: ...", or "failed"
@@ -304,7 +322,7 @@ class _Run:
         for record in self.by_suite["inference"]:
             timed[record.cell].append(record)
         others: dict[Cell, list[Record]] = defaultdict(list)
-        for suite in ("memory", "startup", "energy", "accuracy", "equivalence"):
+        for suite in ("memory", "startup", "copies", "energy", "accuracy", "equivalence"):
             for record in self.by_suite[suite]:
                 if not any(_covers(record, cell) for cell in timed):
                     others[record.cell.certificate_cell].append(record)
@@ -367,23 +385,18 @@ class _Run:
             row["throughput_images_per_s"] = cell.batch_size / middle
             row["throughput_low_images_per_s"] = cell.batch_size / high if high is not None else None
             row["throughput_high_images_per_s"] = cell.batch_size / low if low is not None else None
-        bound = roofline(record, self.by_suite["probe"], self.machine)
+        bound = roofline.bound(record, self.by_suite["probe"], self.machine)
         if bound is not None:
             fraction = bound.time_s / middle
-            if fraction > 1:
-                row["roofline_error"] = (
-                    f"{fraction:.0%} of the ceiling: the {bound.limit} probe ({bound.source}) measured too low, "
-                    "or the framework does fewer operations than direct convolution"
-                )
-            else:
-                row["roofline_fraction"] = fraction
+            row["roofline"] = bound.line
+            row |= {"roofline_error": f"{fraction:.0%} of {bound.doubt}"} if fraction > 1 else {"roofline_fraction": fraction}
         return row
 
     def _beside(self, cell: Cell) -> dict[str, Any]:
         """What the other suites say of a cell."""
         row: dict[str, Any] = {}
         remarks = []
-        for suite in ("memory", "startup", "accuracy"):
+        for suite in ("memory", "startup", "copies", "accuracy"):
             records = [record for record in self.by_suite[suite] if _covers(record, cell)]
             remarks += [
                 f"{suite}: {record.status.replace('_', ' ')}: {record.reason}"
@@ -393,7 +406,8 @@ class _Run:
         energies = [record for record in self.by_suite["energy"] if _covers(record, cell)]
         remarks += [f"energy: {flag}" for record in energies for flag in _flags(record)]
         row["remark"] = "; ".join(dict.fromkeys(remarks)) or None
-        row["peak_memory_bytes"] = self._median("memory", cell, "peak_memory_bytes")
+        row |= {column: self._median("memory", cell, name) for column, name in MEMORY[cell.device].items()}
+        row |= {name: self._median("copies", cell, name) for name in COPIES}
         row |= {name: self._median("startup", cell, name) for name in STARTUP}
         row |= _energy(energies, cell) if self.by_suite["energy"] else {"energy_absent": NO_ENERGY}
         return row | self._accuracy(cell)
@@ -457,46 +471,6 @@ def _second_clock(records: Iterable[Record]) -> dict[str, Any]:
                 "second_clock_ratio_high": ratio.high,
             }
     return {}
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """The least time of one batch, what sets it ("FLOP rate" or "bandwidth"), and the implementation whose probe it is from."""
-
-    time_s: float
-    limit: str
-    source: str
-
-
-def roofline(record: Record, probes: Iterable[Record], machine: Mapping[str, object]) -> Bound | None:
-    """The least time in which this machine can run one batch; None without a probe of the device and precision.
-
-    max(2 * MACs * batch / peak, (weights + input - last-level cache) / bandwidth). The peak is the best FLOP rate that any
-    implementation's probe reached in this precision, so arithmetic as the spec counts it takes no less. Of the weights and
-    the input, each read once, at most the last-level cache's size can have stayed there since the call before; the rest
-    comes from memory, which a copy measures. Nothing is counted where the run does not know its ``cache_bytes``, and
-    activations, which may stay in the cache, are not counted. So this is a bound and no estimate of good code, with one
-    exception: an algorithm with fewer multiplications than direct convolution (Winograd, FFT) may pass it.
-    """
-    if record.model is None or record.inputs is None or record.cell.batch_size is None:
-        return None
-    known = [each for each in probes if each.status == "ok" and each.measurement and each.cell.device == record.cell.device]
-    peaks = _best([each for each in known if each.cell.precision == record.cell.precision], "peak_flops_per_s")
-    if peaks is None:
-        return None
-    bounds = [Bound(2 * record.model.macs * record.cell.batch_size / peaks[0], "FLOP rate", peaks[1])]
-    copy, cache = _best(known, "copy_bytes_per_s"), machine.get("cache_bytes")
-    if copy is not None and isinstance(cache, int):
-        elements = record.model.parameters + math.prod(record.inputs.shape)
-        moved = elements * PRECISIONS[record.cell.precision].storage_bytes - cache
-        bounds.append(Bound(moved / copy[0], "bandwidth", copy[1]))
-    return max(bounds, key=lambda bound: bound.time_s)
-
-
-def _best(probes: Iterable[Record], name: str) -> tuple[float, str] | None:
-    """The largest value of a measurement, and whose it is."""
-    found = [(value, each.cell.implementation) for each in probes if (value := each.measurements.get(name))]
-    return max(found, default=None)
 
 
 def _withheld(row: Mapping[str, Any]) -> str | None:

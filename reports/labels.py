@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Mapping
 
-from impls.implementation import OURS, ROOT, ZOO, Manifest, ManifestError, read_manifest
+from impls.implementation import OURS, ROOT, ZOO, Manifest, ManifestError, Roofline, read_manifest
 
 SCOPES = {"transfer": "host to host", "device": "on the device", "pipeline": "from JPEG"}
 NAMES = {"googlenet": "GoogLeNet", "alexnet": "AlexNet"}
@@ -28,9 +28,15 @@ def _manifest(name: str) -> Manifest | None:
 def implementation(name: str, mode: str) -> str:
     """ "PyTorch compile" for ("pytorch", "compile"): the title in its ``impl.toml``."""
     manifest = _manifest(name)
-    if manifest is None or mode not in manifest.modes:
+    if manifest is None or mode not in manifest.every_mode:
         return f"{name} {mode}".strip()
-    return manifest.modes[mode].title
+    return manifest.every_mode[mode].title
+
+
+def roofline(name: str, mode: str, device: str) -> Roofline | None:
+    """What a mode is held against on a device; None where its manifest names nothing, or the checkout does not have it."""
+    manifest = _manifest(name)
+    return manifest.devices[device].rooflines.get(mode) if manifest and device in manifest.devices else None
 
 
 def folds(name: str) -> bool:
@@ -41,7 +47,7 @@ def folds(name: str) -> bool:
 
 def versions(implementation: str, software: Mapping[str, str]) -> str:
     """ "torch 2.13.0, python 3.11.7": of the installed packages, the one that stands for the framework, and Python."""
-    wanted = (_distribution(implementation), "python")
+    wanted = (*_distributions(implementation), "python")
     normal = {_normal(name): version for name, version in software.items()}
     return ", ".join(f"{name} {normal[_normal(name)]}" for name in wanted if _normal(name) in normal)
 
@@ -49,13 +55,13 @@ def versions(implementation: str, software: Mapping[str, str]) -> str:
 def version(implementation: str, software: Mapping[str, str]) -> str | None:
     """ "2.13.0": of the framework alone; None where it was not recorded."""
     normal = {_normal(name): version for name, version in software.items()}
-    return normal.get(_normal(_distribution(implementation)))
+    return next((normal[_normal(name)] for name in _distributions(implementation) if _normal(name) in normal), None)
 
 
-def _distribution(implementation: str) -> str:
-    """The package that stands for the framework."""
+def _distributions(implementation: str) -> tuple[str, ...]:
+    """The packages of which one stands for the framework."""
     manifest = _manifest(implementation)
-    return manifest.distribution if manifest else implementation
+    return manifest.distributions if manifest else (implementation,)
 
 
 def _normal(name: str) -> str:

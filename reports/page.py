@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -71,7 +71,11 @@ class Chapter:
     parts: tuple[Part, ...]
 
 
-def render(frame: pd.DataFrame, content: Content, *, certificates: bool) -> str:
+Rates = Callable[[str, str, str, Iterable[int]], Mapping[str, Mapping[int, float]]]
+"""The rooflines of a run's GPU: of run, model, precision and batch sizes."""
+
+
+def render(frame: pd.DataFrame, content: Content, *, certificates: bool, rates: Rates) -> str:
     """The page for the rows of ``frame`` and the words of ``content``, which was built from the same rows.
 
     ``certificates`` says whether the pages of the certificates lie in the folder of that name beside it.
@@ -82,7 +86,7 @@ def render(frame: pd.DataFrame, content: Content, *, certificates: bool) -> str:
         .render(
             content=content,
             certificates=certificates,
-            chapters=[chapter for chapter in _chapters(frame, content) if chapter.parts],
+            chapters=[chapter for chapter in _chapters(frame, content, rates) if chapter.parts],
             without=list(_without(frame)),
             raw=_raw(frame),
             smoke=not frame["measurement"].fillna(True).all(),
@@ -90,7 +94,15 @@ def render(frame: pd.DataFrame, content: Content, *, certificates: bool) -> str:
     )
 
 
-def _chapters(frame: pd.DataFrame, content: Content) -> Iterator[Chapter]:
+def _chapters(frame: pd.DataFrame, content: Content, rates: Rates) -> Iterator[Chapter]:
+    yield Chapter(
+        "curves",
+        "Throughput against batch size",
+        "Dashed: what the card allows where a mode makes one kernel of so much (fused: a convolution with all that follows it; compile: "
+        "a convolution, then one kernel; folded: batch norm in the weights; eager: a kernel each), at the FLOP rate and bandwidth that "
+        "the same run measured.",
+        tuple(_curves(frame, rates)),
+    )
     timed = list(zip(content.sections, table.groups(frame), strict=True))
     for scenario, title, note in (
         ("single_stream", "Latency", LATENCY),
@@ -98,7 +110,7 @@ def _chapters(frame: pd.DataFrame, content: Content) -> Iterator[Chapter]:
     ):
         chosen = [(section, part) for section, part in timed if part["scenario"].eq(scenario).fillna(False).iloc[0]]
         parts = [_timing(section, part) for section, part in chosen]
-        curves = _against_batch(frame[frame["scenario"].eq(scenario).fillna(False)])
+        curves = _against_batch(frame[frame["scenario"].eq(scenario).fillna(False) & frame["device"].eq("cpu")])
         yield Chapter(title.lower(), title, note, (*parts, *curves))
     untimed = [_timing(section, part) for section, part in timed if pd.isna(part["scenario"].iloc[0])]
     yield Chapter("untimed", "Not timed", "What is known of cells for which no speed was measured.", tuple(untimed))
@@ -115,7 +127,13 @@ def _chapters(frame: pd.DataFrame, content: Content) -> Iterator[Chapter]:
         "memory",
         "Memory",
         "Peak of a process of its own, which is never the one that is timed. Median over processes.",
-        tuple(_beside(frame, figures.memory, _memory_row, ("implementation", "peak MiB"), ["peak_memory_bytes"])),
+        tuple(_memories(frame)),
+    )
+    yield Chapter(
+        "copies",
+        "Copies",
+        "Of a batch from host memory to the card as the network takes it, and of its logits back, each waited for. Medians.",
+        tuple(_beside(frame, None, _copies_row, ("implementation", "in ms", "out ms"), ["copy_in_s", "copy_out_s"])),
     )
     yield Chapter(
         "startup",
@@ -191,8 +209,38 @@ def _beside(
         yield Part(title, "", pictures, headings, lines, right=tuple(range(1, len(headings))))
 
 
+def _curves(frame: pd.DataFrame, rates: Rates) -> Iterator[Part]:
+    on_gpu = frame[frame["device"].eq("cuda") & frame["scenario"].eq("offline").fillna(False)]
+    for (run_id, model, precision, _), rows in on_gpu.groupby(["run_id", "model", "precision", "scope"], sort=False):
+        sizes = sorted({int(size) for size in rows["batch_size"]})
+        drawn = figures.throughput(rows, rates(str(run_id), str(model), str(precision), sizes))
+        if drawn:
+            first = rows.iloc[0]
+            title = f"{_what(first)}  {labels.SCOPES.get(first['scope'], first['scope'])} (run {run_id})"
+            yield Part(title, figures=(Figure(drawn.svg, "Bars are 95 % intervals over processes."),))
+
+
+def _memories(frame: pd.DataFrame) -> Iterator[Part]:
+    """Of the host on a CPU; of the card on a GPU, where what the allocator held and what the card lost are told too."""
+    on_gpu = frame["device"].eq("cuda")
+    yield from _beside(frame[~on_gpu], figures.memory, _memory_row, ("implementation", "peak MiB"), ["peak_memory_bytes"])
+    headings = ("implementation", "allocated MiB", "reserved MiB", "of the card MiB")
+    yield from _beside(frame[on_gpu], figures.memory, _card_memory_row, headings, list(CARD_MEMORY))
+
+
+CARD_MEMORY = ("peak_memory_bytes", "reserved_memory_bytes", "device_memory_bytes")
+
+
 def _memory_row(row: pd.Series) -> tuple[str, ...]:
     return (figures.name(row), _number(row["peak_memory_bytes"], 2**-20, 0))
+
+
+def _card_memory_row(row: pd.Series) -> tuple[str, ...]:
+    return (figures.name(row), *(_number(row[column], 2**-20, 0) for column in CARD_MEMORY))
+
+
+def _copies_row(row: pd.Series) -> tuple[str, ...]:
+    return (figures.name(row), *(_number(row[column], 1e3, 3) for column in ("copy_in_s", "copy_out_s")))
 
 
 def _startup_row(row: pd.Series) -> tuple[str, ...]:

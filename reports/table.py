@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from reports import labels, sets
+from reports import labels, roofline, sets
 from reports.about import About
 from reports.frame import GROUP, PERCENTILES
 from results.statistics import Ratio
@@ -96,9 +96,10 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Everything that a printed comparison says."""
+    """Everything that a printed comparison says. ``answers`` are those of a GPU beside the headline: what for, and a sentence."""
 
     headline: str
+    answers: tuple[tuple[str, str], ...]
     about: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
     sets: tuple[Set, ...]
@@ -119,7 +120,8 @@ def content(frame: pd.DataFrame, about: About, report: Path | None = None, allow
     found = list(sets.over(frame, about.records))
     means = tuple(_set(each, f" of run {each.run_id}" if len(found) > 1 else "") for each in found)
     limits = (*NO_CONCLUSION, *_of_energy(frame))
-    return Content(headline(sections), (*allowed, *about.facts()), sections, means, limits, tuple(footer))
+    answers = tuple(_answers(frame, sections))
+    return Content(headline(sections), answers, (*allowed, *about.facts()), sections, means, limits, tuple(footer))
 
 
 def _of_energy(frame: pd.DataFrame) -> Iterator[str]:
@@ -137,6 +139,23 @@ def headline(sections: tuple[Section, ...]) -> str:
     answered = [section for section in sections if any(line.kind == "measured" for line in section.lines)]
     section = (answered or list(sections))[0]
     return f"{section.title.split(' | ')[0]}: {section.answer}"
+
+
+def _answers(frame: pd.DataFrame, sections: tuple[Section, ...]) -> Iterator[tuple[str, str]]:
+    """Which to take on a GPU for latency, and for throughput at the batch size that gives most, in every precision."""
+    tables = [(rows, section) for rows, section in zip(groups(frame), sections, strict=True) if rows["device"].iloc[0] == "cuda"]
+    kinds: dict[tuple[object, ...], list[tuple[pd.DataFrame, Section]]] = {}
+    for rows, section in tables:
+        if rows["time_per_batch_s"].notna().any():
+            kinds.setdefault(tuple(rows.iloc[0][["run_id", "model", "precision", "scope", "scenario"]]), []).append((rows, section))
+    for found in kinds.values():
+        # Of a latency the smallest batch, of a throughput the largest rate: both are the least time of an image.
+        rows, section = min(found, key=lambda each: (each[0]["time_per_batch_s"] / each[0]["batch_size"]).min())
+        first = rows.iloc[0]
+        what = labels.cell(first["model"], first["precision"], first["device"], first["batch_size"], first["scope"], first["scenario"])
+        figure = next(line.figure for line in section.lines if line.kind == "measured")
+        unit = "images/s" if is_offline(first) else "ms"
+        yield "  ".join(what), f"{figure} {unit} by the fastest. {section.answer}"
 
 
 def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -389,6 +408,8 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
         yield f"No ratio where fewer than two processes were paired with {baseline}'s."
     for _, row in rows[rows["roofline_error"].notna()].iterrows():
         yield f"{_name(row)}: {row['roofline_error']}"
+    for _, row in rows[(rows["device"] == "cuda") & (rows["roofline_fraction"] < roofline.LOW)].iterrows():
+        yield f"{_name(row)}: {_low(row)}"
     for reason in rows["top1_absent"].dropna().unique():
         if ":" in reason:
             yield f"Top-1: {reason}."
@@ -399,6 +420,17 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
             yield f"{_name(row)}: no energy: {row['energy_absent']}"
     for _, row in rows[rows["remark"].notna()].iterrows():
         yield f"{_name(row)}: {row['remark']}"
+
+
+def _low(row: pd.Series) -> str:
+    """What is to be looked at where a row is far below its roofline."""
+    places = ["the clocks, power and clock event reasons of its visits", "the cuDNN and cuBLAS in its settings"]
+    if row["layout"] == "NCHW":
+        places.insert(0, "its layout, NCHW, for which tensor cores rearrange every tensor")
+    if row["precision"] == "tf32" and not row["tf32"]:
+        places.insert(0, "TF32, which it says is off")
+    low = f"{row['roofline_fraction']:.0%} of its roofline ({row['roofline']}), below {roofline.LOW:.0%}"
+    return f"{low}: something may be set up wrong; look at {labels.joined(places)}."
 
 
 def _second_clock(row: pd.Series) -> str:
@@ -426,6 +458,8 @@ def terminal(shown: Content) -> Group:
         parts += [Text(""), Text(means.title, style="bold"), grid, *(Text(note) for note in means.notes)]
     if not shown.sections:
         parts.append(Text(shown.headline))
+    if shown.answers:
+        parts += [Text(""), *(Text.assemble((f"{what}: ", "bold"), answer) for what, answer in shown.answers)]
     parts += [Text(""), Text(f"Do not conclude: {'; '.join(shown.no_conclusion)}.")]
     parts += [Text(line) for line in shown.footer]
     return Group(*parts)  # type: ignore[arg-type]
@@ -471,6 +505,7 @@ def _wrapped(heading: str) -> str:
 def markdown(shown: Content) -> str:
     """The comparison as GitHub-flavoured Markdown."""
     lines = ["# Comparison", "", f"**{_md(shown.headline)}**", ""]
+    lines += [*(f"- **{_md(what)}**: {_md(answer)}" for what, answer in shown.answers), ""] if shown.answers else []
     lines += [f"- **{_md(name)}**: {_md(value)}" for name, value in shown.about]
     lines += [f"- **Do not conclude**: {'; '.join(shown.no_conclusion)}."]
     for section in shown.sections:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from pathlib import Path
 
-from reports import certificate, frame, page, publish, table
+from reports import certificate, frame, page, publish, roofline, table
 from reports.about import About
 
 
@@ -34,8 +35,9 @@ def write(run_folder: str | Path, out: str | Path, baseline: str = frame.BASELIN
     cells = frame.tidy(loaded, baseline, allow_unlike)
     content = table.content(cells, About(loaded.records, loaded.runs, loaded.unreadable), allow_unlike=allow_unlike)
     certificates = certificate.write(Path(run_folder), out / "certificates")
+    rates = functools.partial(roofline.rates, loaded.records)
     documents = {
-        "index.html": page.render(cells, content, certificates=certificates is not None).encode(),
+        "index.html": page.render(cells, content, certificates=certificates is not None, rates=rates).encode(),
         "report.md": table.markdown(content).encode(),
         "cells.csv": cells.to_csv(index=False).encode(),
         "cells.parquet": cells.to_parquet(index=False),

@@ -135,7 +135,8 @@ def environment(allow: Iterable[str] = ENVIRONMENT) -> dict[str, str]:
 
 
 def anonymous(text: str) -> str:
-    """The text without what names a user or host: home folders become ``~``, the host's name ``HOST``."""
+    """The text without what names a user, host or card: home folders become ``~``, the host's name ``HOST``, a GPU's UUID ``GPU-UUID``."""
+    text = re.sub(r"\b(GPU|MIG)-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b", r"\1-UUID", text)
     home = str(Path.home())
     if len(home) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)

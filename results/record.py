@@ -22,6 +22,7 @@ Suite = Literal[
     "inference",
     "startup",
     "memory",
+    "copies",
     "energy",
     "accuracy",
     "equivalence",

@@ -74,7 +74,7 @@ def run(request: plan.Request, asked: Asked, options: runner.Options) -> Evaluat
     images = None if asked.dataset == "digits" else test_set.labelled(asked.dataset, asked.data_dir, options.say)
     tests = [_tests(member, asked, images) for member in members]
     able = tuple(arm for arm in arms if any(arm.model in own for own in tests))
-    sizes = request.batch_sizes or plan.DEFAULT_BATCH_SIZES
+    sizes = runner.proved_sizes(request.device, request.batch_sizes or plan.DEFAULTS[request.device].batch_sizes)
     identity = [
         [sizes, {name: subject(name, path).weights_sha256 for name, path in member.weights.items()}, _identity(own)]
         for member, own in zip(members, tests, strict=True)

@@ -1,16 +1,20 @@
 """Latency and throughput, measured in turns (``suites.harness.turns``).
 
 In every round each arm (implementation, mode, precision) gets one fresh process; round k of one arm is paired with round k of another.
+On a CPU that process holds all its cells. A GPU's memory is smaller than what they would take, so there each batch size has
+processes of its own, from the smallest on, and a process that finds no room beside the others is tried again with the card to itself.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from results.record import Cell, Record, Suite
 from suites.harness.context import Context, Seeds
-from suites.harness.inputs import RING
+from suites.harness.inputs import ring_size
 from suites.harness.plan import Effort
 from suites.harness.process import WorkerError
 from suites.harness.turns import Entrant, Round, Taken
@@ -22,6 +26,15 @@ def groups(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     for cell in cells:
         found.setdefault((cell.model, cell.precision, cell.device, cell.batch_size, cell.scope, cell.scenario), []).append(cell)
     return [tuple(group) for group in found.values()]
+
+
+def rooms(waiting: Sequence[tuple[Cell, ...]]) -> list[list[tuple[Cell, ...]]]:
+    """Groups whose cells share processes: all on a CPU, those of one batch size on a GPU, smaller ones first."""
+    found: dict[tuple[object, ...], list[tuple[Cell, ...]]] = {}
+    for group in waiting:
+        cell = group[0]
+        found.setdefault((cell.model, cell.batch_size) if cell.device == "cuda" else (), []).append(group)
+    return [found[key] for key in sorted(found, key=lambda key: key[1:])]
 
 
 def run(
@@ -41,22 +54,46 @@ def run(
     holds no figure, and one that hangs would hang in every round. ``second_clocks`` are the folders of
     LoadGen for the cells that it times too.
     """
+    crowded_out: list[Entrant] = []
 
     def store(entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError) -> None:
         certificate = certificates[entrant.cell.certificate_cell]
         context.store.append(record_of(context, "inference", entrant, seeds, outcome, certificate.record_id, **data))
+        if isinstance(outcome, Taken) and entrant.cell.device == "cuda":
+            # Audits take memory of their own, so where there are other rounds, those tell the peak.
+            audited = bool(outcome.copies) and effort.processes > 1
+            _beside(context, entrant, seeds, outcome, certificate.record_id, memory=not audited)
+
+    def store_unless_crowded(entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError) -> None:
+        if isinstance(outcome, WorkerError) and outcome.kind == "memory" and entrant.cell.device == "cuda":
+            crowded_out.append(entrant)
+        else:
+            store(entrant, seeds, outcome)
+
+    def take(missing: Sequence[tuple[Cell, ...]], index: int, *, audited: bool) -> None:
+        """One round; what does not fit beside the others has one of its own after it."""
+        entrants = [tuple(Entrant(cell, context, second_clock=second_clocks.get(cell)) for cell in group) for group in missing]
+        Round(entrants, effort, index, store_unless_crowded if sum(map(len, missing)) > 1 else store, audited=audited).run(measured, "time")
+        while crowded_out:
+            entrant = crowded_out.pop(0)
+            context.say(f"{entrant.cell.implementation} {entrant.cell.mode}: again, with the GPU to itself")
+            Round([(entrant,)], effort, index, store, audited=audited).run(measured, "time")
 
     for precision in dict.fromkeys(cell.precision for cell in cells):
-        waiting = groups([cell for cell in cells if cell.precision == precision])
-        for number in range(effort.processes):
+        shared = rooms(groups([cell for cell in cells if cell.precision == precision]))
+        for number, room in itertools.product(range(effort.processes), shared):
             done = _Done(context)
-            sound = [tuple(cell for cell in group if cell not in done.failed) for group in waiting]
+            for cell, smaller in done.hopeless([cell for group in room for cell in group]):
+                reason = f"not tried: a batch of {smaller} did not fit into the GPU's memory"
+                certificate_id = certificates[cell.certificate_cell].record_id
+                context.store.append(context.record("inference", cell, "out_of_memory", reason, certificate_id=certificate_id))
+                done.failed.add(cell)
+            sound = [tuple(cell for cell in group if cell not in done.failed) for group in room]
             missing = [group for group in sound if group and done.whole_rounds(group) <= number]
             if missing:
-                context.say(f"round {number + 1} of {effort.processes}, {missing[0][0].model}, {precision}: starting processes")
-                entrants = [tuple(Entrant(cell, context, second_clock=second_clocks.get(cell)) for cell in group) for group in missing]
-                index = done.next_index(missing)
-                Round(entrants, effort, index, store, audited=number == 0).run(measured, "time")
+                batch = f", batch {missing[0][0].batch_size}" if len(shared) > 1 else ""
+                context.say(f"round {number + 1} of {effort.processes}, {missing[0][0].model}, {precision}{batch}: starting processes")
+                take(missing, done.next_index(missing), audited=number == 0)
 
 
 def record_of(
@@ -72,7 +109,7 @@ def record_of(
         "inputs": {
             "sha256": about.inputs.sha256,
             "source": about.inputs.source,
-            "ring_size": RING,
+            "ring_size": ring_size(cell.batch_size or 1),
             "shape": [cell.batch_size, *about.inputs.pool.shape[1:]],
         },
     }
@@ -96,17 +133,40 @@ def record_of(
     )
 
 
+def _beside(context: Context, entrant: Entrant, seeds: Seeds, taken: Taken, certificate_id: str, *, memory: bool) -> None:
+    """What a process that timed one network on a GPU says of memory and of copies, as records of their own."""
+    fields: dict[str, Any] = {"process": seeds.as_record(), "certificate_id": certificate_id, "settings": dict(taken.settings)}
+    names = [name for name in ("peak_allocated_bytes", "peak_reserved_bytes") if memory and name in taken.memory]
+    allocated = {name: float(taken.memory[name]) for name in names}
+    found: tuple[tuple[Suite, Mapping[str, float]], ...] = (("memory", allocated), ("copies", taken.copies))
+    for suite, measurements in found:
+        if measurements and not context.store.has(context.run.run_id, suite, entrant.cell, seeds.index):
+            context.store.append(context.record(suite, entrant.cell, measurements=measurements, **fields))
+
+
 class _Done:
     """What the store holds of this run's timed processes."""
 
     def __init__(self, context: Context) -> None:
         self._rounds: dict[Cell, set[int]] = {}
         self.failed: set[Cell] = set()
+        self._full: dict[Cell, int] = {}
         for record in context.store.read(context.run.run_id)[0]:
-            if record.suite == "inference" and record.process is not None:
-                self._rounds.setdefault(record.cell, set()).add(record.process.index)
-                if record.status != "ok":
-                    self.failed.add(record.cell)
+            if record.suite != "inference":
+                continue
+            cell, arm = record.cell, record.cell.certificate_cell
+            if record.process is not None:
+                self._rounds.setdefault(cell, set()).add(record.process.index)
+            if record.status != "ok":
+                self.failed.add(cell)
+            if record.status == "out_of_memory" and cell.batch_size is not None:
+                self._full[arm] = min(cell.batch_size, self._full.get(arm, cell.batch_size))
+
+    def hopeless(self, cells: Sequence[Cell]) -> list[tuple[Cell, int]]:
+        """The cells of a GPU of which no process was tried yet and a smaller batch did not fit, each with the size of that."""
+        untried = [cell for cell in cells if cell.device == "cuda" and cell not in self.failed and cell not in self._rounds]
+        smaller = [(cell, self._full.get(cell.certificate_cell)) for cell in untried]
+        return [(cell, size) for cell, size in smaller if size is not None and cell.batch_size is not None and size < cell.batch_size]
 
     def whole_rounds(self, group: Sequence[Cell]) -> int:
         """Rounds in which every cell of the group was recorded."""

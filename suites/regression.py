@@ -86,7 +86,8 @@ def _judge(base: Context, head: Context, cells: tuple[Cell, ...], slowdown: floa
     """Certificates of both sides first; what both have is measured."""
     arms = tuple(dict.fromkeys(cell.certificate_cell for cell in cells))
     sizes = tuple(sorted({cell.batch_size for cell in cells if cell.batch_size is not None}))
-    new = [arm for arm in arms if arm.implementation not in base.manifests or arm.mode not in base.manifests[arm.implementation].modes]
+    bases = base.manifests
+    new = [arm for arm in arms if arm.implementation not in bases or arm.mode not in bases[arm.implementation].modes_on(arm.device)]
     for arm in new:
         tell(Verdict.plain(arm, "certificate", "pass", "base does not have it: there is nothing to compare with"))
     old = tuple(arm for arm in arms if arm not in new)

@@ -176,12 +176,12 @@ def _impossible(cell: Cell, record: Record, manifests: Mapping[str, Manifest]) -
     if cell.implementation not in manifests:
         return f"{cell.key}: there is no implementation {cell.implementation} in what was rebuilt"
     manifest = manifests[cell.implementation]
-    if cell.mode not in manifest.modes:
+    if cell.mode not in manifest.modes_on(cell.device):
         return f"{cell.key}: {manifest.title} has no mode {cell.mode}"
     if cell.device not in manifest.devices:
         return f"{cell.key}: {manifest.title} does not offer {cell.device}"
     why = plan.precision_reason(manifest, manifest.devices[cell.device], cell.precision, timed=True)
-    if why := why or plan.mode_reason(manifest.modes[cell.mode]):
+    if why := why or plan.mode_reason(manifest.modes_on(cell.device)[cell.mode]):
         return f"{cell.key}: {why}"
     try:
         ours = subject(cell.model).weights_sha256

@@ -4,6 +4,9 @@ Start-up is split into import (framework and settings), load (weight file, foldi
 first execution). It is measured at each arm's smallest batch, in a process that has the machine to itself. Memory is VmHWM,
 the largest resident size that the kernel saw: after the import, over everything, and while it runs. What runs beside a process
 does not change its memory, so the larger batches' processes go two at a time.
+
+On a GPU only the smallest batch has such a process, which has the card to itself: what the card's memory grew by is the process's, with
+its context and libraries. Of larger batches the processes that time them tell what their allocators took (``suites.inference``).
 """
 
 from __future__ import annotations
@@ -46,13 +49,13 @@ def run(
             context.say(f"{what} of {cell.implementation} {cell.mode} {cell.model} batch {cell.batch_size}")
             _one(context, cell, number, certificates[cell.certificate_cell].record_id, afterwards, times=times)
 
-        missing = [cell for cell in cells if not context.store.has(context.run.run_id, "memory", cell, number)]
-        for cell in missing:
-            if smallest[cell.certificate_cell] == cell:
+        for cell in cells:
+            if smallest[cell.certificate_cell] == cell and not context.store.has(context.run.run_id, "startup", cell, number):
                 one(cell, times=True)
                 measured()
         with ThreadPoolExecutor(2) as executor:
-            rest = [cell for cell in missing if smallest[cell.certificate_cell] != cell]
+            larger = [cell for cell in cells if cell.device == "cpu" and smallest[cell.certificate_cell] != cell]
+            rest = [cell for cell in larger if not context.store.has(context.run.run_id, "memory", cell, number)]
             for _ in executor.map(partial(one, times=False), rest):
                 measured()
 
@@ -69,6 +72,7 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str, afterwar
     ring = inputs.ring_file(about.inputs, cell.batch_size, context.scratch)
     shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
     folds = context.manifests[cell.implementation].folds
+    before = context.card.used_bytes() if context.card else None
     try:
         with context.launch(cell, cell.precision, seeds, purpose=f"start-{cell.model}-{cell.batch_size}") as worker:
             hello = worker.call("start", START_TIMEOUT_S)
@@ -87,6 +91,9 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str, afterwar
                 "running_memory_bytes": running["peak_memory_bytes"],
                 "peak_memory_bytes": max(built["peak_memory_bytes"], running["peak_memory_bytes"]),
             }
+            after = context.card.used_bytes() if context.card else None
+            if before is not None and after is not None and not context.is_shared:
+                bytes_["device_memory_bytes"] = after - before
             if times:
                 taken = {"import_s": hello["import_s"], "load_s": loaded["load_s"], "first_call_s": first["first_call_s"]}
                 context.store.append(context.record("startup", cell, measurements=taken, **fields))

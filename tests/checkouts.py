@@ -25,7 +25,7 @@ IMPATIENT = "from suites.harness import context; context.CALL_TIMEOUT_S = contex
 
 BRIEF = """
 from suites.harness import plan, probe
-probe.CALLS, probe.COPY_BYTES = 2, 1 << 20
+probe.SAMPLES, probe.COPY_BYTES = 2, 1 << 20
 plan.STANDARD = plan.Effort(processes=3, blocks=1, visit_s=0.05, samples=5, warmup_s=0.05, rewarm_calls=1)
 """
 """A real measurement, but a short one."""
@@ -67,7 +67,7 @@ class Checkout:
 
 
 def make(root: Path, cache: Path) -> Checkout:
-    """A checkout in which three more implementations lie; no other file of it differs from the project's."""
+    """A checkout in which the fake implementations lie; no other file of it differs from the project's."""
     ignored = shutil.ignore_patterns("local", "__pycache__", "records", "published", "trained")
     for name in CODE:
         shutil.copytree(ROOT / name, root / name, ignore=ignored)

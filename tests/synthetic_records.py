@@ -95,14 +95,24 @@ class Run:
         timer = Timer("time.perf_counter_ns", 1, 40)
         self.append("inference", cell, index, **{"samples": samples, "timer": timer, "measurement": measurement, **(told or {})})
 
-    def timed(self, name: str, seconds: float, processes: int = 5, spread: float = 0.01, **changes: Any) -> None:
-        """Processes whose times scatter around ``seconds`` by the fraction ``spread``."""
+    def timed(
+        self,
+        name: str,
+        seconds: float,
+        processes: int = 5,
+        spread: float = 0.01,
+        told: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> None:
+        """Processes whose times scatter around ``seconds`` by the fraction ``spread``; ``told`` are fields of their records."""
         for index in range(processes):
-            self.process(name, index, seconds * float(np.exp(spread * self.random.standard_normal())), **changes)
+            self.process(name, index, seconds * float(np.exp(spread * self.random.standard_normal())), told=told, **changes)
 
-    def probe(self, peak_flops_per_s: float, copy_bytes_per_s: float, name: str = "pytorch/eager", precision: str = "fp32") -> None:
+    def probe(
+        self, peak_flops_per_s: float, copy_bytes_per_s: float, name: str = "pytorch/eager", precision: str = "fp32", device: str = "cpu"
+    ) -> None:
         """A probe of the machine's limits."""
-        cell = self.cell(name, model="probe", precision=precision, batch_size=None, scope=None, scenario=None)
+        cell = self.cell(name, model="probe", precision=precision, device=device, batch_size=None, scope=None, scenario=None)
         limits = {"peak_flops_per_s": peak_flops_per_s, "copy_bytes_per_s": copy_bytes_per_s}
         self.append("probe", cell, measurements=limits, model=None, inputs=None)
 
@@ -132,4 +142,55 @@ def field_of_four(root: Path) -> Run:
     run.certify("tensorflow/xla", "layer3.0.conv2: padding (0,1), not (1,1)")
     run.append("inference", run.cell("pytorch/graph"), None, status="skipped", reason="no CUDA device <script>alert(1)</script> | here")
     run.append("equivalence", run.cell("onnx/ort", precision="fp64").certificate_cell, status="skipped", reason="it has no float64 Conv")
+    return run
+
+
+GPU = {
+    **{"name": "MADE-UP GPU", "driver": "0.0", "cuda_driver": "13.1", "memory_bytes": 141 << 30, "power_limit_w": 700.0, "ecc": True},
+    **{"power_default_w": 700.0, "persistence": True, "instance": False, "compute_processes": 0, "used_bytes": 0},
+}
+GPU_MACHINE = {**MACHINE, "gpu_model": "MADE-UP GPU (no such card)", "gpu": GPU, "cautions": ["every number here is made up"]}
+
+GPU_ARMS: dict[str, tuple[float, float, str]] = {
+    "pytorch/eager": (1.9e-3, 13_000, "NCHW"),
+    "pytorch/channels_last": (1.8e-3, 21_800, "NHWC"),
+    "pytorch/compile": (0.9e-3, 33_500, "NHWC"),
+    "pytorch/max_autotune": (0.31e-3, 34_200, "NHWC"),
+    "pytorch/compile_autocast": (0.95e-3, 33_400, "NHWC"),
+    "jax/jit": (0.42e-3, 31_000, "NHWC"),
+    "tensorflow/graph": (2.2e-3, 15_500, "NHWC"),
+    "tensorflow/xla": (0.8e-3, 29_500, "NHWC"),
+}
+"""Made up: seconds of a call at batch 1 and images per second at 256 in bf16, and the layout."""
+
+
+def made_up_gpu(root: Path) -> Run:
+    """A run as a GPU would give it, of numbers that nobody measured; the name of the card says so on the page."""
+    run = Run(root, GPU_MACHINE)
+    what = {"device": "cuda", "threads": 1}
+    for precision, slower in (("bf16", 1.0), ("tf32", 2.0)):
+        run.probe(790e12 / slower, 4.3e12, "pytorch/eager", precision, device="cuda")
+        for name, (latency_s, rate, layout) in GPU_ARMS.items():
+            if precision == "tf32" and name == "pytorch/compile_autocast":
+                continue
+            run.certify(name, precision=precision, **what)
+            told = {"settings": {**SETTINGS, "layout": layout, "tf32": precision == "tf32", "libraries": {"cudnn": "9.20.0"}}}
+            for scope, more in (("device", 1.0), ("transfer", 1.3)):
+                coordinates = {**what, "precision": precision, "scope": scope}
+                run.timed(name, latency_s * more * slower**0.3, processes=3, told=told, batch_size=1, **coordinates)
+                for size in (32, 256, 1024) if scope == "device" else (256,):
+                    at = {**coordinates, "batch_size": size, "scenario": "offline"}
+                    if (name, size) == ("tensorflow/graph", 1024):
+                        run.append("inference", run.cell(name, **at), status="out_of_memory", reason="RESOURCE_EXHAUSTED: made up")
+                        continue
+                    run.timed(name, more * slower * (size + 8) / rate, processes=3, told=told, **at)
+                    peak = {"peak_allocated_bytes": size * 12e6, "peak_reserved_bytes": size * 15e6}
+                    run.append("memory", run.cell(name, **at), 0, measurements=peak)
+                    copies = {"copy_in_s": size * 602_112 / 25e9, "copy_out_s": size * 4000 / 5e9}
+                    run.append("copies", run.cell(name, **at), 0, measurements=copies)
+            startup = {"import_s": 4.0, "load_s": 0.5, "first_call_s": latency_s * 10_000}
+            run.append("startup", run.cell(name, **what, precision=precision, scope="device"), 0, measurements=startup)
+    for precision, reason in (("bf16", "its CUDA provider has no bfloat16 Conv"),):
+        cell = run.cell("onnx/ort", precision=precision, device="cuda").certificate_cell
+        run.append("equivalence", cell, status="skipped", reason=reason)
     return run

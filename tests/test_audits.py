@@ -118,10 +118,26 @@ def test_a_clock_that_is_not_fine_enough_fails() -> None:
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_the_probe_tells_the_precisions_apart(name: str) -> None:
-    """What each precision gives is its own; only tf32 and fp16, whose significands are equal, give the same."""
+    """What each precision gives is its own; tf32 and fp16, whose significands are equal, give the same, and tf32 permits fp32."""
     for other in PRECISIONS:
-        alike = name == other or {name, other} == {"tf32", "fp16"}
-        assert audits.judge_precision(audits.expected(other), name).passed == alike
+        alike = name == other or {name, other} == {"tf32", "fp16"} or (name, other) == ("tf32", "fp32")
+        audit = audits.judge_precision(audits.expected(other), name)
+        assert audit.passed == alike
+        assert (audit.value == 0) == np.array_equal(audits.expected(other), audits.expected(name))
+
+
+def test_the_probe_of_a_gpu_must_hold_everywhere() -> None:
+    """It is larger, and one product of it that lost bits is enough."""
+    model, weights = audits.probe(64)
+    assert model.input_chw == (64, 2, 2)
+    assert np.array_equal(np.diag(weights["conv.weight"][:, :, 0, 0])[-4:], audits.SIGNIFICANDS)
+    logits = np.tile(audits.expected("fp32"), (256, 1))
+    assert audits.judge_precision(logits, "fp32").passed
+    logits[200] = audits.expected("tf32")
+    audit = audits.judge_precision(logits, "fp32")
+    assert not audit.passed
+    assert audit.reason is not None
+    assert audit.reason.startswith("fp32 was declared, but its products with 1 come out as 1, 1, 1.00")
 
 
 def test_a_probe_that_is_no_number_fails() -> None:

@@ -98,6 +98,57 @@ def test_faults_are_refused(folder: Path, old: str, new: str, says: str) -> None
     assert says in str(caught.value)
 
 
+GPU = """
+[devices.cuda]
+distribution = "toy-gpu"
+precisions = ["fp32", "bf16"]
+
+[devices.cuda.modes.graph]
+title = "Toy graph"
+build_s = 2
+cannot = { bf16 = "no graph of it" }
+
+[devices.cuda.rooflines]
+eager = "eager"
+compile = "compile"
+graph = "fused"
+"""
+
+
+def with_gpu(folder: Path, old: str = "", new: str = "") -> Manifest:
+    """The toy's manifest with a GPU, and the first ``old`` in that replaced."""
+    assert old in GPU
+    (folder / "requirements-cuda.txt").write_text("toy-gpu==1.0\n")
+    (folder / "impl.toml").write_text(MANIFEST + GPU.replace(old, new, 1))
+    return read_manifest(folder / "impl.toml")
+
+
+def test_a_device_has_modes_of_its_own(folder: Path) -> None:
+    """Beside those of every device; its wheel has a name of its own; each mode has a roofline."""
+    toy = with_gpu(folder)
+    assert list(toy.modes) == list(toy.modes_on("cpu")) == list(toy.modes_on("tpu")) == ["eager", "compile"]
+    assert list(toy.modes_on("cuda")) == list(toy.every_mode) == ["eager", "compile", "graph"]
+    assert toy.modes_on("cuda")["graph"].cannot == {"bf16": "no graph of it"}
+    assert toy.devices["cuda"].rooflines["graph"] == "fused"
+    assert toy.distributions == ("toy-framework", "toy-gpu")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('graph = "fused"\n', "", "devices.cuda.rooflines must name each of its modes: eager, compile, graph"),
+        ('graph = "fused"', 'graph = "fast"', "devices.cuda.rooflines: fast is none of fused, compile, folded, eager"),
+        ("cannot = { bf16", "cannot = { bf61", "devices.cuda names precisions that do not exist: bf61"),
+        ("build_s = 2", "build_s = 2\nneedz = 1", "unknown keys: devices.cuda.modes.graph.needz"),
+        ('title = "Toy graph"\n', "", "the key 'title' is missing"),
+    ],
+)
+def test_faults_of_a_devices_own_are_refused(folder: Path, old: str, new: str, says: str) -> None:
+    """As those of the rest are."""
+    with pytest.raises(ManifestError, match=says.replace(".", r"\.")):
+        with_gpu(folder, old, new)
+
+
 @pytest.mark.parametrize("content", ["modes = 5\n", "[modes]\n", "\xff"])
 def test_nonsense_is_refused(folder: Path, content: str) -> None:
     """A file that is no manifest at all is refused with the same error."""
@@ -133,3 +184,4 @@ def test_the_checkouts_own_manifests() -> None:
             assert not set(device.precisions) & set(device.cannot)
             assert set(device.untimed) <= set(device.precisions)
             assert all({**device.cannot, **device.untimed}.values())
+            assert (device.name == "cpu") != bool(device.rooflines)

@@ -240,6 +240,12 @@ class FakeNvml(types.ModuleType):
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         return 1
 
+    def nvmlDeviceIsMigDeviceHandle(self, handle: str) -> int:  # noqa: N802
+        return int(handle.startswith("card MIG-"))
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
+        raise self.NVMLError("Not Supported")
+
     def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:  # noqa: N802
         if kind == self.NVML_CLOCK_MEM:
             raise self.NVMLError("Not Supported")

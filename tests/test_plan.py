@@ -57,22 +57,24 @@ def test_planned_or_skipped(request: Request) -> None:
     made = plan.make(request, MANIFESTS)
     planned = [(cell.implementation, cell.mode, cell.model, cell.precision) for cell in made.arms()]
     skipped = [(skip.implementation, skip.mode, skip.model, skip.precision) for skip in made.skips]
+    defaults = plan.DEFAULTS[request.device]
     asked_modes = plan.choose("mode", request.modes or ("all",), MODES)
     expected = [
         (name, mode, model.name, precision)
         for name in plan.choose("implementation", request.implementations or ("all",), MANIFESTS)
         for mode in asked_modes
         if mode in MANIFESTS[name].modes
-        for model in plan.chosen_models(request.models)
-        for precision in plan.choose("precision", request.precisions or plan.DEFAULT_PRECISIONS, PRECISIONS)
+        for model in plan.chosen_models(request.models or defaults.models)
+        for precision in plan.choose("precision", request.precisions or defaults.precisions, PRECISIONS)
     ]
     own = [key for key in skipped if key[1] in MANIFESTS[key[0]].modes]
     assert sorted(planned + own) == sorted(expected)
     assert len(set(planned + skipped)) == len(planned) + len(skipped)
     assert all(skip.reason for skip in made.skips)
     assert len(set(made.cells)) == len(made.cells)
-    sizes, scopes = set(request.batch_sizes or plan.DEFAULT_BATCH_SIZES), set(request.scopes or plan.DEFAULT_SCOPES)
-    per_arm = len(sizes) * (2 if "all" in scopes else len(scopes))
+    sizes = set(request.batch_sizes or defaults.batch_sizes)
+    scopes = plan.choose("scope", request.scopes or defaults.scopes, plan.SCOPES)
+    per_arm = sum(len(scopes if request.scopes else defaults.scopes_at(size)) for size in sizes)
     assert len(made.cells) == per_arm * len(planned)
     assert all(cell.scenario == ("single_stream" if cell.batch_size == 1 else "offline") for cell in made.cells)
 

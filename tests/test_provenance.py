@@ -214,6 +214,8 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("builder-77 and my-builder-7", "builder-77 and my-builder-7"),
         ("/opt/python/lib", "/opt/python/lib"),
         ("/srv/me/x and /srv/mean", "~/x and /srv/mean"),
+        ("GPU-8f3b2c1d-0a1b-4c2d-9e3f-001122334455,1", "GPU-UUID,1"),
+        ("MIG-8f3b2c1d-0a1b-4c2d-9e3f-001122334455 and GPU-0", "MIG-UUID and GPU-0"),
     ],
 )
 def test_anonymous(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,8 @@ class Runtime(implementation.Runtime):
         try:
             self._device = jax.devices()[0]
         except (RuntimeError, AssertionError) as error:  # JAX 0.10.2 asserts where no plugin for the platform is installed
-            raise CannotError(f"JAX finds no {settings.device} device here: {str(error) or 'its plugin is not installed'}") from None
+            why = str(error) or "its plugin is not installed, or finds no driver"
+            raise CannotError(f"JAX finds no {settings.device} device here: {why}") from None
         self._precision, self._dtype = settings.precision, DTYPES[settings.precision]
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Array], mode: str, input_shape: Shape) -> Network:

@@ -1,8 +1,9 @@
 """ONNX Runtime: an ONNX model built node by node from the spec, run by one inference session.
 
 On the CPU the session optimises the graph at the highest level, where it blocks the channels of activations and
-weights itself (NCHWc) and fuses ReLU and the residual sum into convolutions. ONNX Runtime's CPU provider has no float64
-Conv, so fp64 is evaluated by ``onnx.reference``, the standard's own NumPy semantics, on the same model in float64.
+weights itself (NCHWc) and fuses ReLU and the residual sum into convolutions. On a GPU inputs and outputs are bound to device
+memory, and mode ``ort_graph`` replays the pass as one CUDA graph. ONNX Runtime's CPU provider has no float64 Conv, so fp64
+is evaluated by ``onnx.reference``, the standard's own NumPy semantics, on the same model in float64.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ Array = npt.NDArray[Any]
 # ONNX 1.12's pair: the newest opset in which every operator used here has kernels in ONNX Runtime 1.30 and 1.31, CPU and CUDA.
 OPSET_VERSION = 17
 IR_VERSION = 8
+
+MODES: Mapping[str, tuple[str, ...]] = {"cpu": ("ort",), "cuda": ("ort", "ort_graph")}
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DTYPES: dict[str, npt.DTypeLike] = {"fp64": np.float64, "fp32": np.float32, "tf32": np.float32, "fp16": np.float16}
@@ -110,12 +113,13 @@ class SessionNetwork(implementation.Network):
 
     host_layout = "NCHW"
 
-    def __init__(self, model: ModelSpec, file: BinaryIO, settings: Settings) -> None:
+    def __init__(self, model: ModelSpec, file: BinaryIO, settings: Settings, *, cuda_graph: bool = False) -> None:
         self._model = model
         self._file = file
         self._settings = settings
         self._device_type = settings.device
-        self._session = _session(f"/proc/self/fd/{file.fileno()}", settings, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        self._session = _session(f"/proc/self/fd/{file.fileno()}", settings, level, cuda_graph=cuda_graph)
         self._output_name = self._session.get_outputs()[0].name
 
     def _proto(self) -> ModelProto:
@@ -174,9 +178,37 @@ class SessionNetwork(implementation.Network):
             "execution_mode": options.execution_mode.name,
             "allow_spinning": options.get_session_config_entry("session.intra_op.allow_spinning") == "1",
             "placed_on": {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}[provider],
+            "cuda_graphs": provider_options.get("enable_cuda_graph") == "1",
             "provider": provider,
             "provider_options": provider_options,
         }
+
+
+class GraphNetwork(SessionNetwork):
+    """A session whose passes replay one CUDA graph, which always reads and writes the same memory.
+
+    So a pass begins and ends with a copy on the device, as PyTorch's does (ONNX Runtime's documentation of the CUDA provider, "Using
+    CUDA Graphs": fixed shapes, inputs and outputs bound to addresses that stay). ``copy_tensors`` returns when the copy is done
+    (gpu_data_transfer.cc synchronises its stream).
+    """
+
+    def __init__(self, model: ModelSpec, file: BinaryIO, settings: Settings) -> None:
+        super().__init__(model, file, settings, cuda_graph=settings.device == "cuda")
+        self._input, self._output = map(self._allocate, (self._session.get_inputs()[0], self._session.get_outputs()[0]))
+        self._binding = self._session.io_binding()
+        self._binding.bind_ortvalue_input(IMAGES, self._input)
+        self._binding.bind_ortvalue_output(self._output_name, self._output)
+
+    def _allocate(self, node: Any) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(node.shape, np.dtype(TYPE_NAMES[node.type]), self._device_type, 0)
+
+    def run(self, batch: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
+        """See the contract."""
+        onnxruntime.copy_tensors([batch], [self._input])
+        self._session.run_with_iobinding(self._binding)
+        output = self._allocate(self._session.get_outputs()[0])
+        onnxruntime.copy_tensors([self._output], [output])
+        return output
 
 
 class ReferenceNetwork(implementation.Network):
@@ -232,7 +264,9 @@ class ReferenceNetwork(implementation.Network):
         }
 
 
-def _session(source: str | bytes, settings: Settings, level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
+def _session(
+    source: str | bytes, settings: Settings, level: onnxruntime.GraphOptimizationLevel, *, cuda_graph: bool = False
+) -> onnxruntime.InferenceSession:
     """A session on the device that was asked for and on no other.
 
     Raises:
@@ -250,16 +284,7 @@ def _session(source: str | bytes, settings: Settings, level: onnxruntime.GraphOp
     provider_options: dict[str, str] = {}
     if settings.device == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        tensor_cores = settings.precision in {"tf32", "fp16"}
-        provider_options = {
-            "use_tf32": str(int(settings.precision == "tf32")),
-            # cuDNN's tensor-core kernels take NHWC.
-            "prefer_nhwc": str(int(tensor_cores)),
-            "fuse_conv_bias": str(int(tensor_cores)),
-            # EXHAUSTIVE chooses algorithms by timing them, so two sessions can differ.
-            "cudnn_conv_algo_search": "DEFAULT" if settings.deterministic else "EXHAUSTIVE",
-            "cudnn_conv_use_max_workspace": "1",
-        }
+        provider_options = _cuda_options(settings, cuda_graph=cuda_graph)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=[(provider, provider_options)], enable_fallback=0)
     except (errors.NotImplemented, errors.Fail, errors.EPFail) as error:
@@ -267,6 +292,23 @@ def _session(source: str | bytes, settings: Settings, level: onnxruntime.GraphOp
     if session.get_providers()[0] != provider:
         raise CannotError(f"ONNX Runtime does not use its {provider} here: its CUDA 13 or cuDNN 9 libraries cannot be loaded")
     return session
+
+
+def _cuda_options(settings: Settings, *, cuda_graph: bool) -> dict[str, str]:
+    """Options of the CUDA provider, by the names of its documentation and of onnxruntime-gpu 1.31.1's library."""
+    tensor_cores = settings.precision in {"tf32", "fp16"}
+    return {
+        "use_tf32": str(int(settings.precision == "tf32")),
+        # cuDNN's tensor-core kernels take NHWC.
+        "prefer_nhwc": str(int(tensor_cores)),
+        "fuse_conv_bias": str(int(tensor_cores)),
+        # EXHAUSTIVE chooses algorithms by timing them, so two sessions can differ.
+        "cudnn_conv_algo_search": "DEFAULT" if settings.deterministic else "EXHAUSTIVE",
+        "cudnn_conv_use_max_workspace": "1",
+        "enable_cuda_graph": str(int(cuda_graph)),
+        # Several processes share the card's memory; doubling takes up to twice what is used.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
 
 
 class Runtime(implementation.Runtime):
@@ -288,8 +330,9 @@ class Runtime(implementation.Runtime):
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> SessionNetwork | ReferenceNetwork:
         """See the contract."""
-        if mode != "ort":
-            raise CannotError(f"ONNX Runtime has no mode {mode!r}; its mode is ort")
+        modes = MODES[self._settings.device]
+        if mode not in modes:
+            raise CannotError(f"ONNX Runtime has no mode {mode!r}; it has {' and '.join(modes)}")
         proto = build(model, weights, DTYPES[self._settings.precision], input_shape)
         if self._settings.device == "cpu" and self._settings.precision == "fp64":
             return ReferenceNetwork(model, proto)
@@ -297,7 +340,7 @@ class Runtime(implementation.Runtime):
         file.write(proto.SerializeToString())
         file.flush()
         del proto
-        return SessionNetwork(model, file, self._settings)
+        return (GraphNetwork if mode == "ort_graph" else SessionNetwork)(model, file, self._settings)
 
     def versions(self) -> dict[str, str]:
         """See the contract."""

@@ -1,11 +1,15 @@
-"""PyTorch behind the contract: an ``nn.Module`` in evaluation mode, eager or compiled by TorchInductor."""
+"""PyTorch behind the contract: an ``nn.Module`` in evaluation mode, eager or compiled by TorchInductor.
+
+On a GPU the modes are the settings that its users choose from; ``MODES`` says what each is.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,36 @@ from impls.pytorch import layers, training
 from impls.spec import Block, Layer, ModelSpec, Node, Shape
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MODES = ("eager", "compile")
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What a mode is: the memory order of activations and kernels, the mode that ``torch.compile`` is given (None: eager), autocast.
+
+    "max-autotune" replays CUDA graphs, "default" does not (``torch._inductor.list_mode_options``). Under autocast the weights stay in
+    fp32 and every convolution and product casts what it is given; so it is in bf16 and fp16 only.
+    """
+
+    channels_last: bool = True
+    compiler: str | None = None
+    autocast: bool = False
+
+    @property
+    def replays_graphs(self) -> bool:
+        """Whether a pass is one CUDA graph, which writes every output to the same memory."""
+        return self.compiler == "max-autotune"
+
+
+MODES: Mapping[str, Mapping[str, Execution]] = {
+    "cpu": {"eager": Execution(), "compile": Execution(compiler="default")},
+    "cuda": {
+        "eager": Execution(channels_last=False),
+        "channels_last": Execution(),
+        "compile": Execution(compiler="default"),
+        "max_autotune": Execution(compiler="max-autotune"),
+        "compile_autocast": Execution(compiler="default", autocast=True),
+    },
+}
 
 
 class Model(nn.Module):
@@ -71,16 +104,27 @@ def _sole_readers(nodes: tuple[Node, ...], *, owned: bool) -> Iterator[str]:
 class Network(implementation.Network):
     """A ``Model`` on a device and how it is called."""
 
-    host_layout = "NHWC"
     _isa = f"cpu isa {kernels.UNTOLD}"  # oneDNN says it once in a process
 
-    def __init__(self, settings: Settings, model: Model, mode: str) -> None:
-        self._requested = settings
-        self._mode = mode
+    def __init__(self, settings: Settings, model: Model, mode: str, execution: Execution) -> None:
+        self._mode, self._execution = mode, execution
+        self._compiled = execution.compiler is not None
         self._device = torch.device(settings.device)
-        self._dtype = DTYPES[settings.precision]
-        self._model = model
-        self._call = model if mode == "eager" else _compile(model, self._device, self._dtype)
+        self._dtype = next(model.parameters()).dtype
+        self._computed = DTYPES[settings.precision]
+        self._memory_format = torch.channels_last if execution.channels_last else torch.contiguous_format
+        self.host_layout = "NHWC" if execution.channels_last else "NCHW"
+        self._model = model.to(memory_format=self._memory_format)
+        self._eager = self._autocast(self._model)
+        self._call = self._eager
+        if execution.compiler is not None:
+            self._call = self._autocast(_compile(self._model, execution.compiler, self._dtype))
+
+    def _autocast(self, call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Under autocast where the weights are wider than what is computed in."""
+        if self._computed == self._dtype:
+            return call
+        return torch.autocast(self._device.type, self._computed)(call)
 
     def put(self, images: Any) -> Tensor:
         """See the contract. On a CPU the batch is a view of ``images`` when neither dtype nor memory order has to change."""
@@ -88,14 +132,13 @@ class Network(implementation.Network):
         if self._device.type == "cuda":
             host = host.pin_memory()
         batch = host.to(self._device, non_blocking=True)
-        return batch.to(self._dtype, memory_format=torch.channels_last)
+        return batch.to(self._dtype, memory_format=self._memory_format)
 
     def run(self, batch: Tensor) -> Tensor:
         """See the contract."""
         with torch.inference_mode():
             output = self._call(batch)
-            # A CUDA graph writes every output to the same memory; the caller's must outlive the next pass.
-            return output.clone() if output.is_cuda and self._mode == "compile" else output
+            return output.clone() if self._execution.replays_graphs else output  # the caller's must outlive the next pass
 
     def wait(self, output: Tensor) -> None:
         """See the contract."""
@@ -117,19 +160,19 @@ class Network(implementation.Network):
         hooks = [self._model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
         try:
             with torch.inference_mode():
-                self._model(self.put(images))
+                self._eager(self.put(images))
         finally:
             for hook in hooks:
                 hook.remove()
         return outputs
 
     def weights(self) -> dict[str, Any]:
-        """See the contract."""
-        return {name: layers.to_canonical(tensor) for name, tensor in self._model.state_dict().items()}
+        """See the contract. Under autocast as they enter the products: rounded once, to nearest."""
+        return {name: layers.to_canonical(tensor.to(self._computed)) for name, tensor in self._model.state_dict().items()}
 
     def compilations(self) -> int:
         """See the contract. Dynamo counts the graphs of the whole process."""
-        return 0 if self._mode == "eager" else int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) if self._compiled else 0
 
     def arithmetic(self, batch: Tensor) -> str:
         """See the contract. oneDNN reports its kernels; of products that PyTorch computes itself only the operators have names."""
@@ -154,12 +197,15 @@ class Network(implementation.Network):
         held = self._model.state_dict().values()
         kernels = [tensor for tensor in held if tensor.dim() == 4]
         is_channels_last = all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in kernels)
-        compiled = self._mode == "compile"
+        compiled = self._compiled
+        autocast = self._computed != self._dtype
         return {
             "mode": self._mode,
             "placed_on": ", ".join(sorted({tensor.device.type for tensor in held})),
             "device": ", ".join(sorted({str(tensor.device) for tensor in held})),
-            "precision": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in held})),
+            "precision": str(self._computed).removeprefix("torch.") if autocast else _dtypes(held),
+            "weights_precision": _dtypes(held),
+            "autocast": autocast,
             "layout": "NHWC" if is_channels_last else "NCHW",
             "threads": torch.get_num_threads(),
             "interop_threads": torch.get_num_interop_threads(),
@@ -173,9 +219,15 @@ class Network(implementation.Network):
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "training": self._model.training,
             "compiler": "inductor" if compiled else "none",
+            "compiler_mode": self._execution.compiler,
+            "cuda_graphs": self._execution.replays_graphs,
             "freezing": compiled and _inductor_config().freezing,
             "weight_prepack": compiled and self._device.type == "cpu" and _inductor_config().cpp.weight_prepack,
         }
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> str:
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
 
 
 def _own_products(events: Iterable[Any]) -> Iterator[str]:
@@ -196,15 +248,14 @@ def _inductor_config() -> Any:
     return config
 
 
-def _compile(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model under TorchInductor with frozen weights (prepacked for oneDNN on a CPU) and, on a GPU, a CUDA graph.
+def _compile(model: Model, mode: str, dtype: torch.dtype) -> Any:
+    """The model under TorchInductor with frozen weights (prepacked for oneDNN on a CPU).
 
     Compiled at the first call. Inductor's graph cache refuses frozen graphs with prepacked weights; it keeps their C++ kernels.
     """
     inductor = _inductor_config()
     inductor.freezing = True
     inductor.cpp.weight_prepack = dtype != torch.float64  # oneDNN has no float64, and prepacking fails where it should pass
-    mode = "reduce-overhead" if device.type == "cuda" else "default"
     return _compiled(model, mode)
 
 
@@ -246,21 +297,35 @@ class Runtime(implementation.Runtime):
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> Network:
         """See the contract."""
-        _check_mode(mode)
-        return Network(self._settings, Model(model, self._tensors(weights), inplace=True).eval(), mode)
+        execution = self._execution(mode)
+        held = "fp32" if execution.autocast and self._settings.precision != "fp64" else self._settings.precision
+        return Network(self._settings, Model(model, self._tensors(weights, held), inplace=True).eval(), mode, execution)
 
     def prepare_training(
         self, model: ModelSpec, weights: Mapping[str, Any], momentum: Mapping[str, Any], sgd: Sgd, mode: str, input_shape: Shape
     ) -> training.Trainer:
-        """See the contract. In mode compile the forward and backward passes are TorchInductor's, the optimizer's step is not."""
-        _check_mode(mode)
+        """See the contract. Where it compiles, forward and backward passes are TorchInductor's; the optimizer's step is eager."""
+        execution = self._execution(mode)
         training.check(model, sgd, self._settings.precision, input_shape)
         module = Model(model, self._tensors(weights), inplace=False).train()  # autograd's inputs and the taps must stay
-        call = module if mode == "eager" else _compiled(module, "default")
-        return training.Trainer(module, call, self._tensors(momentum), sgd)
+        memory_format = torch.channels_last if execution.channels_last else torch.contiguous_format
+        module = module.to(memory_format=memory_format)
+        call = module if execution.compiler is None else _compiled(module, execution.compiler)
+        return training.Trainer(module, call, self._tensors(momentum), sgd, memory_format)
 
-    def _tensors(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-        dtype, device = DTYPES[self._settings.precision], torch.device(self._settings.device)
+    def _execution(self, mode: str) -> Execution:
+        """What the mode is on this device.
+
+        Raises:
+            CannotError: it has no such mode.
+        """
+        modes = MODES[self._settings.device]
+        if mode not in modes:
+            raise CannotError(f"PyTorch has no mode {mode!r}; it has {' and '.join(modes)}")
+        return modes[mode]
+
+    def _tensors(self, arrays: Mapping[str, Any], precision: str | None = None) -> dict[str, Tensor]:
+        dtype, device = DTYPES[precision or self._settings.precision], torch.device(self._settings.device)
         return {name: layers.to_framework(array, dtype, device) for name, array in arrays.items()}
 
     def versions(self) -> dict[str, str]:
@@ -280,11 +345,6 @@ class Runtime(implementation.Runtime):
         if self._settings.device != "cuda":
             return {}
         return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "peak_reserved_bytes": torch.cuda.max_memory_reserved()}
-
-
-def _check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise CannotError(f"PyTorch has no mode {mode!r}; it has {' and '.join(MODES)}")
 
 
 def _check_cuda(precision: str) -> None:

@@ -21,10 +21,20 @@ from impls.spec import ModelSpec, Shape
 
 
 class Trainer(implementation.Trainer):
-    """A module in training mode, its loss and its optimizer; ``call`` is how a step runs the module: itself, or compiled."""
+    """A module in training mode, its loss and its optimizer.
 
-    def __init__(self, module: nn.Module, call: Callable[[Tensor], Tensor], momentum: Mapping[str, Tensor], sgd: Sgd) -> None:
-        self._module, self._call = module, call
+    ``call`` is how a step runs the module: itself, or compiled; ``memory_format`` is the memory order of its images.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        call: Callable[[Tensor], Tensor],
+        momentum: Mapping[str, Tensor],
+        sgd: Sgd,
+        memory_format: torch.memory_format,
+    ) -> None:
+        self._module, self._call, self._memory_format = module, call, memory_format
         self._label_smoothing = sgd.label_smoothing
         self._parameters = dict(module.named_parameters())
         self._optimizer = torch.optim.SGD(
@@ -88,7 +98,7 @@ class Trainer(implementation.Trainer):
 
     def _put(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         like = next(iter(self._parameters.values()))
-        batch = torch.from_numpy(images).to(like.device, like.dtype, memory_format=torch.channels_last)
+        batch = torch.from_numpy(images).to(like.device, like.dtype, memory_format=self._memory_format)
         return batch, torch.from_numpy(labels).to(like.device)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -92,8 +92,13 @@ class TimedPath:
         return taken
 
     def kept(self) -> list[Kept]:
-        """Outputs of the calls that were timed with ``keep``, at most ``KEPT_PER_BATCH`` of each batch, each call as likely as another."""
-        return [Kept(batch, self._kept[batch, place]) for batch, place in sorted(self._kept)]
+        """Outputs of the calls that were timed with ``keep``, at most ``KEPT_PER_BATCH`` of each batch, each call as likely as another.
+
+        They are forgotten then: what is timed next is another cell's.
+        """
+        found = [Kept(batch, self._kept[batch, place]) for batch, place in sorted(self._kept)]
+        self._kept, self._seen = {}, [0] * len(self.hosts)
+        return found
 
     def windows(self, *, scope: str, counts: Sequence[int]) -> list[int]:
         """For each count, the ns until so many calls were enqueued, waited for and the last output read on the host."""
@@ -142,6 +147,23 @@ class TimedPath:
                     finish(submit(item))
                     taken.append(time.perf_counter_ns() - start)
         return repeated, fresh
+
+    def copies(self, calls: int) -> tuple[list[int], list[int]]:
+        """Ns of bringing a batch from the host to the device, and of bringing its logits to the host, each waited for."""
+        network = self.network
+        taken_in, taken_out = [], []
+        with no_collection():
+            for host in self._items(self.hosts, calls):
+                start = time.perf_counter_ns()
+                batch = network.put(host)
+                network.wait(batch)
+                taken_in.append(time.perf_counter_ns() - start)
+                output = network.run(batch)
+                network.wait(output)
+                start = time.perf_counter_ns()
+                np.array(network.get(output))
+                taken_out.append(time.perf_counter_ns() - start)
+        return taken_in, taken_out
 
     def steps(self, scope: str) -> tuple[list[Any], Callable[[Any], Any], Callable[[Any], Any]]:
         """What calls are given, how one is enqueued, and how it is waited for."""

@@ -18,8 +18,9 @@ from impls.weights import file, folding, synthesis, trained
 from results import provenance, record
 from results.record import Cell, Record
 from results.store import Run, Store
-from suites.harness import inputs
+from suites.harness import gpu, inputs
 from suites.harness.environments import EnvironmentBuildError, Interpreters, cache_root, pip_line, software
+from suites.harness.noise import Card
 from suites.harness.process import Launch, WorkerError, WorkerProcess
 
 PROTOCOL_VERSION = "2"
@@ -134,7 +135,10 @@ class Seeds:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One run. ``say`` gets a line for people about what happens now; ``weights`` are the user's own, by model."""
+    """One run. ``say`` gets a line for people about what happens now; ``weights`` are the user's own, by model.
+
+    ``card`` is the GPU that workers see, None where nothing runs on one.
+    """
 
     manifests: Mapping[str, Manifest]
     interpreters: Interpreters
@@ -145,6 +149,7 @@ class Context:
     say: Callable[[str], None]
     root: Path = ROOT
     weights: Mapping[str, Path] = field(default_factory=dict)
+    card: Card | None = None
 
     def subject(self, model: str) -> Subject:
         """The model with the weights that this run is about."""
@@ -167,6 +172,12 @@ class Context:
         path = self.scratch / implementation
         path.mkdir(exist_ok=True)
         return path
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether somebody else was on the GPU when the run began."""
+        found = self.run.machine.get("gpu")
+        return isinstance(found, Mapping) and gpu.is_shared(found)
 
     def python(self, implementation: str) -> Path:
         """The interpreter of an implementation's workers; waits for one that is being built.
@@ -200,6 +211,8 @@ class Context:
         python = self.python(name)
         package = self.manifests[name].package
         variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(self.threads)}
+        if self.card is not None:
+            variables["CUDA_VISIBLE_DEVICES"] = gpu.uuid(self.card)
         if seeds is not None:
             variables |= {"PYTHONHASHSEED": str(seeds.hash_seed), "LEVELFIELD_PADDING": "x" * seeds.pad_bytes}
         log = self.folder / "logs" / f"{purpose}-{name}-{cell.mode}-{precision}-{'x' if seeds is None else seeds.index}.log"

@@ -67,8 +67,19 @@ def _system() -> list[Finding]:
             compiler or "none: `compile` will be a reasoned skip",
             None if compiler else "apt install g++",
         ),
-        Finding("NVIDIA GPU (only for --device cuda)", True, why_no_gpu or "there", None),
+        Finding("NVIDIA GPU (only for --device cuda)", True, why_no_gpu or _gpu(), None),
     ]
+
+
+def _gpu() -> str:
+    """The card that would be measured, and what a reader of its figures must know; or why it cannot be told."""
+    from suites.harness.noise import NoCardError
+
+    try:
+        facts = gpu.facts(gpu.card())
+    except NoCardError as error:
+        return str(error)
+    return "; ".join([f"{facts['name']}, driver {facts['driver']}, CUDA {facts['cuda_driver']}", *gpu.cautions(facts)])
 
 
 def _frameworks(named: tuple[str, ...]) -> list[Finding]:

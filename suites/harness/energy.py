@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from suites.harness import gpu
+
 POWERCAP = Path("/sys/class/powercap")
 
 TICK_TIMEOUT_S = 1.0
@@ -146,34 +148,26 @@ class Rapl:
 
 
 class NvmlMeter:
-    """The card that is measured, by its own counter (Volta and newer): the whole board, with all that runs on it.
+    """The card that is measured (``gpu.card``), by its own counter (Volta and newer): the whole board, with all that runs on it.
 
-    ``nvml`` is the module pynvml. Workers use the first card of CUDA_VISIBLE_DEVICES, else CUDA's first.
+    ``nvml`` is the module pynvml.
 
     Raises:
         NoMeterError: the card cannot be read, keeps no such counter, or cannot be told among several.
     """
 
     def __init__(self, nvml: Any = None, environment: Mapping[str, str] = os.environ) -> None:
-        from suites.harness.noise import Card, NoCardError  # with numpy and scipy, which a plan needs not
+        from suites.harness.noise import NoCardError  # with numpy and scipy, which a plan needs not
 
-        named = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-        by_number = not named or named.isdecimal()
         try:
-            self._card = Card(int(named or 0) if by_number else named, nvml)
+            self._card = gpu.card(nvml, environment)
         except NoCardError as error:
             raise NoMeterError(str(error)) from None
-        # CUDA counts the fastest first unless it is told to count as NVML does.
-        if by_number and self._card.count > 1 and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
-            raise NoMeterError(
-                f"the GPU's energy cannot be read: there are {self._card.count} cards, and which of them is measured cannot be told; "
-                "name it by its UUID, as `nvidia-smi -L` has it, in CUDA_VISIBLE_DEVICES"
-            )
-        if self._card.energy_j() is None:
+        if self._card.is_instance or self._card.energy_j() is None:
             raise NoMeterError(
                 "the GPU's energy cannot be read: this card has no counter of it (NVML has one of Volta and newer, not of MIG)"
             )
-        self.title = f"NVML's counter of card {named or 0}"
+        self.title = f"NVML's counter of card {self._card.which}"
 
     def energy_j(self) -> float:
         """See ``Meter``."""

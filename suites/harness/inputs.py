@@ -33,6 +33,9 @@ POOL = 8
 RING = 8
 """Distinct batches that timed calls go round, so that a cache of results cannot help (MLPerf's TEST04)."""
 
+MOST_IMAGES = 512
+"""Of a ring whose batches are large: it still has two of them, and takes no more memory than that."""
+
 DIGITS_TEST = 500
 """The last 500 digits are the test set, the first 1297 the training set."""
 
@@ -67,16 +70,21 @@ class Inputs:
         return hashlib.sha256(repr(self.pool.shape).encode() + self.pool.tobytes()).hexdigest()
 
     def members(self, batch_size: int) -> npt.NDArray[np.intp]:
-        """Which image of the pool stands where in the ring: (RING, batch_size); every batch starts with another image."""
-        return (np.arange(RING)[:, None] + np.arange(batch_size)[None, :]) % len(self.pool)
+        """Which image of the pool stands where in the ring: (ring, batch_size); every batch starts with another image."""
+        return (np.arange(ring_size(batch_size))[:, None] + np.arange(batch_size)[None, :]) % len(self.pool)
 
     def ring(self, batch_size: int) -> Images:
-        """The ring of batches: (RING, batch_size, 3, H, W)."""
+        """The ring of batches: (ring, batch_size, 3, H, W)."""
         return self.pool[self.members(batch_size)]
 
 
+def ring_size(batch_size: int) -> int:
+    """How many batches a ring has."""
+    return min(RING, max(2, MOST_IMAGES // batch_size))
+
+
 def ring_file(images: Inputs, batch_size: int, folder: Path) -> Path:
-    """The ring as a safetensors file in ``folder``, "images" (RING, batch_size, 3, H, W), written where it is not there yet."""
+    """The ring as a safetensors file in ``folder``, "images" (ring, batch_size, 3, H, W), written where it is not there yet."""
     path = folder / f"ring-{images.sha256[:16]}-{batch_size}.safetensors"
     if not path.is_file():
         unfinished = path.with_suffix(f".{threading.get_ident()}")

@@ -114,7 +114,8 @@ class NoCardError(RuntimeError):
 class Card:
     """One NVIDIA card, read through ``nvml`` (the module pynvml of nvidia-ml-py); never set.
 
-    ``which`` is NVML's index of it, or its UUID. ``count`` is how many cards the driver shows.
+    ``which`` is NVML's index of it, or its UUID, or that of an instance of it (MIG), whose sensors are the whole card's.
+    ``count`` is how many cards the driver shows.
 
     Raises:
         NoCardError: nvidia-ml-py is not installed, or the driver has no such card.
@@ -122,20 +123,23 @@ class Card:
 
     def __init__(self, which: int | str = 0, nvml: Any = None) -> None:
         try:
-            self._nvml = nvml or importlib.import_module("pynvml")
+            self.nvml = nvml or importlib.import_module("pynvml")
         except ImportError:
             raise NoCardError("the GPU's counters cannot be read: install nvidia-ml-py") from None
         try:
-            self._nvml.nvmlInit()
-            by = self._nvml.nvmlDeviceGetHandleByIndex if isinstance(which, int) else self._nvml.nvmlDeviceGetHandleByUUID
-            self._handle = by(which)
-            self.count = int(self._nvml.nvmlDeviceGetCount())
-        except self._nvml.NVMLError as error:
+            self.nvml.nvmlInit()
+            by = self.nvml.nvmlDeviceGetHandleByIndex if isinstance(which, int) else self.nvml.nvmlDeviceGetHandleByUUID
+            self.which = which
+            self.handle = by(which)
+            self.count = int(self.nvml.nvmlDeviceGetCount())
+            self.is_instance = bool(self.nvml.nvmlDeviceIsMigDeviceHandle(self.handle))
+            self.board = self.nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self.handle) if self.is_instance else self.handle
+        except self.nvml.NVMLError as error:
             raise NoCardError(f"the GPU's counters cannot be read: NVML says {error} of card {which}") from None
 
     def read(self) -> CardReading:
         """The card now; what it does not support is None."""
-        ask, nvml = self._ask, self._nvml
+        ask, nvml = self.ask, self.nvml
         sm, memory = (ask(nvml.nvmlDeviceGetClockInfo, kind) for kind in (nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM))
         celsius = ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
         fields = ask(nvml.nvmlDeviceGetFieldValues, list(FAULT_COUNTERS)) or ()
@@ -150,18 +154,24 @@ class Card:
 
     def power_w(self) -> float | None:
         """What it draws now, with its memory; None where it does not say."""
-        milliwatt = self._ask(self._nvml.nvmlDeviceGetPowerUsage)
+        milliwatt = self.ask(self.nvml.nvmlDeviceGetPowerUsage)
         return None if milliwatt is None else milliwatt / 1e3
 
     def energy_j(self) -> float | None:
         """What it has drawn since the driver was loaded (Volta and newer); None where it does not say."""
-        millijoule = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
+        millijoule = self.ask(self.nvml.nvmlDeviceGetTotalEnergyConsumption)
         return None if millijoule is None else millijoule / 1e3
 
-    def _ask(self, question: Any, *arguments: object) -> Any:
+    def used_bytes(self) -> int | None:
+        """Memory of it that is taken now, by whomever."""
+        memory = self.ask(self.nvml.nvmlDeviceGetMemoryInfo, of=self.handle)
+        return None if memory is None else int(memory.used)
+
+    def ask(self, question: Any, *arguments: object, of: Any = None) -> Any:
+        """What one of NVML's functions says of the card, or of its instance where ``of`` is ``handle``; None where it does not say."""
         try:
-            return question(self._handle, *arguments)
-        except self._nvml.NVMLError:
+            return question(self.board if of is None else of, *arguments)
+        except self.nvml.NVMLError:
             return None
 
 

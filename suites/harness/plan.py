@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,10 +21,27 @@ Scope = Literal["device", "transfer"]
 SCOPES: tuple[Scope, ...] = ("device", "transfer")
 DEVICES = ("cpu", "cuda")
 
-DEFAULT_MODELS = ("resnet50", "cifar_resnet20")
-DEFAULT_PRECISIONS = ("fp32",)
-DEFAULT_BATCH_SIZES = (1, 8)
-DEFAULT_SCOPES: tuple[Scope, ...] = ("transfer",)
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What is measured on a device unless something else is asked for."""
+
+    models: tuple[str, ...]
+    precisions: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    scopes: tuple[Scope, ...]
+    device_only: tuple[int, ...] = ()
+
+    def scopes_at(self, batch_size: int) -> tuple[Scope, ...]:
+        """Those of a batch size; at the sizes in ``device_only`` copies would only be measured again."""
+        return ("device",) if batch_size in self.device_only else self.scopes
+
+
+DEFAULTS: Mapping[str, Defaults] = {
+    "cpu": Defaults(("resnet50", "cifar_resnet20"), ("fp32",), (1, 8), ("transfer",)),
+    # Throughput grows little above a batch of 256 on any card; a size that does not fit is a row, and larger ones are not tried.
+    "cuda": Defaults(("resnet50",), ("bf16", "tf32"), (1, 32, 256, 1024), ("device", "transfer"), device_only=(32, 1024)),
+}
 
 
 class UsageError(ValueError):
@@ -61,6 +78,8 @@ class Effort:
 
 
 STANDARD = Effort(processes=3, blocks=2, visit_s=0.25, samples=3, warmup_s=0.5, rewarm_calls=3)
+ON_GPU = dataclasses.replace(STANDARD, warmup_s=1.0)
+"""Clocks rise in the first second of work."""
 SMOKE = Effort(processes=1, blocks=1, visit_s=0.0, samples=2, warmup_s=0.0, rewarm_calls=0)
 
 # A sensor that sees a quarter of the time wants long windows and several phases (Yang et al., SC'24).
@@ -147,14 +166,14 @@ def _unknown(what: str, word: str, names: tuple[str, ...]) -> UsageError:
     return UsageError(f"there is no {what} {word!r}{hint} (known: {', '.join(names)})")
 
 
-def chosen_models(asked: tuple[str, ...] | None) -> tuple[ModelSpec, ...]:
+def chosen_models(asked: tuple[str, ...]) -> tuple[ModelSpec, ...]:
     """The models asked for; also those whose names are built on demand.
 
     Raises:
         UsageError: a name that no family knows.
     """
     found: list[ModelSpec] = []
-    for name in asked or DEFAULT_MODELS:
+    for name in asked:
         try:
             found += [models.get(each) for each in models.NAMES] if name == "all" else [models.get(name)]
         except models.UnknownModelError as error:
@@ -191,10 +210,11 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
     """
     if request.device not in DEVICES:
         raise _unknown("device", request.device, DEVICES)
+    defaults = DEFAULTS[request.device]
     chosen = choose("implementation", request.implementations or ("all",), manifests)
-    all_modes = tuple(dict.fromkeys(mode for name in manifests for mode in manifests[name].modes))
+    all_modes = tuple(dict.fromkeys(mode for name in manifests for mode in manifests[name].modes_on(request.device)))
     modes = choose("mode", request.modes or ("all",), all_modes)
-    precisions = choose("precision", request.precisions or DEFAULT_PRECISIONS, PRECISIONS)
+    precisions = choose("precision", request.precisions or defaults.precisions, PRECISIONS)
     named = {
         "implementation": request.implementations is not None and "all" not in request.implementations,
         "mode": request.modes is not None and "all" not in request.modes,
@@ -203,13 +223,14 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
     }
     cells: list[Cell] = []
     skips: list[Skip] = []
-    for model in chosen_models(request.models):
+    for model in chosen_models(request.models or defaults.models):
         for precision in precisions:
             for name in chosen:
                 manifest = manifests[name]
-                own = tuple(mode for mode in modes if mode in manifest.modes)
+                its_modes = manifest.modes_on(request.device)
+                own = tuple(mode for mode in modes if mode in its_modes)
                 if not own and named["implementation"]:
-                    reason = f"{manifest.title} has no mode {' or '.join(modes)}; it has {', '.join(manifest.modes)}"
+                    reason = f"{manifest.title} has no mode {' or '.join(modes)}; it has {', '.join(its_modes)}"
                     skips.append(Skip(name, modes[0], model.name, precision, request.device, reason, by_name=True))
                 for mode in own:
                     device = manifest.devices.get(request.device)
@@ -219,7 +240,7 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
                         reason, cause = f"{manifest.title} has no {model.name}; it has {', '.join(manifest.models)}", "model"
                     elif why := precision_reason(manifest, device, precision, timed=timed):
                         reason, cause = why, "precision"
-                    elif why := mode_reason(manifest.modes[mode]):
+                    elif why := its_modes[mode].cannot.get(precision) or mode_reason(its_modes[mode]):
                         reason, cause = why, "mode"
                     else:
                         cells.append(Cell(name, mode, model.name, precision, request.device, None, None, None, None))  # type: ignore[arg-type]
@@ -243,21 +264,23 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
     threads = available_threads() if request.threads is None else request.threads
     if not 1 <= threads <= available_threads():
         raise UsageError(f"--threads {threads}: this process may use 1 to {available_threads()} cores")
-    batch_sizes = request.batch_sizes or DEFAULT_BATCH_SIZES
+    able, skips = arms(request, manifests, timed=True)
+    defaults = DEFAULTS[request.device]
+    batch_sizes = request.batch_sizes or defaults.batch_sizes
     if min(batch_sizes) < 1:
         raise UsageError(f"--batch-sizes {min(batch_sizes)}: a batch holds at least one image")
-    scopes = choose("scope", request.scopes or DEFAULT_SCOPES, SCOPES)
-    able, skips = arms(request, manifests, timed=True)
-    effort = SMOKE if request.smoke else STANDARD
+    scopes = choose("scope", request.scopes or defaults.scopes, SCOPES)
+    names = [model.name for model in chosen_models(request.models or defaults.models)]
+    effort = SMOKE if request.smoke else ON_GPU if request.device == "cuda" else STANDARD
     if request.processes is not None:
         if request.processes < 1:
             raise UsageError("--processes: at least 1")
         effort = dataclasses.replace(effort, processes=request.processes)
     cells = tuple(
         dataclasses.replace(arm, batch_size=size, scope=scope, scenario=scenario(size), threads=threads)  # type: ignore[arg-type]
-        for arm in sorted(able, key=lambda arm: [model.name for model in chosen_models(request.models)].index(arm.model))
+        for arm in sorted(able, key=lambda arm: names.index(arm.model))
         for size in dict.fromkeys(batch_sizes)
-        for scope in scopes
+        for scope in (scopes if request.scopes else defaults.scopes_at(size))
     )
     energy_absent = energy.missing(request.device) if request.energy else None
     if request.energy and energy_absent is None:
@@ -276,35 +299,91 @@ def _clocked(cells: tuple[Cell, ...], manifests: Mapping[str, Manifest]) -> tupl
 
 
 def _within_budget(plan: Plan, manifests: Mapping[str, Manifest], budget_s: float | None) -> Plan:
-    """Make a plan smaller until its estimate fits: no energy, fewer blocks, fewer processes, then fewer batch sizes."""
+    """Make a plan smaller until its estimate fits, and say so."""
     reductions: list[str] = []
     while True:
         plan = dataclasses.replace(plan, estimated_s=estimate_s(plan, manifests), reductions=tuple(reductions))
         if budget_s is None or plan.estimated_s <= budget_s:
             return plan
-        effort = plan.effort
-        sizes = sorted({cell.batch_size for cell in plan.cells if cell.batch_size is not None})
-        if effort.energy is not None:  # it cannot be had with less
-            reductions.append("energy is left out")
-            plan = dataclasses.replace(
-                plan, effort=dataclasses.replace(effort, energy=None), energy_absent="left out to keep within the budget"
-            )
-        elif effort.blocks > 1:
-            plan = dataclasses.replace(plan, effort=dataclasses.replace(effort, blocks=effort.blocks - 1))
-            reductions = [line for line in reductions if "visit" not in line] + [f"{plan.effort.blocks} visit(s) per cell and process"]
-        elif effort.processes > 1:
-            plan = dataclasses.replace(plan, effort=dataclasses.replace(effort, processes=effort.processes - 1))
-            count = plan.effort.processes
-            without = ", so no interval and no ratio" if count == 1 else ""
-            reductions = [line for line in reductions if "process(es)" not in line] + [f"{count} process(es) per implementation{without}"]
-        elif len(sizes) > 1:
-            plan = dataclasses.replace(plan, cells=tuple(cell for cell in plan.cells if cell.batch_size != sizes[-1]))
-            reductions.append(f"batch size {sizes[-1]} is left out")
-        else:
+        on_gpu = any(cell.device == "cuda" for cell in plan.cells)
+        smaller = _smaller_on_gpu(plan) if on_gpu else _smaller(plan)
+        if smaller is None:
             reductions.append(
                 f"the least that can be measured takes about {plan.estimated_s:.0f} s, more than the budget of {budget_s:.0f} s"
             )
             return dataclasses.replace(plan, reductions=tuple(reductions))
+        plan, line, replaced = smaller
+        reductions = [each for each in reductions if replaced is None or replaced not in each] + [line]
+
+
+Smaller = tuple[Plan, str, str | None]
+"""A plan with less in it, the sentence that says so, and what marks the sentence whose place it takes."""
+
+
+def _smaller(plan: Plan) -> Smaller | None:
+    """On a CPU: no energy, then fewer visits, fewer processes, fewer batch sizes; None where nothing can be left out."""
+    return _without_energy(plan) or _fewer_visits(plan) or _fewer_processes(plan, 1) or _without_largest(plan, _sizes(plan)[1:])
+
+
+def _smaller_on_gpu(plan: Plan) -> Smaller | None:
+    """On a GPU a process costs more than its measurements, and without three there is hardly an interval.
+
+    So first what is beside the answer: energy, host to host, and batch sizes but the smallest, which is the latency, and one that
+    fills the card; then precisions but the first; then visits and processes, of which two are left.
+    """
+    sizes, precisions = _sizes(plan), tuple(dict.fromkeys(cell.precision for cell in plan.cells))
+    scopes = {cell.scope for cell in plan.cells}
+    if less := _without_energy(plan):
+        return less
+    if len(scopes) > 1:
+        return _kept(plan, lambda cell: cell.scope == "device"), "scope transfer is left out", None
+    filling = min((size for size in sizes if size >= FILLING_BATCH), default=sizes[-1])
+    if less := _without_largest(plan, tuple(size for size in sizes[1:] if size != filling)):
+        return less
+    if len(precisions) > 1:
+        return _kept(plan, lambda cell: cell.precision != precisions[-1]), f"precision {precisions[-1]} is left out", None
+    return _fewer_visits(plan) or _fewer_processes(plan, 2)
+
+
+FILLING_BATCH = 128
+"""From here on a ResNet's roofline hardly depends on the batch; with fewer images a data-centre GPU may have idle cores."""
+
+
+def _sizes(plan: Plan) -> list[int]:
+    return sorted({cell.batch_size for cell in plan.cells if cell.batch_size is not None})
+
+
+def _kept(plan: Plan, wanted: Callable[[Cell], bool]) -> Plan:
+    chosen = tuple(cell for cell in plan.cells if wanted(cell))
+    return dataclasses.replace(plan, cells=chosen, clocked=tuple(cell for cell in plan.clocked if cell in chosen))
+
+
+def _without_energy(plan: Plan) -> Smaller | None:
+    if plan.effort.energy is None:  # it cannot be had with less
+        return None
+    effort = dataclasses.replace(plan.effort, energy=None)
+    return dataclasses.replace(plan, effort=effort, energy_absent="left out to keep within the budget"), "energy is left out", None
+
+
+def _fewer_visits(plan: Plan) -> Smaller | None:
+    if plan.effort.blocks == 1:
+        return None
+    effort = dataclasses.replace(plan.effort, blocks=plan.effort.blocks - 1)
+    return dataclasses.replace(plan, effort=effort), f"{effort.blocks} visit(s) per cell and process", "visit"
+
+
+def _fewer_processes(plan: Plan, least: int) -> Smaller | None:
+    if plan.effort.processes <= least:
+        return None
+    effort = dataclasses.replace(plan.effort, processes=plan.effort.processes - 1)
+    without = ", so no interval and no ratio" if effort.processes == 1 else ""
+    return dataclasses.replace(plan, effort=effort), f"{effort.processes} process(es) per implementation{without}", "process(es) per"
+
+
+def _without_largest(plan: Plan, sizes: Sequence[int]) -> Smaller | None:
+    if not sizes:
+        return None
+    return _kept(plan, lambda cell: cell.batch_size != max(sizes)), f"batch size {max(sizes)} is left out", None
 
 
 # What the estimate assumes; it decides nothing but the printed figure and what a budget leaves out. About half of a current
@@ -318,9 +397,47 @@ ASSUMED_START_S = 3.0
 SECOND_CLOCK_VISITS = 20
 ASSUMED_LOADGEN_S = 0.05
 
+# Of a GPU, where nothing was measured yet: an older data-centre card in bf16, eager; a process with its framework, a CUDA context and
+# its libraries; an offline sample; the audits of a cell; and the share of its first time that a build takes again.
+ASSUMED_GPU_FLOPS = 1.5e14
+ASSUMED_GPU_START_S = 8.0
+ASSUMED_OFFLINE_S = 0.1
+ASSUMED_AUDITS_S = 0.5
+ASSUMED_CACHED_BUILD = 0.25
+
 
 def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     """About how long a plan takes with its environments built and its certificates kept, in seconds."""
+    if any(cell.device == "cuda" for cell in plan.cells):
+        return _estimate_on_gpu_s(plan, manifests)
+    return _estimate_on_cpu_s(plan, manifests)
+
+
+def _estimate_on_gpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
+    """Every batch size has processes of its own; those of a round start and build at the same time."""
+    effort, builds = plan.effort, {cell.certificate_cell: 0.0 for cell in plan.cells}
+    measuring = 0.0
+    rooms: dict[tuple[object, ...], float] = {}
+    for cell in plan.cells:
+        assert cell.batch_size is not None
+        call_s = 2 * macs(models.get(cell.model)) * cell.batch_size / ASSUMED_GPU_FLOPS + ASSUMED_CALL_OVERHEAD_S
+        visit_s = max(effort.visit_s, effort.samples * max(ASSUMED_OFFLINE_S if cell.batch_size > 1 else 0.0, call_s))
+        measuring += effort.processes * (max(effort.warmup_s, 3 * call_s) + effort.blocks * visit_s + ASSUMED_AUDITS_S)
+        build_s = manifests[cell.implementation].modes_on(cell.device)[cell.mode].build_s
+        builds[cell.certificate_cell] = build_s
+        room = (cell.model, cell.precision, cell.batch_size)
+        rooms[room] = max(rooms.get(room, 0.0), build_s)
+        if effort.energy is not None:
+            windows_s = 2 * (1.25 * effort.energy.lead_s + effort.energy.window_s) + 3 * energy.TICK_TIMEOUT_S
+            measuring += effort.energy.processes * (ASSUMED_GPU_START_S + ASSUMED_CACHED_BUILD * build_s + windows_s)
+    again = 1 + ASSUMED_CACHED_BUILD * (effort.processes - 1)
+    starting = sum(effort.processes * ASSUMED_GPU_START_S + again * build_s for build_s in rooms.values())
+    fresh = sum(ASSUMED_GPU_START_S + ASSUMED_CACHED_BUILD * build_s for build_s in builds.values())
+    clocking = len(plan.clocked) * SECOND_CLOCK_VISITS * (effort.visit_s + ASSUMED_LOADGEN_S)
+    return measuring + starting + fresh + clocking
+
+
+def _estimate_on_cpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     effort = plan.effort
     measuring = fresh = once = drawing = 0.0
     building: dict[str, dict[Cell, float]] = {}
@@ -329,7 +446,7 @@ def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
         assert cell.threads is not None
         flops = 2 * macs(models.get(cell.model)) * cell.batch_size
         call_s = flops / (ASSUMED_FLOPS_PER_CORE * cell.threads) + ASSUMED_CALL_OVERHEAD_S
-        build_s = manifests[cell.implementation].modes[cell.mode].build_s
+        build_s = manifests[cell.implementation].modes_on(cell.device)[cell.mode].build_s
         visit_s = max(effort.visit_s, 2 * effort.samples * call_s)
         measuring += max(effort.warmup_s, 3 * call_s) + effort.blocks * visit_s + 8 * call_s
         if cell in plan.clocked:

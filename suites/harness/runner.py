@@ -27,7 +27,7 @@ from results.store import Run, Store
 from suites import accuracy, energy, inference, startup
 from suites.equivalence import clean
 from suites.equivalence.certificate import SUITES, certificates_for
-from suites.harness import environments, plan, probe
+from suites.harness import environments, gpu, plan, probe
 from suites.harness.context import Context, subject
 from suites.harness.process import WorkerProcess
 from suites.harness.revisions import Revision
@@ -62,10 +62,11 @@ def interpreters(
     found = environments.Interpreters(manifests, names, device, named)
     if found.missing:
         titles = ", ".join(manifests[name].title for name in found.missing)
-        say(
-            f"installing {titles} once, each in an environment of its own below {environments.cache_root()}: all four are about 1.2 GB "
-            "to download, and several GB more where PyTorch's default build brings CUDA libraries"
-        )
+        size = {
+            "cpu": "about 1.2 GB to download, and several GB more where PyTorch's default build brings CUDA libraries",
+            "cuda": "about 18 GB on disk",
+        }[device]
+        say(f"installing {titles} once, each in an environment of its own below {environments.cache_root()}: all four are {size}")
     return found
 
 
@@ -96,7 +97,12 @@ def opened(
     named = environments.parse_named(options.named_interpreters, manifests)
     pythons = interpreters(manifests, dict.fromkeys(cell.implementation for cell in cells), request.device, named, options.say)
     store = Store(options.store)
+    card = gpu.card() if request.device == "cuda" else None
     machine = provenance.machine()
+    if card is not None:
+        machine = gpu.of_machine(machine, gpu.facts(card))
+        for caution in gpu.cautions(gpu.facts(card)):
+            options.say(caution)
     code = provenance.code(ROOT)
     details = {
         "code": {name: getattr(code, name) for name in code.__slots__},
@@ -109,7 +115,7 @@ def opened(
     else:
         run = store.create_run(machine, details)
     threads = request.threads or plan.available_threads()
-    context = Context(manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {})
+    context = Context(manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {}, card=card)
     try:
         with threadpool_limits(1):  # the oracle's products are small: a second BLAS thread mostly waits for the first
             yield context
@@ -165,7 +171,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
     options.say(f"{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes")
     with opened(request, planned, options, planned.cells, asked=[cell.key for cell in planned.clocked]) as context:
         _record_skips(context, planned.skips)
-        sizes = tuple(sorted({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
+        sizes = proved_sizes(request.device, tuple({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
         certificates: dict[Cell, Record] = {}
 
         def measured() -> None:
@@ -221,7 +227,7 @@ def certify(
     arms, skips = plan.arms(request, manifests, timed=False)
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
-    sizes = request.batch_sizes or plan.DEFAULT_BATCH_SIZES
+    sizes = proved_sizes(request.device, request.batch_sizes or plan.DEFAULTS[request.device].batch_sizes)
     with opened(request, None, options, arms, brought or None, asked=(purpose, sizes, thorough)) as context:
         _record_skips(context, skips)
         certificates = certificates_of(context, arms, sizes, purpose, thorough=thorough)
@@ -255,6 +261,15 @@ def clean_seeds(request: plan.Request, seeds: int, options: Options) -> tuple[Pa
         records = clean.run(context, arms, seeds)
         (context.folder / FINISHED).touch()
     return context.folder, records
+
+
+def proved_sizes(device: str, batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """The batch sizes that certificates are made at.
+
+    On a GPU the smallest alone, for one that does not fit would cost an arm all its figures: every timed process has the outputs of its
+    own batch size judged by the same tier (``audits.outputs``).
+    """
+    return tuple(sorted(batch_sizes))[: 1 if device == "cuda" else None]
 
 
 def certificates_of(

@@ -12,6 +12,7 @@ import contextlib
 import math
 import random
 import secrets
+import statistics as descriptive
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,9 @@ REWARM_S = 0.1
 
 OFFLINE_WINDOW_S = 0.1
 """Shortest window of an offline sample; it holds at least two calls."""
+
+COPIES = 9
+"""Copies of a batch that are timed, after the calls that warmed its buffers."""
 
 COLUMNS = ("visit", "start_ns", "duration_ns", "calls", "warmup")
 
@@ -66,7 +70,8 @@ class Taken:
     """What a process gave of one cell.
 
     ``startup`` holds ``import_s`` of the process and ``load_s`` and ``first_call_s`` of the cell, which other processes may have had at the
-    same time; ``memory`` holds the process's peaks so far, with all its cells: ``peak_memory_bytes`` and the allocator's own.
+    same time; ``memory`` holds the process's peaks so far, with all its cells: ``peak_memory_bytes`` and the allocator's own. ``copies``
+    are the seconds of copies between host and GPU; empty on a CPU, and in rounds that are not audited.
     """
 
     settings: Mapping[str, Any]
@@ -76,6 +81,7 @@ class Taken:
     timing: Timing
     startup: Mapping[str, float]
     memory: Mapping[str, int]
+    copies: Mapping[str, float]
 
 
 Store = Callable[[Entrant, Seeds, Taken | WorkerError], None]
@@ -103,7 +109,7 @@ class Turn:
     @property
     def handle(self) -> str:
         """What the worker calls the network."""
-        return self.entrant.cell.key
+        return _handle(self.entrant.cell)
 
     def warm_up(self, calls: int) -> float:
         """Calls before the first block; returns the seconds of one."""
@@ -112,9 +118,10 @@ class Turn:
     def visit(self, block: int) -> None:
         """Its turn in a block."""
         self.blocks.append(block)
-        before = noise.read(self.worker.pid)
+        card = self.entrant.context.card
+        before = noise.read(self.worker.pid, card=card)
         self._visit(len(self.blocks), self.samples, self.calls, rewarm=self.rewarm_calls, keep=True)
-        self.noise.append(noise.between(before, noise.read(self.worker.pid)))
+        self.noise.append(noise.between(before, noise.read(self.worker.pid, card=card)))
 
     def _visit(self, number: int, samples: int, calls: int, *, rewarm: int, keep: bool) -> float:
         cell = self.entrant.cell
@@ -191,8 +198,12 @@ class Round:
             for arm in [arm for arm in hellos if by_arm[arm][0].context.manifests[arm[1]].models is None]:
                 self._probe(arm, workers[arm], by_arm[arm], hellos)
         turns: dict[Entrant, Turn] = {}
+        built: dict[tuple[tuple[str, str, str, str], str], Turn] = {}
         for position in range(max(map(len, by_arm.values()))):
             here = {by_arm[arm][position]: arm for arm in hellos if position < len(by_arm[arm])}
+            for entrant in [each for each, arm in here.items() if (arm, _handle(each.cell)) in built]:  # another scope of a network
+                other = built[here.pop(entrant), _handle(entrant.cell)]
+                turns[entrant] = Turn(entrant, other.worker, other.hello, other.settings, other.startup)
             loaded = self._together({each: (workers[arm], [each]) for each, arm in here.items()}, _prepare_request, BUILD_TIMEOUT_S)
             put = self._together({each: (workers[here[each]], [each]) for each in loaded}, _put_request, BUILD_TIMEOUT_S)
             for entrant, reply in put.items():
@@ -200,6 +211,7 @@ class Round:
                 hello = hellos[here[entrant]]
                 took = {"import_s": hello["import_s"], "load_s": loaded[entrant]["load_s"], "first_call_s": reply["first_call_s"]}
                 turns[entrant] = Turn(entrant, workers[here[entrant]], hello, settings, took)
+                built[here[entrant], _handle(entrant.cell)] = turns[entrant]
         for worker in workers.values():
             worker.pause()
         return turns
@@ -288,7 +300,8 @@ class Round:
         if second is not None:
             made += (audits.judge_second_clock(second),)
         timing = Timing(tuple(turn.blocks), tuple(map(encode, turn.noise)), excluded, made, second)
-        taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing, turn.startup, memory)
+        copies = _copies(turn) if self.audited and turn.entrant.cell.device == "cuda" else {}
+        taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing, turn.startup, memory, copies)
         self.store(turn.entrant, self.seeds[turn.entrant.arm], taken)
 
     def _audits(self, turn: Turn) -> Iterator[Audit]:
@@ -332,16 +345,27 @@ def _same_sizes(turns: Sequence[Turn]) -> None:
         turn.rewarm_calls = max(other.rewarm_calls for other in alike)
 
 
+def _handle(cell: Cell) -> str:
+    """The network of a cell in its process: its scopes share it."""
+    return f"{cell.certificate_cell.key}/{cell.batch_size}"
+
+
+def _copies(turn: Turn) -> dict[str, float]:
+    """Seconds of a batch's way to the device and of its logits' way back, medians."""
+    taken = turn.worker.call("copies", CALL_TIMEOUT_S, handle=turn.handle, calls=COPIES)
+    return {"copy_in_s": descriptive.median(taken["in_ns"]) / 1e9, "copy_out_s": descriptive.median(taken["out_ns"]) / 1e9}
+
+
 def _prepare_request(entrant: Entrant) -> tuple[str, dict[str, Any]]:
     cell, context = entrant.cell, entrant.context
     about = context.subject(cell.model)
     shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
     folds = context.manifests[cell.implementation].folds
-    return "prepare", {"handle": cell.key, "weights": str(about.path), "mode": cell.mode, "input_shape": shape, "fold": folds}
+    return "prepare", {"handle": _handle(cell), "weights": str(about.path), "mode": cell.mode, "input_shape": shape, "fold": folds}
 
 
 def _put_request(entrant: Entrant) -> tuple[str, dict[str, Any]]:
     cell, context = entrant.cell, entrant.context
     assert cell.batch_size is not None
     ring = inputs.ring_file(context.subject(cell.model).inputs, cell.batch_size, context.scratch)
-    return "put", {"handle": cell.key, "images": str(ring), "slowdown": entrant.slowdown}
+    return "put", {"handle": _handle(cell), "images": str(ring), "slowdown": entrant.slowdown}

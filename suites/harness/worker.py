@@ -107,7 +107,12 @@ class Worker:
         network.get(network.run(network.put(hosts[0])))
         first_call_s = time.perf_counter() - began
         self.paths[handle] = clock.TimedPath(network, hosts, slowdown)
-        return {"first_call_s": first_call_s, "settings": network.settings()}
+        settings = network.settings()
+        if self.arguments.device == "cuda":
+            from suites.harness import libraries
+
+            settings |= {"libraries": libraries.loaded()}  # the first call has loaded them
+        return {"first_call_s": first_call_s, "settings": settings}
 
     def arithmetic(self, handle: str) -> dict[str, Any]:
         """In which types and kernels products were computed; it may take seconds and memory, so no process that is measured is asked."""
@@ -148,6 +153,11 @@ class Worker:
     def reads(self, handle: str, scope: str, calls: int) -> dict[str, Any]:
         """See ``clock.TimedPath.reads``."""
         return {"ns": self.paths[handle].reads(scope=scope, calls=calls)}
+
+    def copies(self, handle: str, calls: int) -> dict[str, Any]:
+        """See ``clock.TimedPath.copies``."""
+        taken_in, taken_out = self.paths[handle].copies(calls)
+        return {"in_ns": taken_in, "out_ns": taken_out}
 
     def unlike(self, handle: str, scope: str, calls: int) -> dict[str, Any]:
         """See ``clock.TimedPath.unlike``."""
@@ -312,6 +322,15 @@ def _columns(samples: list[Any]) -> dict[str, Any]:
     return {name: [getattr(sample, name) for sample in samples] for name in ("start_ns", "duration_ns", "calls")}
 
 
+OUT_OF_MEMORY = re.compile(
+    r"out[ _]of[ _]memory|bad_alloc"  # PyTorch, the CUDA driver (CUDA_ERROR_OUT_OF_MEMORY), C++
+    r"|RESOURCE_?EXHAUSTED|OOM when allocating"  # XLA, TensorFlow
+    r"|Failed to allocate memory|_ALLOC_FAILED",  # ONNX Runtime's arena; cuDNN and cuBLAS
+    re.IGNORECASE,
+)
+"""What the frameworks say where memory ran out; few have an exception of their own for it."""
+
+
 def error_of(error: BaseException) -> dict[str, str]:
     """What the parent is told of an exception: a kind that decides the row's status, and one line."""
     from impls.implementation import CannotError
@@ -321,12 +340,13 @@ def error_of(error: BaseException) -> dict[str, str]:
         return {"kind": "cannot", "message": message}
     if isinstance(error, ImportError):
         return {"kind": "missing", "message": f"{type(error).__name__}: {message}"[:1000]}
-    memory = isinstance(error, MemoryError) or re.search(r"out of memory|RESOURCE_EXHAUSTED|bad_alloc", message, re.IGNORECASE)
-    return {"kind": "memory" if memory else "failed", "message": f"{type(error).__name__}: {message}"[:1000]}
+    named = f"{type(error).__name__}: {message}"
+    memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(named)
+    return {"kind": "memory" if memory else "failed", "message": named[:1000]}
 
 
 OPERATIONS = (
-    *("start", "prepare", "put", "visit", "sustain", "kept", "windows", "reads", "unlike", "loadgen", "outputs", "arithmetic"),
+    *("start", "prepare", "put", "visit", "sustain", "kept", "windows", "reads", "copies", "unlike", "loadgen", "outputs", "arithmetic"),
     *("classify", "settings", "weights", "memory", "release"),
     *("taps", "examine", "export", "prepare_training", "train", "trained", "differentiate"),
 )

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from impls.implementation import Settings
 from impls.pytorch import runtime
-from impls.pytorch.runtime import DTYPES
+from impls.pytorch.runtime import DTYPES, Execution
 from impls.spec import ModelSpec, Shape
 from suites.zoo.torchvision import network
 
@@ -20,17 +20,9 @@ class Network(runtime.Network):
     """A torchvision model and how it is called."""
 
     def __init__(self, settings: Settings, model: nn.Module, mode: str) -> None:
-        super().__init__(settings, model, "eager")
-        self._mode = mode
-        self._format = torch.contiguous_format if mode == "eager_nchw" else torch.channels_last
-        self.host_layout = "NCHW" if mode == "eager_nchw" else "NHWC"
-        model.to(memory_format=self._format)
+        super().__init__(settings, model, mode, Execution(channels_last=mode != "eager_nchw"))
         if mode == "compile":
-            self._call = torch.compile(model)
-
-    def put(self, images: Any) -> Tensor:
-        """See the contract."""
-        return torch.from_numpy(images).to(self._dtype, memory_format=self._format)
+            self._compiled, self._call = True, torch.compile(model)
 
 
 class Runtime(runtime.Runtime):

@@ -1,0 +1,1 @@
+"""Plain NumPy that says it is on a GPU."""

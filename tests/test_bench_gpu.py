@@ -1,0 +1,166 @@
+"""The command on a GPU that is none: NumPy that says it is one, under a fake NVML. Everything up to the device."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from impls.implementation import find
+from reports import frame
+from results.record import Cell, Record
+from results.store import Store
+from suites.harness import plan
+from suites.inference import groups, rooms
+from tests.checkouts import ROOT, Checkout, bench, records
+
+CARD = f"""
+import sys
+sys.path.append({str(ROOT)!r})
+from tests.test_gpu import Server
+sys.modules["pynvml"] = Server()
+from suites.harness import gpu, noise, plan, probe
+noise.flags = lambda seen: ()  # whatever else this machine does, no block is dropped
+gpu.missing = lambda: None
+plan.ON_GPU = plan.Effort(processes=2, blocks=1, visit_s=0.02, samples=3, warmup_s=0.02, rewarm_calls=1)
+tiny = probe.Shapes(((probe._convolution(8, 8), 2), (probe._product(64), 64)), (probe._copy(4, 16), 2), 2)
+probe.SHAPES = {{**probe.SHAPES, "cuda": tiny}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], Path]:
+    """One run over all that a card's memory can do: exit code, document, store."""
+    store = tmp_path_factory.mktemp("store")
+    options = ("--device", "cuda", "--precisions", "fp32", "--scopes", "all", "--baseline", "card/eager")
+    code, document = checkout.document(*bench("card", store=store, batch_sizes="1,4,8,16"), *options, before=CARD)
+    return code, document, store
+
+
+def of(found: list[Record], suite: str, **coordinates: Any) -> list[Record]:
+    return [each for each in found if each.suite == suite and all(getattr(each.cell, name) == value for name, value in coordinates.items())]
+
+
+def test_what_does_not_fit_is_a_row(run: tuple[int, dict[str, Any], Path]) -> None:
+    """The first size that does not fit is out of memory, a larger one is not tried, smaller ones and the other modes have figures."""
+    code, document, store = run
+    assert code == 1
+    rows = {(row["mode"], row["batch_size"], row["scope"]): row for row in document["rows"]}
+    for scope in plan.SCOPES:
+        assert [rows["small", size, scope]["status"] for size in (1, 4, 8, 16)] == ["ok", "ok", "out_of_memory", "out_of_memory"]
+        assert "CUDA out of memory" in rows["small", 8, scope]["reason"]
+        assert rows["small", 16, scope]["reason"] == "not tried: a batch of 8 did not fit into the GPU's memory"
+        assert {rows["eager", size, scope]["status"] for size in (1, 4, 8, 16)} == {"ok"}
+    assert all(row["time_per_batch_s"] for row in rows.values() if row["status"] == "ok")
+    assert {each.process for each in of(records(store), "inference", mode="small", batch_size=16)} == {None}
+
+
+def test_what_does_not_fit_beside_others_has_the_card_to_itself(run: tuple[int, dict[str, Any], Path]) -> None:
+    """It is measured in the same rounds as the others, so it is paired with them; its crowded processes leave no record."""
+    _, document, store = run
+    rows = [row for row in document["rows"] if row["mode"] == "sociable" and row["batch_size"] == 8]
+    assert {(row["status"], row["pairs"]) for row in rows} == {("ok", 2)}
+    found = of(records(store), "inference", mode="sociable", batch_size=8, scope="device")
+    assert sorted(each.process.index for each in found if each.process) == [0, 1]
+
+
+def test_the_memory_is_the_cards(run: tuple[int, dict[str, Any], Path]) -> None:
+    """Every size that fits has the allocator's peak, of a process that held nothing else; a start-up process tells the card's growth."""
+    _, document, store = run
+    peaks = {(row["mode"], row["batch_size"]): row["peak_memory_bytes"] for row in document["rows"]}
+    assert peaks["eager", 16] == 16 << 20
+    assert peaks["small", 4] == 4 << 20
+    assert peaks["small", 8] is None
+    found = of(records(store), "memory", mode="eager", batch_size=1, scope="device")
+    (startup,) = [each for each in found if "device_memory_bytes" in each.measurements]
+    assert startup.measurements["device_memory_bytes"] == 0
+    assert startup.measurements["peak_reserved_bytes"] == 1 << 21
+
+
+def test_copies_are_apart(run: tuple[int, dict[str, Any], Path]) -> None:
+    """Seconds of the way in and out, of every size, once."""
+    _, document, _ = run
+    found = {row["batch_size"]: row["copy_in_s"] for row in document["rows"] if row["mode"] == "eager" and row["scope"] == "device"}
+    assert set(found) == {1, 4, 8, 16}
+    assert all(0 < seconds < 1 for seconds in found.values())
+
+
+def test_the_card_is_part_of_the_machine(run: tuple[int, dict[str, Any], Path]) -> None:
+    """Its model is in the report, its state in the run, the libraries and every visit's clocks and power in the records."""
+    _, document, store = run
+    assert document["machine"]["gpu_model"] == "NVIDIA H200"
+    assert document["machine"]["gpu"]["power_limit_w"] == 700
+    assert document["machine"]["cautions"] == []
+    found = of(records(store), "inference", mode="eager", batch_size=4, scope="device")[0]
+    assert found.settings["libraries"] == {}
+    assert found.data is not None
+    assert {each["card"]["power_w"] for each in found.data["noise"]} == {650.5}  # type: ignore[index,attr-defined]
+    assert found.env_vars.get("CUDA_VISIBLE_DEVICES") is None
+    log = next((store / found.run_id / "logs").glob("time-card-eager-*.log"))
+    assert log.is_file()
+
+
+def test_the_probe_measures_the_card(run: tuple[int, dict[str, Any], Path]) -> None:
+    """FLOP rate and bandwidth by networks in the worker."""
+    _, _, store = run
+    (probe,) = of(records(store), "probe")
+    assert probe.status == "ok"
+    assert min(probe.measurements.values()) > 0  # type: ignore[type-var]
+
+
+def test_the_page_is_written(run: tuple[int, dict[str, Any], Path], checkout: Checkout) -> None:
+    """Of the same records, with the card in its strip."""
+    _, document, store = run
+    page = (checkout.root / "reports" / "local" / document["run_id"] / "index.html").read_text(encoding="utf-8")
+    assert "NVIDIA H200" in page
+    assert len(frame.load(store / document["run_id"], "card/eager")) == len(document["rows"])
+
+
+def test_rooms() -> None:
+    """On a CPU all cells share processes; on a GPU those of one model and batch size, the smallest first."""
+    arms = [Cell(name, "eager", "resnet18", "bf16", "cuda", None, None, None, None) for name in ("pytorch", "jax")]
+    cells = [
+        dataclasses.replace(arm, batch_size=size, scope=scope, scenario=plan.scenario(size), threads=1)
+        for arm in arms
+        for size in (32, 1)
+        for scope in plan.SCOPES
+    ]
+    found = rooms(groups(cells))
+    assert [{cell.batch_size for group in room for cell in group} for room in found] == [{1}, {32}]
+    assert [sorted({cell.scope for group in room for cell in group}) for room in found] == [["device", "transfer"]] * 2
+    on_cpu = [dataclasses.replace(cell, device="cpu") for cell in cells]
+    assert rooms(groups(on_cpu)) == [groups(on_cpu)]
+
+
+def test_the_default_plan_on_a_gpu() -> None:
+    """Two lanes, latency and throughput, every mode of a GPU, in less than 25 minutes by its own estimate; ONNX Runtime has no bf16."""
+    made = plan.make(plan.Request(device="cuda"), find())
+    assert made.estimated_s < 25 * 60
+    assert {cell.precision for cell in made.cells} == {"bf16", "tf32"}
+    assert {cell.mode for cell in made.cells if cell.implementation == "pytorch"} == set(find()["pytorch"].modes_on("cuda"))
+    assert {(skip.implementation, skip.precision) for skip in made.skips} == {("onnx", "bf16"), ("pytorch", "tf32")}
+    assert {(cell.batch_size, cell.scope) for cell in made.cells} == {
+        (1, "device"), (1, "transfer"), (32, "device"), (256, "device"), (256, "transfer"), (1024, "device"),
+    }  # fmt: skip
+
+
+def test_a_short_budget_on_a_gpu_keeps_the_answer() -> None:
+    """Latency and a batch that fills the card in the first precision, in two processes at least, with every implementation of the whole."""
+    whole = plan.make(plan.Request(device="cuda"), find())
+    short = plan.make(plan.Request(device="cuda", budget_s=300), find())
+    assert short.estimated_s <= 300
+    assert {(cell.precision, cell.batch_size, cell.scope) for cell in short.cells} == {("bf16", 1, "device"), ("bf16", 256, "device")}
+    assert {cell.mode for cell in short.cells} == {cell.mode for cell in whole.cells if cell.precision == "bf16"}
+    assert short.effort.processes == 2
+    least = plan.make(plan.Request(device="cuda", budget_s=1), find())
+    assert least.effort.processes == 2
+    assert "more than the budget" in least.reductions[-1]
+    assert set(least.cells) == set(short.cells)
+
+
+def test_no_record_of_the_fake_card_is_published() -> None:
+    """What was made up stays in the tests."""
+    published = Store(ROOT / "results" / "records").read()[0]
+    assert not [each for each in published if each.cell.implementation == "card"]

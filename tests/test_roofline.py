@@ -1,0 +1,147 @@
+"""A GPU's rows are graded against the line that matches their mode, with the rates that their own run measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+import pytest
+
+from impls.implementation import Roofline
+from reports import frame, labels, roofline, table, write
+from reports.about import About
+from tests.synthetic_records import GPU_ARMS, Run, made_up_gpu
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return made_up_gpu(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def cells(run: Run) -> pd.DataFrame:
+    return frame.load(run.folder)
+
+
+def row(cells: pd.DataFrame, name: str, size: int, precision: str = "bf16", scope: str = "device") -> pd.Series:
+    implementation, mode = name.split("/")
+    found = cells[
+        (cells.implementation == implementation)
+        & (cells["mode"] == mode)
+        & (cells.batch_size == size)
+        & (cells.precision == precision)
+        & (cells.scope == scope)
+    ]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "limit"),
+    [("pytorch/compile", "compile", 36_400), ("pytorch/eager", "eager", 24_100), ("tensorflow/graph", "folded", 32_100)],
+)
+def test_each_mode_has_its_line(cells: pd.DataFrame, name: str, line: str, limit: float) -> None:
+    """ResNet-50, batch 256, bf16, 790 TFLOP/s and 4.3 TB/s: the rates of ``tests/test_traffic.py``."""
+    found = row(cells, name, 256)
+    assert found["roofline"] == line
+    assert found["roofline_fraction"] == pytest.approx(found["throughput_images_per_s"] / limit, rel=0.01)
+
+
+def test_small_batches_have_none(cells: pd.DataFrame) -> None:
+    """They live in the cache, and launches decide; nor has what copies are in."""
+    assert cells.loc[cells.batch_size.lt(roofline.LEAST_BATCH).fillna(False), ["roofline_fraction", "roofline_error"]].isna().all(axis=None)
+    large = cells.batch_size.ge(256).fillna(False) & cells.time_per_batch_s.notna()
+    assert cells.loc[large & cells.scope.eq("device"), "roofline_fraction"].notna().all()
+    assert cells.loc[large & cells.scope.eq("transfer"), ["roofline_fraction", "roofline_error"]].isna().all(axis=None)
+
+
+def test_another_precision_has_its_own_peak(cells: pd.DataFrame) -> None:
+    """TF32 moves twice the bytes and has its own probe."""
+    tf32, bf16 = (row(cells, "jax/jit", 256, precision) for precision in ("tf32", "bf16"))
+    lines = [each["throughput_images_per_s"] / each["roofline_fraction"] for each in (tf32, bf16)]
+    assert lines[0] == pytest.approx(lines[1] / 2, rel=0.02)
+
+
+def test_a_low_grade_says_what_to_look_at(run: Run, tmp_path: Path) -> None:
+    """Below 60 %: its layout, its libraries, its clocks; above, nothing; and never on a CPU."""
+    content = write.comparison(run.folder)
+    notes = [note for section in content.sections for note in section.notes]
+    low = [note for note in notes if "of its roofline" in note]
+    assert all(note.startswith(("TensorFlow graph: ", "PyTorch eager: ")) for note in low)
+    assert any("of its roofline (eager), below 60%: something may be set up wrong; look at its layout, NCHW" in note for note in low)
+    assert all("clocks" in note and "cuDNN" in note for note in low)
+
+
+def test_faster_than_its_line_is_told(tmp_path: Path) -> None:
+    """What fuses more than its line takes it to, or a probe that measured too low; no percentage is shown."""
+    run = Run(tmp_path)
+    run.probe(790e12, 4.3e12, precision="bf16", device="cuda")
+    at = {"device": "cuda", "precision": "bf16", "scope": "device", "batch_size": 256, "scenario": "offline"}
+    run.certify("jax/jit", precision="bf16", device="cuda")
+    run.timed("jax/jit", 256 / 50_000, **at)
+    (found,) = [each for _, each in frame.load(run.folder).iterrows()]
+    assert pd.isna(found["roofline_fraction"])
+    assert re.match(r"13\d% of its roofline \(compile\): it fuses more than that line takes it to", found["roofline_error"])
+
+
+def test_lines_of_a_figure(run: Run) -> None:
+    """Every line at the sizes that have one; more fusion is faster; none of another run, precision or unknown model."""
+    loaded = frame.read(run.folder)
+    run_id = run.run.run_id
+    lines = roofline.rates(loaded.records, run_id, "resnet50", "bf16", [1, 32, 256, 1024])
+    assert [(line, set(points)) for line, points in lines.items()] == [(line, {256, 1024}) for line in get_args(Roofline)]
+    at_256 = [points[256] for points in lines.values()]
+    assert at_256 == sorted(at_256, reverse=True)
+    for asked in (("another", "resnet50", "bf16"), (run_id, "resnet50", "fp16"), (run_id, "no-such-net", "bf16")):
+        assert roofline.rates(loaded.records, *asked, [256]) == {}
+
+
+def test_the_answers_of_a_gpu(run: Run) -> None:
+    """For latency and for throughput at its best batch, in every precision and scope, with the interval."""
+    content = write.comparison(run.folder)
+    answers = dict(content.answers)
+    assert len(answers) == 8
+    latency = answers["ResNet-50  bf16  cuda  on the device  batch 1"]
+    assert latency.startswith("0.31")
+    assert "ms by the fastest. PyTorch compile max-autotune is the fastest" in latency
+    (throughput,) = [what for what in answers if what.startswith("ResNet-50  bf16  cuda  on the device") and "throughput" in what]
+    assert "batch 1024" in throughput
+
+
+def test_a_cpu_has_one_headline(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.certify("jax/jit")
+    run.timed("jax/jit", 0.02)
+    loaded = frame.read(run.folder)
+    assert table.content(frame.tidy(loaded), About(loaded.records, loaded.runs)).answers == ()
+
+
+def test_the_strip_shows_the_card(run: Run) -> None:
+    """Driver, power, ECC, libraries as they were loaded, and what a reader must know of the card."""
+    loaded = frame.read(run.folder)
+    facts = dict(About(loaded.records, loaded.runs).facts())
+    assert facts["GPU"] == "driver 0.0, CUDA 13.1, 700 W, ECC on, persistence on"
+    assert facts["Caution"] == "every number here is made up"
+    assert "pytorch: cudnn 9.20.0" in facts["Libraries"]
+
+
+def test_every_mode_of_a_gpu_has_a_line() -> None:
+    for name in GPU_ARMS:
+        implementation, mode = name.split("/")
+        assert labels.roofline(implementation, mode, "cuda") is not None
+        assert labels.roofline(implementation, mode, "cpu") is None
+    assert labels.roofline("no-such", "mode", "cuda") is None
+
+
+def test_the_page_of_a_gpu(run: Run, tmp_path: Path) -> None:
+    """The answers first, then the curves with their rooflines, then the tables; what is made up says so."""
+    page = {path.name: path for path in write.write(run.folder, tmp_path / "out")}["index.html"].read_text(encoding="utf-8")
+    places = [
+        page.index(mark) for mark in ('<dl class="answers">', "MADE-UP GPU", 'id="curves"', 'id="latency"', 'id="memory"', 'id="copies"')
+    ]
+    assert places == sorted(places)
+    assert page.count(" roofline</text>") == 4 * 2
+    assert "RESOURCE_EXHAUSTED: made up" in page
+    assert "of the card MiB" in page
