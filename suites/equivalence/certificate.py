@@ -84,9 +84,9 @@ def certificates_for(
     for cell in cells:
         by_implementation.setdefault(cell.implementation, []).append(cell)
     certificates: dict[Cell, Record] = {}
-    staffs = {name: Workers(context) for name in by_implementation}
-    stopped = threading.Event()
     one_at_a_time = max((parameter_count(models.get(cell.model)) for cell in cells), default=0) >= LARGE
+    staffs = {name: Workers(context, alone=one_at_a_time) for name in by_implementation}
+    stopped = threading.Event()
     examined = ""
 
     def certify(name: str) -> None:
