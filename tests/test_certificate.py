@@ -332,6 +332,41 @@ def test_an_error_of_one_ends_all(three: Context, monkeypatch: pytest.MonkeyPatc
     assert len(ended) >= len(CELLS)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_worker_before_is_stopped_or_ended(context: Context, monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    """Two precisions in turn: stopped ones go on, ended ones are started again."""
+
+    class Process:
+        """Keeps what was done to it."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.done: list[str] = []
+            self.alive = True
+            started.append(self)
+
+        def call(self, *_: object) -> dict[str, object]:
+            return {}
+
+        def pause(self) -> None:
+            self.done.append("pause")
+
+        def resume(self) -> None:
+            self.done.append("resume")
+
+        def end(self) -> None:
+            self.alive = False
+
+    started: list[Process] = []
+    monkeypatch.setattr(Context, "launch", Process)
+    workers = certificate.Workers(context)
+    workers.alone = alone
+    for precision in ("fp64", "fp32", "fp64"):
+        workers.get(CELL, precision)
+    assert len(started) == (3 if alone else 2)
+    assert [process.alive for process in started] == ([False, False, True] if alone else [True, True])
+    assert started[0].done == (["resume"] if alone else ["resume", "pause", "resume"])
+
+
 def test_ended_workers_start_no_other(context: Context) -> None:
     """A thread that goes on after the others were ended finds nobody to ask."""
     workers = certificate.Workers(context)

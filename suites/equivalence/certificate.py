@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from impls.implementation import CannotError, Sgd, check_training
 from impls.oracle import lattice
 from impls.oracle.local import EDGES
 from impls.oracle.training import State
-from impls.spec import ModelSpec, parameter_count
+from impls.spec import ModelSpec, parameter_count, tap_shapes
 from results import certificate as documents
 from results.certificate import Certificate, Probe, Purpose
 from results.record import Cell, Record, Suite, utc_now
@@ -61,8 +62,11 @@ CODE = (
 )
 """The rest of the code that a certificate depends on, of this checkout; the oracle has a hash of its own."""
 
-LARGE = 60_000_000
-"""Parameters from which on one implementation is examined at a time: each process holds its 0.2 GB of weights, VGG's 0.6, several times."""
+LARGE_PARAMETERS = 60_000_000
+"""From which on one implementation is examined at a time: each process holds its 0.2 GB of weights, VGG's 0.6, several times."""
+
+LARGE_TAPS = 50_000_000
+"""Elements of the probe's taps from which on the same holds: they are 0.4 GB in float64. CIFAR's ResNet-1202 has 80 million."""
 
 SUITES: Mapping[Purpose, Suite] = {"inference": "equivalence", "training": "training_equivalence"}
 """The records that certificates are stored as."""
@@ -77,8 +81,8 @@ def certificates_for(
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
-    examined at a time, for most of it is starting and compiling on one core (where a network is ``LARGE`` one, whose workers end before
-    the next one's start), and all of one model before the next, for they share the oracle's answers, which are then forgotten.
+    examined at a time, for most of it is starting and compiling on one core (one, whose workers end before the next one's start, where a
+    network ``is_large``), and all of one model before the next, for they share the oracle's answers, which are then forgotten.
     """
     by_model: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells:
@@ -88,41 +92,42 @@ def certificates_for(
     stopped = threading.Event()
 
     def certify(arms: Sequence[Cell]) -> None:
+        workers = staffs[arms[0].implementation]
         for cell in arms:
             what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
             context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({len(certificates) + 1} of {len(cells)})")
-            record = _certify_one(context, staffs[cell.implementation], cell, batch_sizes, purpose, thorough=thorough)
+            record = _certify_one(context, workers, cell, batch_sizes, purpose, thorough=thorough)
             if stopped.is_set():  # what failed then failed because its worker was ended
                 return
             context.store.append(record)
             certificates[cell] = record
-        if is_large(arms[0].model):
-            staffs[arms[0].implementation].dismiss()
+        if workers.alone:
+            workers.dismiss()
 
-    def certify_all(model: str) -> None:
-        with ThreadPoolExecutor(1 if is_large(model) else 2) as executor:
-            try:
-                for _ in executor.map(certify, by_model[model].values()):
-                    pass
-            except BaseException:  # an interrupt must not wait for what is under way
-                stopped.set()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
+        try:
+            for model, arms in by_model.items():
+                large = is_large(models.get(model))
                 for workers in staffs.values():
-                    workers.end()
-                raise
-
-    try:
-        for model in by_model:
-            certify_all(model)
-            forget()
-    finally:
-        for workers in staffs.values():
-            workers.end()
+                    workers.alone = large
+                    if large:
+                        workers.dismiss()
+                for _ in (one if large else two).map(certify, arms.values()):
+                    pass
+                forget()
+        except BaseException:  # an interrupt must not wait for what is under way
+            stopped.set()
+            raise
+        finally:
+            for workers in staffs.values():
+                workers.end()
     return {cell: certificates[cell] for cell in cells}
 
 
-def is_large(model: str) -> bool:
-    """Whether the model is examined in one implementation at a time."""
-    return parameter_count(models.get(model)) >= LARGE
+def is_large(model: ModelSpec) -> bool:
+    """Whether a model is examined in one implementation at a time: its weights, or all its taps, are large."""
+    shapes = tap_shapes(model, probes.PROBE_BATCH, *probes.probe_size(model))
+    return parameter_count(model) >= LARGE_PARAMETERS or sum(map(math.prod, shapes.values())) >= LARGE_TAPS
 
 
 def _certify_one(
