@@ -21,7 +21,7 @@ def command(*arguments: str) -> Result:
     ("arguments", "message"),
     [
         (["bnch"], "there is no command 'bnch'; did you mean 'bench'?"),
-        (["plan", "--modells", "resnet50"], "Did you mean one of: '--models'"),
+        (["plan", "--modells", "resnet50"], "Did you mean one of: '--model', '--models'"),
         (["plan", "--models", "resnet51"], "there is no model 'resnet51'; the nearest is 'resnet50'"),
         (["plan", "--impls", "pytroch"], "there is no implementation 'pytroch'; did you mean 'pytorch'?"),
         (["plan", "--modes", "egaer"], "there is no mode 'egaer'; did you mean 'eager'?"),
