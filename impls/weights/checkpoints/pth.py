@@ -148,7 +148,7 @@ def _state_dict(path: Path, value: Any) -> Mapping[str, Tensor]:
     found = {key: value[key] for key in STATE_DICTS if isinstance(value.get(key), dict)} or {"": value}
     if len(found) > 1:
         raise WeightFileError(f"{path}: holds several state dicts, {' and '.join(found)}; {WAY_OUT}")
-    tensors = next(iter(found.values()))
+    tensors: Mapping[str, Tensor] = next(iter(found.values()))
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise WeightFileError(f"{path}: holds {str(name)[:80]!r}, a {type(tensor).__name__}, where a tensor was expected; {WAY_OUT}")
