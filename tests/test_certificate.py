@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from impls.implementation import ROOT, find
-from impls.oracle import lattice
+from impls.oracle import forward, lattice, local
 from results import certificate as documents
 from results.record import Cell, Record
 from results.store import Store, StoreError
-from suites.equivalence import certificate, probes
+from suites.equivalence import certificate, examination, probes
 from suites.equivalence.examination import Examination
 from suites.equivalence.tiers import Tier
 from suites.harness.context import Context, subject
@@ -163,6 +164,41 @@ def test_a_net_that_nobody_trains_is_skipped(context: Context) -> None:
     assert (record.suite, record.status) == ("training_equivalence", "skipped")
     assert record.reason is not None
     assert record.reason.startswith("dropout: every framework draws its own dropout")
+
+
+def test_meaning_takes_the_epsilon_that_a_format_can_hold(context: Context) -> None:
+    """With float32 epsilons the oracle's taps behind a batch norm are others, before it and folded the same; both are exact."""
+    name, shape = CELL.model, (2, 3, 32, 32)
+    double, single = (examination._meaning_of(name, None, shape, each) for each in (False, True))
+    assert np.array_equal(double.taps["conv1"], single.taps["conv1"])
+    assert not np.array_equal(double.taps["bn1"], single.taps["bn1"])
+    assert np.array_equal(double.folded, single.folded)
+    about = subject(name)
+    exact = forward.taps(local.with_single_epsilon(about.model), about.weights, about.inputs.pool[:2])
+    assert all(np.array_equal(exact[tap], value) for tap, value in single.taps.items())
+
+
+@pytest.mark.parametrize(("large", "times"), [(1, 2), (certificate.LARGE, 0)])
+def test_of_large_networks_one_is_kept(context: Context, monkeypatch: pytest.MonkeyPatch, large: int, times: int) -> None:
+    """What was kept of one is let go before the next is examined; small ones are kept."""
+    Examiner(monkeypatch)
+    forgotten: list[str] = []
+    monkeypatch.setattr(certificate, "LARGE", large)
+    monkeypatch.setattr(certificate, "forget", lambda: forgotten.append("all"))
+    cells = [CELL, dataclasses.replace(CELL, model="cifar_plain8")]
+    assert list(certificate.certificates_for(context, cells, (1,))) == cells
+    assert len(forgotten) == times
+
+
+def test_what_is_forgotten_is_made_anew(context: Context) -> None:
+    """The same answer, from another network object."""
+    about, answer = subject(CELL.model), examination._meaning_of(CELL.model, None, (2, 3, 32, 32), False)
+    assert examination._meaning_of(CELL.model, None, (2, 3, 32, 32), False) is answer
+    examination.forget()
+    again = examination._meaning_of(CELL.model, None, (2, 3, 32, 32), False)
+    assert again is not answer
+    assert np.array_equal(again.given, answer.given)
+    assert subject(CELL.model) is not about
 
 
 def test_an_excused_tier_is_stated(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def test_two_faults_are_named_together(alone: bool) -> None:
 
 
 @pytest.mark.parametrize("alone", [False, True])
-@pytest.mark.parametrize("name", ["pool-ceil-before", "flatten-nhwc", "concat-reversed"])
+@pytest.mark.parametrize("name", ["pool-ceil-before", "flatten-nhwc", "flatten-ncwh", "concat-reversed"])
 def test_faults_of_other_families_are_named(name: str, alone: bool) -> None:
     """Those of pools in ceil mode, flattened maps and branches side by side, from all taps and from the logits."""
     case, fault = _case(_inception(), 16), FAULTS[name]

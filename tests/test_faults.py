@@ -19,7 +19,7 @@ from suites.equivalence.faults.training import TRAINING
 from suites.equivalence.tiers import meaning
 from suites.harness import inputs
 
-NETS = {"cifar_resnet8": 32, "resnet18": 64, "resnet50_v1": 64, "resnet50": 64, "googlenet": 64, "alexnet": 224}
+NETS = {"cifar_resnet8": 32, "resnet18": 64, "resnet50_v1": 64, "resnet50": 64, "googlenet": 64}
 """The cheapest net that has the fault is taken; two equal blocks in a row need resnet18."""
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impls import models, spec
-from impls.oracle.forward import WeightsError, evaluate, forward, taps
+from impls.oracle.forward import WeightsError, evaluate, forward, multiply, taps
 from impls.spec import (
     Add,
     BatchNorm2d,
@@ -133,6 +133,18 @@ def test_max_pool(kernel: int, stride: int, pads: tuple[int, int, int, int], siz
     layer = MaxPool2d("p", kernel, stride, Padding(*pads))
     agrees(layer, (2, 3, *size))
     assert np.all(evaluate(layer, (np.full((1, 1, *size), -5.0),), {}) == -5.0)
+
+
+@pytest.mark.parametrize("widened", [1, 5, 12, 1000])
+def test_matrices_are_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch, widened: int) -> None:
+    """Whatever part of a float32 matrix is widened at a time, the product is that of float64; of float32 alone it stays float32."""
+    generator = np.random.default_rng(3)
+    x, weight = generator.normal(size=(2, 4)), generator.normal(size=(7, 4)).astype(np.float32)
+    monkeypatch.setattr("impls.oracle.forward.WIDENED", widened)
+    product = multiply(x, weight)
+    assert product.dtype == np.float64
+    np.testing.assert_allclose(product, x @ weight.astype(np.float64).T, rtol=1e-14)
+    assert multiply(x.astype(np.float32), weight).dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_an_examination_follows_the_manifest(tmp_path: Path, folds: bool, taps: 
     cell: Any = SimpleNamespace(implementation="toy", mode="eager")
     about: Any = None
     examination = Examination(context, workers, cell, about, (1,))
-    found, _ = examination._observe("fp32", tmp_path / "weights", np.zeros((2, 3, 32, 32), np.float32))
+    found, _, _ = examination._observe("fp32", tmp_path / "weights", np.zeros((2, 3, 32, 32), np.float32))
     folded = {arguments["handle"]: arguments["fold"] for operation, arguments in worker.calls if operation == "prepare"}
     assert folded == ({"taps": False} if taps else {}) | {"mode": folds}
     assert ("taps" in [operation for operation, _ in worker.calls]) == taps

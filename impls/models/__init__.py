@@ -7,9 +7,7 @@ import difflib
 from impls.models import alexnet, googlenet, resnet, vgg
 from impls.spec import ModelSpec
 
-FAMILIES = (resnet, vgg, googlenet, alexnet)
-
-NAMES: tuple[str, ...] = tuple(name for family in FAMILIES for name in family.NAMES)
+NAMES: tuple[str, ...] = (*resnet.NAMES, *vgg.NAMES, *googlenet.NAMES, *alexnet.NAMES)
 """Every model with a name of its own; CIFAR nets of other depths (6n + 2) and ImageNet nets with other shortcuts are built too."""
 
 
@@ -23,8 +21,8 @@ def get(name: str) -> ModelSpec:
     Raises:
         UnknownModelError: no family knows the name.
     """
-    model = next((model for family in FAMILIES if (model := family.parse(name)) is not None), None)
-    if model is None:
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
-        raise UnknownModelError(f"there is no model {name!r}; the nearest is {near[0]!r}; `levelfield models` lists all")
-    return model
+    for parse in (resnet.parse, vgg.parse, googlenet.parse, alexnet.parse):
+        if (model := parse(name)) is not None:
+            return model
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
+    raise UnknownModelError(f"there is no model {name!r}; the nearest is {near[0]!r}; `levelfield models` lists all")

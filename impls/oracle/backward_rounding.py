@@ -159,7 +159,7 @@ def vjp_noise(
                 parameters["bias"] = _noise(_total(cotangent, arithmetic), arithmetic)
             return PullbackNoise((into,), parameters)
         case Linear():
-            into = _products(cotangent**2 @ tensors["weight"] ** 2, pulled.inputs[0], layer.out_features, arithmetic)
+            into = _products(cotangent**2 @ tensors["weight"].astype(np.float64) ** 2, pulled.inputs[0], layer.out_features, arithmetic)
             weight = _products((cotangent**2).T @ x**2, pulled.parameters["weight"], len(x), arithmetic)
             return PullbackNoise((into,), {"weight": weight, "bias": _noise(_total(cotangent, arithmetic), arithmetic)})
         case BatchNorm2d():

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from impls import spec
-from impls.oracle.forward import Array, check, evaluate, tensors_of
+from impls.oracle.forward import Array, check, evaluate, multiply, tensors_of
 from impls.oracle.rounding import round_to
 from impls.precision import PRECISIONS
 from impls.spec import Add, BatchNorm2d, Block, Concat, Conv2d, GlobalAvgPool2d, Layer, Linear, ModelSpec, Node, Shape
@@ -220,16 +220,16 @@ class _Maker:
                 bias = self.generator.choice((-1.0, 1.0), layer.out_features)
                 if layer.name != self.logits:
                     # The taps' signs leave half of the units below zero; an image sees too few of one unit's values to fit more.
-                    bias = np.minimum(bias, CEILING - (x @ weight.T).max(axis=0))
+                    bias = np.minimum(bias, CEILING - multiply(x, weight).max(axis=0))
                 self.put(layer, weight=weight, bias=bias)
             case BatchNorm2d():
                 self.normalise(layer, x, beside)
         return evaluate(_absorbed(layer), (x,), tensors_of(layer, self.weights))
 
-    def put(self, layer: Layer, **tensors: Array) -> None:
-        self.weights.update({f"{layer.name}.{leaf}": tensor.astype(np.float32) for leaf, tensor in tensors.items()})
+    def put(self, layer: Layer, **tensors: npt.NDArray[np.floating]) -> None:
+        self.weights.update({f"{layer.name}.{leaf}": tensor.astype(np.float32, copy=False) for leaf, tensor in tensors.items()})
 
-    def taps(self, outputs: int, inputs: int, kernel: int) -> Array:
+    def taps(self, outputs: int, inputs: int, kernel: int) -> npt.NDArray[np.float32]:
         """+-1 taps, OIHW: every input channel and every kernel position is used, as evenly as the number of taps allows."""
         area = kernel * kernel
         terms = _terms(inputs, outputs, area)
@@ -237,7 +237,7 @@ class _Maker:
         channel = self.generator.permutation(inputs)[tap % inputs]
         position = self.generator.permutation(area)[(tap + tap // math.lcm(inputs, area)) % area]
         signs = np.where(tap % 2, -1.0, 1.0) * np.repeat(self.generator.choice((-1.0, 1.0), outputs), terms)
-        weight = np.zeros((outputs, inputs, area))
+        weight = np.zeros((outputs, inputs, area), np.float32)
         weight[tap // terms, channel, position] = signs
         return weight.reshape(outputs, inputs, kernel, kernel)
 

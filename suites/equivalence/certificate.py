@@ -34,7 +34,7 @@ from results.certificate import Certificate, Probe, Purpose
 from results.record import Cell, Record, Suite, utc_now
 from results.schema import RecordError, encode
 from suites.equivalence import probes, training
-from suites.equivalence.examination import Examination
+from suites.equivalence.examination import Examination, forget
 from suites.equivalence.tiers import Tier
 from suites.equivalence.trainer import Batch, LiveTrainer
 from suites.equivalence.training import TrainingExamination
@@ -61,8 +61,8 @@ CODE = (
 )
 """The rest of the code that a certificate depends on, of this checkout; the oracle has a hash of its own."""
 
-LARGE = 100_000_000
-"""Parameters from which on one implementation is examined at a time: each process then holds VGG's 0.6 GB of weights several times."""
+LARGE = 60_000_000
+"""Parameters from which on one implementation is examined at a time: each process holds its 0.2 GB of weights, VGG's 0.6, several times."""
 
 SUITES: Mapping[Purpose, Suite] = {"inference": "equivalence", "training": "training_equivalence"}
 """The records that certificates are stored as."""
@@ -77,18 +77,25 @@ def certificates_for(
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
-    examined at a time, for most of it is starting and compiling on one core; of networks that are ``LARGE`` one.
+    examined at a time, for most of it is starting and compiling on one core; where a network is ``LARGE`` one, and of one network
+    nothing is kept while the next is examined.
     """
     by_implementation: dict[str, list[Cell]] = {}
     for cell in cells:
         by_implementation.setdefault(cell.implementation, []).append(cell)
     certificates: dict[Cell, Record] = {}
-    staffs = {name: Workers(context) for name in by_implementation}
+    one_at_a_time = max((parameter_count(models.get(cell.model)) for cell in cells), default=0) >= LARGE
+    staffs = {name: Workers(context, alone=one_at_a_time) for name in by_implementation}
     stopped = threading.Event()
+    examined = ""
 
     def certify(name: str) -> None:
+        nonlocal examined
         try:
             for cell in by_implementation[name]:
+                if one_at_a_time and cell.model != examined:
+                    forget()
+                    examined = cell.model
                 what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
                 context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({len(certificates) + 1} of {len(cells)})")
                 record = _certify_one(context, staffs[name], cell, batch_sizes, purpose, thorough=thorough)
@@ -99,8 +106,7 @@ def certificates_for(
         finally:
             staffs[name].end()
 
-    largest = max((parameter_count(models.get(cell.model)) for cell in cells), default=0)
-    with ThreadPoolExecutor(1 if largest >= LARGE else 2) as executor:
+    with ThreadPoolExecutor(1 if one_at_a_time else 2) as executor:
         try:
             for _ in executor.map(certify, staffs):
                 pass

@@ -96,7 +96,7 @@ class Examination:
     def _observe(
         self, precision: str, weights: Path, images: npt.NDArray[np.float32]
     ) -> tuple[Arrays, npt.NDArray[Any], Mapping[str, Any]]:
-        """Taps of one batch (none if it shows none), its logits through the mode, as it is timed, and the settings reported."""
+        """Taps of one batch (none if it shows none), its logits through the mode, as it is timed, and the mode's settings."""
         found = load_file(self._taps(precision, weights, images)[0]) if self._manifest.taps else {}
         worker, _ = self.workers.get(self.cell, precision)
         ring, out = self._scratch / "ring.safetensors", self._scratch / "out.safetensors"
@@ -137,9 +137,12 @@ class Examination:
         about = self.subject
         images = probes.real(about.inputs, *probe.shape[2:])[: probe.shape[0]]
         taps, logits, settings = self._observe("fp64", about.path, images)
-        answer = _meaning_of(about.model.name, self._brought, probe.shape, settings.get("epsilon") == "float32")
+        single = settings.get("epsilon") == "float32"
+        answer = _meaning_of(about.model.name, self._brought, probe.shape, single)
         tiers = [meaning(answer.taps, taps)] if self._manifest.taps else []
-        return all_of([*tiers, meaning({"logits": answer.folded if self._manifest.folds else answer.given}, {"logits": logits})])
+        tiers.append(meaning({"logits": answer.folded if self._manifest.folds else answer.given}, {"logits": logits}))
+        tier = all_of(tiers)
+        return replace(tier, note="every epsilon is the float32 that is nearest to the spec's") if single else tier
 
     def _local_rounding(self, probe: Probe) -> Tier:
         about, precision = self.subject, self.cell.precision
@@ -180,12 +183,22 @@ class Examination:
 
 Answer = TypeVar("Answer")
 
+_KEPT: list[Callable[[], None]] = []
+"""How each answer that is kept for other implementations and modes is let go."""
+
+
+def forget() -> None:
+    """Let go of all answers and networks that are kept, which are gigabytes where networks are large."""
+    for let_go in (*_KEPT, _local_rounding_of.cache_clear, subject.cache_clear):
+        let_go()
+
 
 def shared(maxsize: int) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
     """As ``lru_cache``, for implementations that are examined side by side: what two ask for at the same time is made once."""
 
     def decorate(make: Callable[..., Answer]) -> Callable[..., Answer]:
         cached, lock = functools.lru_cache(maxsize)(make), threading.Lock()
+        _KEPT.append(cached.cache_clear)
 
         @functools.wraps(make)
         def asked(*arguments: Any) -> Answer:
@@ -227,13 +240,15 @@ class _Meaning:
     folded: npt.NDArray[np.float64]
 
 
-@shared(maxsize=4)
+@shared(maxsize=2)
 def _meaning_of(model: str, brought: Path | None, shape: Shape, single_epsilon: bool) -> _Meaning:
-    """The oracle's answer of E2, the same for all implementations and modes that hold epsilons alike."""
+    """The oracle's answer of E2, the same for all implementations and modes whose format holds epsilon alike."""
     about = subject(model, brought)
+    networks = (about.model, about.folded_model)
+    network, folded = map(local.with_single_epsilon, networks) if single_epsilon else networks
     images = probes.real(about.inputs, *shape[2:])[: shape[0]]
-    taps = forward.taps(local.with_single_epsilon(about.model) if single_epsilon else about.model, about.weights, images)
-    return _Meaning(taps, _last(taps), forward.forward(about.folded_model, about.folded_weights, images))
+    taps = forward.taps(network, about.weights, images)
+    return _Meaning(taps, _last(taps), forward.forward(folded, about.folded_weights, images))
 
 
 @dataclass(frozen=True, slots=True)

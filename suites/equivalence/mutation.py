@@ -29,6 +29,7 @@ from impls.oracle.rounding import Envelope, rho
 from impls.spec import ModelSpec, layers
 from impls.weights import file, folding
 from suites.equivalence import probes, simulation
+from suites.equivalence.faults import families
 from suites.equivalence.faults.arithmetic import ARITHMETIC, ArithmeticFault
 from suites.equivalence.faults.families import CATALOGUE, FAMILIES
 from suites.equivalence.faults.fault import Array, Case, Citation, Fault, Function, Images, Site, Weights, computed, without_helpers
@@ -61,7 +62,7 @@ TINT = np.array([1.0, 0.75, 0.5], np.float32)[:, None, None]
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """A network, the size of its images in pixels, on how many E3 looks, and the faults that it is given, None for all it can have.
+    """A network, the size of its images in pixels, on how many E3 looks, the faults that it is given, None for all it can have, and where.
 
     ``simulated`` says whether it is also examined in the precisions that only ``simulation`` has, and without a list of faults with those
     of arithmetic.
@@ -72,6 +73,7 @@ class Net:
     local_images: int
     faults: tuple[str, ...] | None
     simulated: bool
+    precisions: tuple[str, ...] = FRAMEWORK_PRECISIONS
 
     def takes(self, fault: Fault) -> bool:
         """Whether the fault is examined on it: without a list, whatever it can have but the families."""
@@ -80,6 +82,8 @@ class Net:
 
 PIXELS = tuple(fault.id for fault in FAMILIES if fault.find is photographs)
 POOLS = tuple(fault.id for fault in FAMILIES if fault.find is POOL)
+
+FLATTENINGS = tuple(fault.id for fault in families.FLATTENINGS)
 
 NETS: tuple[Net, ...] = (
     Net("cifar_resnet20", 32, 2, None, True),
@@ -111,12 +115,12 @@ NETS: tuple[Net, ...] = (
     ),
     Net("resnet50", 64, 1, ("conv-same", "stride-v1", "eps-1e-3", "kernel-transposed", "blocks-swapped"), False),
     Net("resnet50_v1", 64, 1, ("stride-v1.5",), False),
-    Net("googlenet", 64, 1, ("pool-floor", "pool-ceil-before", "concat-reversed"), False),
-    Net("alexnet", 224, 1, ("flatten-nhwc",), True),
+    Net("googlenet", 64, 1, ("pool-floor", "pool-ceil-before", "concat-reversed"), False, ("fp64", "fp32", "bf16")),
+    Net("alexnet", 224, 1, FLATTENINGS, False),
     Net("cifar_resnet8", 32, 2, tuple(fault.id for fault in FAMILIES if fault.id not in (*PIXELS, *POOLS)), True),
 )
 """Trained weights with every single fault that a CIFAR net can have; synthesised weights with the families, and with those that need an
-ImageNet net or a bottleneck."""
+ImageNet net or a bottleneck, branches that are concatenated, or a map that is flattened. GoogLeNet's epsilon has no exact probe in fp16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,9 +450,10 @@ def run(
             planned = mutations(net, about.case.model)
             made = [row_of(net, mutation) for mutation in planned]
             simulated = SIMULATED_PRECISIONS if net.simulated else ()
-            say(f"{net.model}: {len(planned) - 1} mutants in {', '.join((*precisions, *simulated))}")
+            here = [precision for precision in precisions if precision in net.precisions]
+            say(f"{net.model}: {len(planned) - 1} mutants in {', '.join((*here, *simulated))}")
             tasks: list[Callable[[], None]] = [
-                *(functools.partial(_in_framework, python, Path(folder), precision, about, planned, made) for precision in precisions),
+                *(functools.partial(_in_framework, python, Path(folder), precision, about, planned, made) for precision in here),
                 *(functools.partial(_simulated, precision, about, planned, made) for precision in simulated),
                 functools.partial(_signals, about, planned, made),
             ]

@@ -12,12 +12,14 @@ from suites.harness.process import WorkerError, WorkerProcess
 class Workers:
     """One live worker per implementation and precision, started when first asked for and again after it died.
 
-    Only the one that was asked for last runs; the others are stopped. ``purpose`` begins the names of their logs.
+    Only the one that was asked for last runs; the others are stopped, or with ``alone`` ended: a stopped one keeps its memory.
+    ``purpose`` begins the names of their logs.
     """
 
-    def __init__(self, context: Context, purpose: str = "certify") -> None:
+    def __init__(self, context: Context, purpose: str = "certify", *, alone: bool = False) -> None:
         self.context = context
         self.purpose = purpose
+        self.alone = alone
         self._live: dict[tuple[str, str], tuple[WorkerProcess, dict[str, Any]]] = {}
         self._ended = False
 
@@ -34,7 +36,7 @@ class Workers:
             del self._live[key]
         for other, (worker, _) in self._live.items():
             if other != key:
-                worker.pause()
+                (worker.end if self.alone else worker.pause)()
         if key not in self._live:
             worker = self.context.launch(cell, precision, purpose=self.purpose)
             try:

@@ -19,6 +19,7 @@ from impls.spec import (
     Add,
     BatchNorm2d,
     Conv2d,
+    Flatten,
     GlobalAvgPool2d,
     Layer,
     MaxPool2d,
@@ -451,6 +452,28 @@ POOLS = (
     ),
 )
 
+FLATTENINGS = tuple(
+    Fault(
+        f"flatten-{name}",
+        f"{{site}} takes the map {does}",
+        "the map before the linear layers",
+        each(Flatten),
+        _elementwise(lambda x, axes=axes: x.transpose(axes).reshape(len(x), -1)),  # type: ignore[misc]
+        "function",
+        citation=citation,
+    )
+    for name, does, axes, citation in (
+        (
+            "nhwc",
+            "place by place instead of channel by channel: NHWC for NCHW",
+            (0, 2, 3, 1),
+            Citation("microsoft/MMdnn#250", "After TensorFlow->Caffe conversion, output after flatten layer permuted in a different way"),
+        ),
+        ("nwhc", "column by column, and place by place instead of channel by channel", (0, 3, 2, 1), None),
+        ("ncwh", "column by column instead of row by row", (0, 1, 3, 2), None),
+    )
+)
+
 HEADS = tuple(
     Fault(
         f"mean-{name}",
@@ -532,6 +555,7 @@ FAMILIES: tuple[Fault, ...] = (
     *ORDERS,
     *PREPROCESSING,
     *POOLS,
+    *FLATTENINGS,
     *HEADS,
     *REVERSED,
 )

@@ -6,7 +6,7 @@ Citations are threads that were opened and read; a fault without one was found n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,6 @@ from impls.spec import (
     Block,
     Concat,
     Conv2d,
-    Flatten,
     GlobalAvgPool2d,
     Layer,
     Linear,
@@ -50,7 +49,6 @@ from suites.equivalence.faults.surgery import (
     relayered,
     rewired,
     swapped_with_next,
-    with_functions,
     with_images,
     with_tensors,
 )
@@ -114,13 +112,6 @@ def _average_for_maximum(case: Case, names: Group) -> Case:
     name = names[0]
     average, weight = per_channel(name, entering(case, name)[1], 3, 2, Padding.same_on_all_sides(1), np.full((3, 3), 1 / 9))
     return with_tensors(rewired(case, {name: lambda layer: (average,)}), weight)
-
-
-def _flattened_by_rows(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
-    """All channels of a place, then those of the next."""
-    x = inputs[0]
-    result: Array = x.transpose(0, 2, 3, 1).reshape(len(x), -1)
-    return result
 
 
 def _branches_reversed(block: Block) -> Block:
@@ -683,17 +674,6 @@ INFERENCE: tuple[Fault, ...] = (
         _mean_over_padding,
         citation=Citation(
             "microsoft/onnxruntime#16203", "`count_include_pad` calculates the the most right output with dividing it by kernel size"
-        ),
-    ),
-    Fault(
-        "flatten-nhwc",
-        "{site} takes the map place by place instead of channel by channel: NHWC for NCHW",
-        "the map before the linear layers",
-        each(Flatten),
-        lambda case, names: with_functions(case, names, _flattened_by_rows),
-        "function",
-        citation=Citation(
-            "microsoft/MMdnn#250", "After TensorFlow->Caffe conversion, output after flatten layer permuted in a different way"
         ),
     ),
     Fault(
