@@ -70,9 +70,9 @@ def show(found: Evaluation) -> None:
         if row["status"] == "ok":
             proof = f"ok {labels.short(row['certificate'])}"
             shown.add_row(_name(row), row["model"], row["precision"], row["dataset"], str(round(row["images"])), *_percent(row), proof)
-    for row in found.ensembles:
-        members = f"ensemble of {len(row['members'])}"
-        shown.add_row(_name(row), members, row["precision"], row["dataset"], str(row["images"]), *_percent(row), "as its members")
+    for each in found.ensembles:
+        members = f"ensemble of {len(each['members'])}"
+        shown.add_row(_name(each), members, each["precision"], each["dataset"], str(each["images"]), *_percent(each), "as its members")
     if shown.row_count:
         console.print(shown)
     for line in _lines(found, rows):
@@ -92,7 +92,7 @@ def _lines(found: Evaluation, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines += dict.fromkeys(
         f"The oracle (NumPy float64): {each['model']} on {each['dataset']}: {_share(each['top1'])} %." for each in found.oracle
     )
-    bad = next((row["unreadable"] for row in rows if row["unreadable"]), [])
+    bad: Sequence[Mapping[str, Any]] = next((row["unreadable"] for row in rows if row["unreadable"]), [])
     if bad:
         lines.append(f"{len(bad)} images could not be read; they are counted, and not as right:")
         lines += _some([f"  {each['name']} {each['reason']}" for each in bad])

@@ -28,7 +28,7 @@ from impls.spec import macs
 from results import statistics
 from results.record import Cell, Record
 from suites.data import test_set
-from suites.data.labelled import ImageError
+from suites.data.labelled import DataError, ImageError
 from suites.data.test_set import TestSet
 from suites.equivalence.workers import Workers
 from suites.harness import inputs
@@ -46,7 +46,6 @@ ORACLE = "oracle"
 """How the oracle is called beside the implementations."""
 
 TOP = 5
-
 
 NONE = -1
 """The prediction for an image that could not be read; it is counted, and is not right."""
@@ -148,8 +147,8 @@ def bring_weights(model: str) -> str:
     """What a row says where there are no trained weights: how to bring some."""
     missing = f"bring weights: {model} has none here that were trained"
     spec = models.get(model)
-    digits = (spec.input_chw, spec.classes) == ((3, 32, 32), 10)
-    return f"{missing}; `levelfield accuracy --weights FILE{'' if digits else ' --dataset imagenet --data-dir DIR'}` takes yours"
+    small = {10: "", 100: " --dataset cifar100"} if spec.input_chw == (3, 32, 32) else {}
+    return f"{missing}; `levelfield accuracy --weights FILE{small.get(spec.classes, ' --dataset imagenet --data-dir DIR')}` takes yours"
 
 
 def without_weights(context: Context, arm: Cell) -> Record:
@@ -313,9 +312,10 @@ def _classify(context: Context, arm: Cell, worker: WorkerProcess, handle: str, t
     size, count = shape[0], len(test.labels)
     own = f"{arm.implementation}-{arm.mode}-{arm.model}-{arm.precision}.safetensors"  # others may be classifying beside this one
     sent, out = context.scratch / f"images-{own}", context.scratch / f"logits-{own}"
-    said, began, first = time.monotonic(), time.monotonic(), kept.batches * size
-    if first:
-        context.say(f"{min(first, count)} of {count} images were classified before the interrupt")
+    said = began = time.monotonic()
+    before = first = kept.batches * size
+    if before:
+        context.say(f"{min(before, count)} of {count} images were classified before the interrupt")
     with ThreadPoolExecutor(context.threads) as pool:
         ahead = _ahead(pool, test, first, size)
         while ahead:
@@ -335,7 +335,7 @@ def _classify(context: Context, arm: Cell, worker: WorkerProcess, handle: str, t
             kept.append(Batch(scores, digests, unreadable))
             if time.monotonic() > said + SAY_EVERY_S and ahead:
                 said = time.monotonic()
-                context.say(f"{first} of {count} images, about {(said - began) / first * (count - first):.0f} s are left")
+                context.say(f"{first} of {count} images, about {(said - began) / (first - before) * (count - first):.0f} s are left")
 
 
 def _ahead(pool: ThreadPoolExecutor, test: TestSet, first: int, size: int) -> list[Future[Images | str]]:
@@ -407,13 +407,27 @@ class Group:
     members: Mapping[str, Mapping[str, Any]]
 
 
+_Key = tuple[str, str, str, str, str]
+
+
 def groups(records: Sequence[Record]) -> list[Group]:
-    """The records that hold predictions, in groups."""
-    found: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
+    """The records that hold predictions, in groups.
+
+    Raises:
+        DataError: two of a group saw other images.
+    """
+    found: dict[_Key, dict[str, Mapping[str, Any]]] = {}
+    seen: dict[_Key, str | None] = {}
     for record in records:
         if record.status == "ok" and record.data is not None and record.model is not None:
             cell, data = record.cell, record.data
             key = (cell.model, record.model.weights_sha256, cell.precision, cell.device, str(data["dataset"]))
+            inputs_sha256 = record.inputs.sha256 if record.inputs else None
+            if seen.setdefault(key, inputs_sha256) != inputs_sha256:
+                raise DataError(
+                    f"{data['dataset']}: {cell.implementation} saw other images than {next(iter(found[key]))}: they changed on the disk; "
+                    "--fresh classifies them again"
+                )
             found.setdefault(key, {})[f"{cell.implementation}/{cell.mode}"] = data
     for members in found.values():
         if (oracle := next(iter(members.values()))["oracle"]) is not None:

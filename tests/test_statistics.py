@@ -294,6 +294,24 @@ def test_upper_bound(hits: int, trials: int) -> None:
     assert statistics.upper_bound(0, 3000) < 0.001
 
 
+def test_mcnemar_by_hand() -> None:
+    """Of 8 images that one alone has right, 1 or none is the other's in 2 * 9 of 256 cases; nothing to tell apart is 1."""
+    assert statistics.mcnemar(1, 7) == statistics.mcnemar(7, 1) == pytest.approx(18 / 256)
+    assert statistics.mcnemar(0, 0) == statistics.mcnemar(4, 4) == 1
+    with pytest.raises(StatisticsError, match="-1 and 2 images"):
+        statistics.mcnemar(-1, 2)
+
+
+@pytest.mark.parametrize("differing", [1, 5, 6, 20, 101])
+def test_mcnemar_holds_its_level(differing: int) -> None:
+    """Classifiers that are equally often right are told apart at 5 % with a probability of at most 5 %, as an exact test must."""
+    alarms = sum(
+        stats.binom.pmf(first, differing, 0.5) for first in range(differing + 1) if statistics.mcnemar(first, differing - first) < 0.05
+    )
+    assert alarms <= 0.05
+    assert (alarms > 0) == (differing >= 6)
+
+
 def test_wilson_by_hand() -> None:
     """The interval of a proportion is Wilson's, from its formula, and stays within 0 and 1."""
     z, n, p = 1.959963984540054, 50, 0.9

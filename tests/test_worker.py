@@ -84,6 +84,12 @@ def test_a_network_through_all_operations(start: Start, weights: Path, tmp_path:
         process.call("outputs", 60, handle="a", out=out)
         expected = np.stack([forward.forward(model, tensors, images) for images in RING])
         np.testing.assert_allclose(load_file(out)["logits"], expected, rtol=1e-10, atol=1e-10)
+        unseen = str(tmp_path / "unseen")
+        save_file({"images": RING[::-1].copy()}, unseen)
+        process.call("classify", 60, handle="a", images=unseen, out=out)
+        np.testing.assert_allclose(load_file(out)["logits"], expected[::-1], rtol=1e-10, atol=1e-10)
+        told = process.call("settings", 60, handle="a")["settings"]
+        assert {**told, "folded": fold} == loaded["settings"]
         process.call("taps", 60, handle="a", images=batch, out=out)
         taps = forward.taps(model, tensors, RING[0])
         assert {name: tap.shape for name, tap in load_file(out).items()} == {name: tap.shape for name, tap in taps.items()}

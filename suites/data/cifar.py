@@ -117,14 +117,14 @@ def of_records(official: Official, content: bytes, where: str) -> Labelled:
     if (wrong := np.flatnonzero(labels >= official.classes)).size:
         first = int(wrong[0])
         raise DataError(f"{where}: image {first} has the label {labels[first]}; there are {official.classes} classes ({wrong.size} such)")
-    planes = records[:, official.label_bytes :].reshape(-1, 3, SIDE, SIDE)
+    pixels = records[:, official.label_bytes :].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
 
     def read(index: int) -> Pixels:
-        return planes[index].transpose(1, 2, 0)
+        return np.asarray(pixels[index])
 
     file = Path(official.member).name
     names = [f"{file} image {index}" for index in range(official.images)]
-    return Labelled(f"{official.name}/test", official.classes, labels, names, read, hashlib.sha256(content).hexdigest())
+    return Labelled(f"{official.name}/test", official.classes, labels, names, read, SIDE, hashlib.sha256(content).hexdigest())
 
 
 def _wrong_length(official: Official, where: str, found: int) -> str:

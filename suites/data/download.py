@@ -77,7 +77,7 @@ def _append(address: str, part: Path, say: Callable[[str], None]) -> None:
         length = reply.headers.get("Content-Length")
         total = file.tell() + int(length) if length else None
         said = file.tell()
-        while piece := reply.read(PIECE):
+        while piece := reply.read1(PIECE):
             if file.tell() + len(piece) > MOST_BYTES:
                 raise ValueError(f"it has more than {MOST_BYTES} bytes")
             file.write(piece)

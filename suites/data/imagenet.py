@@ -191,4 +191,4 @@ def _labelled(data_dir: Path, rows: Rows) -> Labelled:
     names = [str(path.relative_to(data_dir)) for path in paths]
     identity = hashlib.sha256(json.dumps([[path.name for path in paths], labels.tolist()]).encode()).hexdigest()
     part = "" if len(rows) == VALIDATION else f"-{len(rows)}"
-    return Labelled(f"imagenet/val{part}", CLASSES, labels, names, read, identity)
+    return Labelled(f"imagenet/val{part}", CLASSES, labels, names, read, None, identity)

@@ -25,8 +25,8 @@ class Labelled:
     """A labelled data set that is read image by image.
 
     ``labels`` (count,) int64 in 0 .. classes - 1; ``names`` what each image is called for people; ``read`` gives the pixels of one
-    by its index, from any thread, or raises ImageError. ``sha256`` identifies labels and names, and the pixels too where they
-    are one file.
+    by its index, from any thread, or raises ImageError. ``side`` is that of all images, None where they are of many sizes. ``sha256``
+    identifies labels and names, and the pixels too where they are one file.
     """
 
     name: str
@@ -34,4 +34,5 @@ class Labelled:
     labels: npt.NDArray[np.int64]
     names: Sequence[str]
     read: Callable[[int], Pixels]
+    side: int | None
     sha256: str

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from suites.data.images import MOST_PIXELS, pillow
 from suites.data.labelled import ImageError, Pixels
+from suites.harness.inputs import IMAGENET_MEAN, IMAGENET_STD
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Three = tuple[float, float, float]
@@ -57,8 +58,6 @@ class Preprocess:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
-IMAGENET_MEAN: Three = (0.485, 0.456, 0.406)
-IMAGENET_STD: Three = (0.229, 0.224, 0.225)
 UNIT = (0.0, 1.0)
 BYTES = (0.0, 255.0)
 
@@ -164,17 +163,24 @@ def _numbers(value: object, count: int) -> bool:
     return isinstance(value, tuple) and len(value) == count and all(type(each) in (int, float) and abs(each) < 1e6 for each in value)
 
 
-def check_size(preprocess: Preprocess, size: int, views: int) -> None:
+def check_size(preprocess: Preprocess, side: int | None, size: int, views: int) -> None:
     """Refuse what does not end in squares of ``size`` pixels, or in ten crops that are one and its mirror image.
+
+    ``side`` is that of all images, None where they are of many sizes.
 
     Raises:
         PreprocessError: the message names both sizes.
     """
-    if preprocess.crop is not None and preprocess.crop != size:
-        raise PreprocessError(f"this preprocessing crops {preprocess.crop} x {preprocess.crop} pixels, the network takes {size} x {size}")
-    if preprocess.resize is not None and preprocess.resize < size:
-        raise PreprocessError(f"this preprocessing resizes to {preprocess.resize} pixels, fewer than the {size} that the network takes")
-    if views == TEN and (preprocess.resize is None or preprocess.resize == size):
+    shorter = preprocess.resize or side
+    if shorter is None:
+        raise PreprocessError("the images are of many sizes, and this preprocessing resizes none")
+    if preprocess.resize is not None and preprocess.crop is None:
+        raise PreprocessError("this preprocessing resizes and does not crop, so its images are no squares")
+    taken = preprocess.crop or shorter
+    if taken != size or shorter < size:
+        what = f"crops {taken} x {taken} of {shorter}" if preprocess.crop else f"leaves {taken} x {taken}"
+        raise PreprocessError(f"this preprocessing {what} pixels, the network takes {size} x {size}")
+    if views == TEN and shorter == size:
         raise PreprocessError("a 10-crop test needs images that are larger than the network's input; this preprocessing leaves none")
 
 

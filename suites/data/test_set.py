@@ -79,9 +79,7 @@ def prepared(images: Labelled, model: ModelSpec, how: Preprocess, views: int) ->
         raise DataError(f"{images.name} has {images.classes} classes, {model.name} has {model.classes}")
     if channels != 3 or height != width:
         raise DataError(f"{images.name}: {model.name} takes {channels} channels of {height} x {width}, not 3 of a square")
-    preprocess.check_size(how, height, views)
-    if how.crop is None and (side := images.read(0).shape[0]) != height:
-        raise DataError(f"{images.name}: its images have {side} x {side} pixels, {model.name} takes {height} x {width}")
+    preprocess.check_size(how, images.side, height, views)
     shown = how.as_json() | ({"views": views} if views > 1 else {})
     prepare = functools.partial(_prepare, images, how, views)
     return TestSet(images.name, images.labels, images.names, views, shown, prepare, images.sha256)

@@ -63,17 +63,22 @@ def _resized(interpolation: preprocess.Interpolation, resize: int = RESIZE) -> C
     return lambda path: central(preprocess.resized(images.decode(path), resize, interpolation))
 
 
-def _without_antialias(path: Path) -> Values:
-    """Bilinear from the four nearest pixels, as tensors are resized with antialias=False and by OpenCV's INTER_LINEAR."""
-    pixels = images.decode(path).astype(np.float64)
-    height, width = pixels.shape[:2]
-    size = (RESIZE * height // min(height, width), RESIZE * width // min(height, width))
-    for axis, (length, new) in enumerate(zip((height, width), size, strict=True)):
+def bilinear(values: npt.NDArray[np.floating], size: tuple[int, int]) -> npt.NDArray[np.floating]:
+    """Each new pixel from the four nearest, whatever lies between them, to (height, width)."""
+    for axis, new in enumerate(size):
+        length = values.shape[axis]
         at = np.clip((np.arange(new) + 0.5) * length / new - 0.5, 0, length - 1)
         low = np.minimum(at.astype(int), length - 2)
         part = (at - low).reshape([-1 if each == axis else 1 for each in range(3)])
-        pixels = np.take(pixels, low, axis) * (1 - part) + np.take(pixels, low + 1, axis) * part
-    return central(np.rint(pixels))
+        values = np.take(values, low, axis) * (1 - part) + np.take(values, low + 1, axis) * part
+    return values
+
+
+def _without_antialias(path: Path) -> Values:
+    """As tensors are resized with antialias=False, and by OpenCV's INTER_LINEAR."""
+    pixels = images.decode(path)
+    size = preprocess.resized(pixels, RESIZE, "nearest").shape[:2]
+    return central(np.rint(bilinear(pixels.astype(np.float64), (size[0], size[1]))))
 
 
 def _unrounded(path: Path) -> Values:

@@ -51,12 +51,10 @@ class Scores:
             with path.open("a+b") as file:
                 file.seek(0)
                 for line in file:
-                    digest, document = line[:64].decode("ascii", "replace"), line[65:-1]
-                    if digest != _hash(self._last, document) or not line.endswith(b"\n"):
+                    document = _document(line, self._last)
+                    if document is None or (self.batches < 0 and document != self._head.encode()):
                         break
-                    if self.batches < 0 and document != self._head.encode():
-                        break
-                    whole, self._last, self.batches = whole + len(line), digest, self.batches + 1
+                    whole, self._last, self.batches = whole + len(line), _hash(self._last, document), self.batches + 1
                 file.truncate(whole)
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
@@ -102,14 +100,20 @@ def read(path: Path) -> Iterator[Batch]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file):
-                digest, document = line[:64].decode("ascii", "replace"), line[65:-1]
-                if digest != _hash(last, document):
+                document = _document(line, last)
+                if document is None:
                     raise StoreError(f"{path}: line {number + 1} is not what was written; remove the file and classify again")
-                last = digest
+                last = _hash(last, document)
                 if number:
                     yield _batch(document)
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
+
+
+def _document(line: bytes, last: str) -> bytes | None:
+    """What a whole line holds, behind the line whose hash is ``last``; None where it is not what was written."""
+    document = line[65:-1]
+    return document if line == f"{_hash(last, document)} ".encode() + document + b"\n" else None
 
 
 def _batch(document: bytes) -> Batch:
