@@ -51,7 +51,7 @@ print(json.dumps(told))
 """
 
 ONNX = """
-import ctypes, json
+import json
 import numpy as np
 import onnxruntime
 from impls import models
@@ -69,35 +69,12 @@ plain, graph = (process.prepare(folded, weights, mode, (2, 3, 32, 32)) for mode 
 put = [graph.put(images) for images in batches]
 outputs = [graph.run(batch) for batch in put]
 expected = [plain.get(plain.run(plain.put(images))) for images in batches]
-
-class Cudart:
-    """Memory of the host in the place of the device's."""
-    copied = synchronised = 0
-    def cudaMemcpy(self, target, source, size, kind):
-        assert kind == 3
-        ctypes.memmove(target, source, size.value)
-        self.copied += size.value
-        return 0 if size.value > 8 else 2
-    def cudaStreamSynchronize(self, stream):
-        assert not stream.value
-        self.synchronised += 1
-        return 0
-
-cudart = Cudart()
-target = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros_like(batches[0]), "cpu", 0)
-runtime.copy_on_gpu(cudart, put[0], target)
-small = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(2, np.float32), "cpu", 0)
-try:
-    runtime.copy_on_gpu(cudart, small, small)
-except RuntimeError as error:
-    failed = str(error)
-copied = [bool(np.array_equal(target.numpy(), batches[0])), cudart.copied == batches[0].nbytes + 8, cudart.synchronised]
 options = {f"{precision} {graph}": runtime._cuda_options(Settings("cuda", precision, 1, False), cuda_graph=graph)
            for precision in ("fp32", "tf32", "fp16") for graph in (False, True)}
 print(json.dumps({
     "same": [bool(np.array_equal(graph.get(output), answer)) for output, answer in zip(outputs, expected)],
     "batches": [bool(np.array_equal(batch.numpy(), images)) for batch, images in zip(put, batches)],
-    "kind": type(graph).__name__, "options": options, "copied": copied, "failed": failed,
+    "kind": type(graph).__name__, "options": options,
 }))
 """
 
@@ -160,8 +137,6 @@ def test_onnx_runtimes_graph() -> None:
     assert found["kind"] == "GraphNetwork"
     assert found["same"] == [True, True]
     assert found["batches"] == [True, True]
-    assert found["copied"] == [True, True, 2]
-    assert found["failed"] == "a copy on the GPU failed with CUDA's error 2"
     for name, options in found["options"].items():
         precision, graph = name.split()
         assert options["enable_cuda_graph"] == str(int(graph == "True"))

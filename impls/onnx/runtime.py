@@ -9,8 +9,6 @@ is evaluated by ``onnx.reference``, the standard's own NumPy semantics, on the s
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import importlib.metadata
 import sys
 import tempfile
@@ -190,8 +188,8 @@ class GraphNetwork(SessionNetwork):
     """A session whose passes replay one CUDA graph, which always reads and writes the same memory.
 
     So a pass begins and ends with a copy on the device, as PyTorch's does (ONNX Runtime's documentation of the CUDA provider, "Using
-    CUDA Graphs": fixed shapes, inputs and outputs bound to addresses that stay). ``copy_tensors`` finds no way for the built-in
-    providers' memory in 1.31.1 ("Data transfer implementation between source and destination device was not found"), so CUDA copies.
+    CUDA Graphs": fixed shapes, inputs and outputs bound to addresses that stay). ``OrtValue.update_inplace`` copies from a GPU to a GPU
+    by its docstring, and is done when it returns (gpu_data_transfer.cc synchronises its stream).
     """
 
     def __init__(self, model: ModelSpec, file: BinaryIO, settings: Settings) -> None:
@@ -206,35 +204,11 @@ class GraphNetwork(SessionNetwork):
 
     def run(self, batch: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
         """See the contract."""
-        self._copy(batch, self._input)
+        self._input.update_inplace(batch)
         self._session.run_with_iobinding(self._binding)
         output = self._allocate(self._session.get_outputs()[0])
-        self._copy(self._output, output)
+        output.update_inplace(self._output)
         return output
-
-    def _copy(self, source: onnxruntime.OrtValue, target: onnxruntime.OrtValue) -> None:
-        if self._device_type == "cuda":
-            copy_on_gpu(_cudart(), source, target)
-        else:
-            target.update_inplace(source.numpy())
-
-
-CUDA_MEMCPY_DEVICE_TO_DEVICE = 3  # driver_types.h
-
-
-@functools.cache
-def _cudart() -> ctypes.CDLL:
-    """CUDA's runtime, which the provider has loaded."""
-    return ctypes.CDLL(f"libcudart.so.{onnxruntime.cuda_version.partition('.')[0]}")
-
-
-def copy_on_gpu(cudart: Any, source: onnxruntime.OrtValue, target: onnxruntime.OrtValue) -> None:
-    """Copy a tensor on the device and wait: the provider's stream does not wait for the default one, nor does the host of itself."""
-    addresses = ctypes.c_void_p(target.data_ptr()), ctypes.c_void_p(source.data_ptr())
-    size = ctypes.c_size_t(source.tensor_size_in_bytes())
-    for code in (cudart.cudaMemcpy(*addresses, size, CUDA_MEMCPY_DEVICE_TO_DEVICE), cudart.cudaStreamSynchronize(ctypes.c_void_p(0))):
-        if code:
-            raise RuntimeError(f"a copy on the GPU failed with CUDA's error {code}")
 
 
 class ReferenceNetwork(implementation.Network):
