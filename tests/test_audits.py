@@ -123,7 +123,7 @@ def test_the_probe_tells_the_precisions_apart(name: str) -> None:
         alike = name == other or {name, other} == {"tf32", "fp16"} or (name, other) == ("tf32", "fp32")
         audit = audits.judge_precision(audits.expected(other), name)
         assert audit.passed == alike
-        assert (audit.value == 0) == np.array_equal(audits.expected(other), audits.expected(name))
+        assert (audit.found == 0) == np.array_equal(audits.expected(other), audits.expected(name))
 
 
 def test_the_probe_of_a_gpu_must_hold_everywhere() -> None:

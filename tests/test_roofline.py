@@ -53,8 +53,8 @@ def test_small_batches_have_none(cells: pd.DataFrame) -> None:
     """They live in the cache, and launches decide; nor has what copies are in."""
     assert cells.loc[cells.batch_size.lt(roofline.LEAST_BATCH).fillna(False), ["roofline_fraction", "roofline_error"]].isna().all(axis=None)
     large = cells.batch_size.ge(256).fillna(False) & cells.time_per_batch_s.notna()
-    assert cells.loc[large & cells.scope.eq("device"), "roofline_fraction"].notna().all()
-    assert cells.loc[large & cells.scope.eq("transfer"), ["roofline_fraction", "roofline_error"]].isna().all(axis=None)
+    assert cells.loc[large & cells.scope.eq("device").fillna(False), "roofline_fraction"].notna().all()
+    assert cells.loc[large & cells.scope.eq("transfer").fillna(False), ["roofline_fraction", "roofline_error"]].isna().all(axis=None)
 
 
 def test_another_precision_has_its_own_peak(cells: pd.DataFrame) -> None:

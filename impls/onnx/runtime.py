@@ -188,8 +188,8 @@ class GraphNetwork(SessionNetwork):
     """A session whose passes replay one CUDA graph, which always reads and writes the same memory.
 
     So a pass begins and ends with a copy on the device, as PyTorch's does (ONNX Runtime's documentation of the CUDA provider, "Using
-    CUDA Graphs": fixed shapes, inputs and outputs bound to addresses that stay). ``copy_tensors`` returns when the copy is done
-    (gpu_data_transfer.cc synchronises its stream).
+    CUDA Graphs": fixed shapes, inputs and outputs bound to addresses that stay). ``OrtValue.update_inplace`` copies from a GPU to a GPU
+    by its docstring, and is done when it returns (gpu_data_transfer.cc synchronises its stream).
     """
 
     def __init__(self, model: ModelSpec, file: BinaryIO, settings: Settings) -> None:
@@ -204,10 +204,10 @@ class GraphNetwork(SessionNetwork):
 
     def run(self, batch: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
         """See the contract."""
-        onnxruntime.copy_tensors([batch], [self._input])
+        self._input.update_inplace(batch)
         self._session.run_with_iobinding(self._binding)
         output = self._allocate(self._session.get_outputs()[0])
-        onnxruntime.copy_tensors([self._output], [output])
+        output.update_inplace(self._output)
         return output
 
 

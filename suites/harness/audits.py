@@ -284,7 +284,7 @@ def precision(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
 
 
 PERMITTED = {"tf32": ("fp32",)}
-"""TF32 is leave to round, which a library need not take for every shape; the audit's value is 0 where it did for the probe."""
+"""TF32 is leave to round, which a library need not take for every shape; what the audit found is 0 where it did for the probe."""
 
 
 def expected(precision: str) -> npt.NDArray[np.float64]:
