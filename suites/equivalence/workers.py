@@ -12,7 +12,7 @@ from suites.harness.process import WorkerError, WorkerProcess
 class Workers:
     """One live worker per implementation and precision, started when first asked for and again after it died.
 
-    Only the one that was asked for last runs; the others are stopped, or ended where it is set ``alone``, for a stopped one keeps its memory.
+    Only the one that was asked for last runs; the others are stopped, or ended where ``alone`` is set: a stopped one keeps its memory.
     ``purpose`` begins the names of their logs.
     """
 
