@@ -178,16 +178,19 @@ def test_meaning_takes_the_epsilon_that_a_format_can_hold(context: Context) -> N
     assert all(np.array_equal(exact[tap], value) for tap, value in single.taps.items())
 
 
-@pytest.mark.parametrize(("large", "times"), [(1, 2), (certificate.LARGE, 0)])
-def test_of_large_networks_one_is_kept(context: Context, monkeypatch: pytest.MonkeyPatch, large: int, times: int) -> None:
-    """What was kept of one is let go before the next is examined; small ones are kept."""
+@pytest.mark.parametrize("limit", ["LARGE_PARAMETERS", "LARGE_TAPS", None])
+def test_of_large_networks_one_worker_lives(context: Context, monkeypatch: pytest.MonkeyPatch, limit: str | None) -> None:
+    """Each network's answers are let go before the next; workers of a large one are alone, and end with it."""
     Examiner(monkeypatch)
-    forgotten: list[str] = []
-    monkeypatch.setattr(certificate, "LARGE", large)
-    monkeypatch.setattr(certificate, "forget", lambda: forgotten.append("all"))
+    happened: list[str] = []
+    monkeypatch.setattr(certificate, "forget", lambda: happened.append("forget"))
+    monkeypatch.setattr(certificate.Workers, "dismiss", lambda workers: happened.append(f"dismiss, alone {workers.alone}"))
+    if limit:
+        monkeypatch.setattr(certificate, limit, 1)
     cells = [CELL, dataclasses.replace(CELL, model="cifar_plain8")]
     assert list(certificate.certificates_for(context, cells, (1,))) == cells
-    assert len(forgotten) == times
+    each = [*2 * ["dismiss, alone True"], "forget"] if limit else ["forget"]
+    assert happened == [*each, *each, f"dismiss, alone {limit is not None}"]
 
 
 def test_what_is_forgotten_is_made_anew(context: Context) -> None:
