@@ -70,11 +70,6 @@ def kernels(model: ModelSpec, roofline: Roofline, batch: int) -> list[Kernel]:
     return launched
 
 
-def moved_bytes(launched: Sequence[Kernel], storage_bytes: int) -> int:
-    """What they read and write, in bytes."""
-    return sum(kernel.elements for kernel in launched) * storage_bytes
-
-
 def least_time_s(launched: Sequence[Kernel], storage_bytes: int, flops_per_s: float, bytes_per_s: float) -> float:
     """The least seconds that they take, one after the other."""
     return sum(max(2 * kernel.macs / flops_per_s, kernel.elements * storage_bytes / bytes_per_s) for kernel in launched)

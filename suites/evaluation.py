@@ -103,8 +103,6 @@ def run(request: plan.Request, asked: Asked, options: runner.Options) -> Evaluat
 
 
 def _check(request: plan.Request, asked: Asked) -> None:
-    if asked.weights and request.models is not None and len(request.models) != 1:
-        raise plan.UsageError("--weights FILE holds one model's weights: name one model, or none")
     if asked.dataset == "digits":
         for name, value in (("--data-dir", asked.data_dir), ("--preprocess", asked.preprocess), ("--ten-crop", asked.ten_crop)):
             if value:
@@ -119,15 +117,12 @@ def _members(request: plan.Request, asked: Asked) -> tuple[tuple[_Member, ...], 
     members: list[_Member] = []
     skipped: dict[Skip, None] = {}
     for path in asked.weights or (None,):
-        own = request
-        if path is not None:
-            name = plan.chosen_models(request.models or (file.load(path).model.name,))[0].name
-            own = dataclasses.replace(request, models=(name,))
+        own, brought = runner.with_own_weights(request, path)
         arms, skips = plan.arms(own, manifests, timed=False)
         if request.modes is None:
             arms = tuple(arm for arm in arms if arm.mode == manifests[arm.implementation].default_mode)
             skips = tuple(skip for skip in skips if skip.mode == manifests[skip.implementation].default_mode)
-        members.append(_Member(arms, {} if path is None or own.models is None else {own.models[0]: path}))
+        members.append(_Member(arms, brought))
         skipped |= dict.fromkeys(skips)
     return tuple(members), tuple(skipped)
 

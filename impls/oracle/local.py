@@ -40,7 +40,8 @@ import numpy.typing as npt
 from impls import spec
 from impls.oracle.forward import Array, check, evaluate, tensors_of
 from impls.oracle.rounding import EXACT_LAYERS, KAPPA, arithmetic, largest_error, round_to, sigma, smallest_normal, spacing
-from impls.spec import Add, BatchNorm2d, Block, Conv2d, Layer, Linear, ModelSpec, Node
+from impls.spec import Add, BatchNorm2d, Conv2d, Layer, Linear, ModelSpec
+from impls.weights.variant import epsilons, with_constants
 
 FALSE_ALARM = 1e-5
 """Probability, at most, that any tap of a correct implementation fails: each test of every tap gets its share (Bonferroni)."""
@@ -142,20 +143,7 @@ def misread(
 
 def with_single_epsilon(model: ModelSpec) -> ModelSpec:
     """The network as a format has it whose epsilon is a float32 (ONNX's is): 2.5e-8 from 1e-5, which float64 resolves."""
-
-    def each(nodes: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(one(node) for node in nodes)
-
-    def one(node: Node) -> Node:
-        match node:
-            case Block():
-                return replace(node, branches=tuple(each(branch) for branch in node.branches), then=each(node.then))
-            case BatchNorm2d():
-                return replace(node, eps=float(np.float32(node.eps)))
-            case _:
-                return node
-
-    return replace(model, body=each(model.body))
+    return with_constants(model, model.classes, {name: float(np.float32(epsilon)) for name, epsilon in epsilons(model).items()})
 
 
 def _producers(model: ModelSpec) -> dict[str, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,11 +82,9 @@ def through_float32(epsilon: float, usual: float) -> float:
 def _with_classes(model: ModelSpec, operators: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> ModelSpec:
     """The model with as many classes as the last product has outputs."""
     *_, last = [number for number, each in enumerate(operators) if each["kind"] in KINDS[Linear]] or [-1]
-    *body, classifier = model.body
-    if last < 0 or not isinstance(classifier, Linear):
+    if last < 0 or not isinstance(model.body[-1], Linear):
         return model
-    classes = arrays[f"{last}.weight"].shape[0]
-    return replace(model, classes=classes, body=(*body, replace(classifier, out_features=classes)))
+    return with_constants(model, arrays[f"{last}.weight"].shape[0], {})
 
 
 def _folded(model: ModelSpec) -> ModelSpec:

@@ -283,10 +283,6 @@ def precision(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
     return judge_precision(load_file(out)["logits"].reshape(-1, len(SIGNIFICANDS)), cell.precision)
 
 
-PERMITTED = {"tf32": ("fp32",)}
-"""TF32 is leave to round, which a library need not take for every shape; what the audit found is 0 where it did for the probe."""
-
-
 def expected(precision: str) -> npt.NDArray[np.float64]:
     """The probe's logits in a precision, (4,)."""
     kept = np.asarray(round_to(SIGNIFICANDS, precision), np.float64)
@@ -294,10 +290,9 @@ def expected(precision: str) -> npt.NDArray[np.float64]:
 
 
 def judge_precision(logits: npt.NDArray[Any], declared: str) -> Audit:
-    """Whether the probe's logits, (..., 4), are all those of the declared precision, or of one that it permits; else whose they are."""
-    for name in (declared, *PERMITTED.get(declared, ())):
-        if np.all(logits == expected(name)):
-            return Audit("precision", True, float(np.max(np.abs(logits - expected(declared)))), 0.0, None)
+    """Whether the probe's logits, (..., 4), are all those of the declared precision; else whose they are."""
+    if np.all(logits == expected(declared)):
+        return Audit("precision", True, 0.0, 0.0, None)
     others = [name for name in PRECISIONS if name != declared and np.all(logits == expected(name))]
     rows = np.reshape(logits, (-1, len(SIGNIFICANDS)))
     values = ", ".join(f"{each:.9g}" for each in rows[np.argmax(np.any(rows != expected(declared), axis=1))])

@@ -40,7 +40,7 @@ def code_sha256(*patterns: str, root: Path = ROOT) -> str:
 @functools.cache
 def oracle_sha256() -> str:
     """The version of the oracle: its code and what it is written from."""
-    return code_sha256("impls/oracle/*.py", "impls/spec.py", "impls/precision.py", "impls/weights/folding.py")
+    return code_sha256("impls/oracle/*.py", "impls/spec.py", "impls/precision.py", "impls/weights/folding.py", "impls/weights/variant.py")
 
 
 def held(weights: Mapping[str, npt.NDArray[np.float32]], precision: str) -> dict[str, npt.NDArray[np.floating]]:

@@ -100,8 +100,9 @@ def opened(
     card = gpu.card() if request.device == "cuda" else None
     machine = provenance.machine()
     if card is not None:
-        machine = gpu.of_machine(machine, gpu.facts(card))
-        for caution in gpu.cautions(gpu.facts(card)):
+        facts = gpu.facts(card)
+        machine = gpu.of_machine(machine, facts)
+        for caution in gpu.cautions(facts):
             options.say(caution)
     code = provenance.code(ROOT)
     details = {
@@ -222,7 +223,7 @@ def certify(
     Raises:
         UsageError, WeightFileError, EnvironmentBuildError, NothingToRunError, StoreError.
     """
-    request, brought = _with_own_weights(request, weights)
+    request, brought = with_own_weights(request, weights)
     manifests = find(zoo=request.zoo)
     arms, skips = plan.arms(request, manifests, timed=False)
     if not arms:
@@ -235,8 +236,12 @@ def certify(
     return context.folder, certificates, skips
 
 
-def _with_own_weights(request: plan.Request, weights: Path | None) -> tuple[plan.Request, dict[str, Path]]:
-    """The request for the one model that the file holds weights for, and the file by that model's name."""
+def with_own_weights(request: plan.Request, weights: Path | None) -> tuple[plan.Request, dict[str, Path]]:
+    """The request for the one model that the file holds weights for, and the file by that model's name.
+
+    Raises:
+        UsageError, WeightFileError.
+    """
     if weights is None:
         return request, {}
     if request.models is not None and len(request.models) != 1:

@@ -69,7 +69,7 @@ def _digest(path: Path, kind: str) -> str:
 
 
 def _recognise(file: BufferedReader, path: Path) -> Format:
-    size, head = file.seek(0, 2), b""
+    size = file.seek(0, 2)
     file.seek(0)
     head = file.read(16)
     file.seek(0)
