@@ -395,7 +395,8 @@ def _format(value: object, scale: float, decimals: int) -> str:
 def _notes(rows: pd.DataFrame) -> Iterator[str]:
     mde = rows["mde"].max()
     if pd.notna(mde):
-        yield f"Gaps under {mde * 100:.1f} % from the baseline cannot be counted on to be seen here."
+        gap = f"Gaps under {mde * 100:.1f} %" if mde < 9 else "Even gaps of a factor of ten"
+        yield f"{gap} from the baseline cannot be counted on to be seen here."
     for _, row in rows[rows["unlike"].notna() | rows["despite"].notna()].iterrows():
         yield f"{_name(row)}: {row['unlike'] if pd.notna(row['unlike']) else row['despite']}."
     timed = rows[rows["time_per_batch_s"].notna() & rows["steady"].notna()]

@@ -114,6 +114,17 @@ def test_a_run_that_has_only_begun(run: Run) -> None:
     assert "Only PyTorch eager holds a figure" in text
 
 
+@pytest.mark.parametrize(("swing", "gap"), [(1.01, "Gaps under "), (9.0, "Even gaps of a factor of ten ")])
+def test_the_gap_that_would_be_seen(run: Run, swing: float, gap: str) -> None:
+    """In per cent; of two processes an order of magnitude apart there is none that a reader could use."""
+    for name, factor in (("pytorch/eager", 1.0), ("jax/jit", swing)):
+        run.certify(name)
+        for index in range(2):
+            run.process(name, index, 0.01 * factor**index)
+    assert gap in printed(run)
+    assert "from the baseline cannot be counted on" in " ".join(printed(run).split())
+
+
 def test_a_missing_baseline_is_said(run: Run) -> None:
     """Without a baseline the table still ranks, and a note says why there is no ratio."""
     steady(run, "onnx/ort", 0.02)
