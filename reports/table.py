@@ -373,7 +373,7 @@ def _speed(ratio: Ratio) -> str:
 def with_interval(value: float, low: float, high: float) -> str:
     """ "17.9 [17.6,18.2]": as many decimals as the interval gives meaning to."""
     if math.isnan(low) or math.isnan(high):
-        return f"{value:.3g} (no interval)"
+        return f"{value:.{_decimals(value, 0)}f} (no interval)"
     decimals = _decimals(value, high - low)
     return f"{value:.{decimals}f} [{low:.{decimals}f},{high:.{decimals}f}]"
 

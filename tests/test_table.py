@@ -253,7 +253,8 @@ def test_reasons_are_not_markup(run: Run) -> None:
         (83.6, 83.2, 84.0, "83.6 [83.2,84.0]"),
         (235.3, 234.0, 237.1, "235 [234,237]"),
         (0.3051, 0.3049, 0.3053, "0.3051 [0.3049,0.3053]"),
-        (18.0, float("nan"), float("nan"), "18 (no interval)"),
+        (18.0, float("nan"), float("nan"), "18.0 (no interval)"),
+        (1330.0, float("nan"), float("nan"), "1330 (no interval)"),
     ],
 )
 def test_decimals(value: float, low: float, high: float, text: str) -> None:
