@@ -75,6 +75,11 @@ def test_a_ring_has_distinct_batches(batch_size: int) -> None:
     assert members.shape == (inputs.RING, batch_size)
     assert len(set(members[:, 0])) == inputs.RING
     assert (ring.ring(batch_size) == found[members]).all()
+    covering = ring.covering(batch_size)
+    assert (covering == members[: len(covering)]).all()
+    assert set(covering.flat) == set(range(inputs.POOL))
+    assert all(len(set(place)) >= 2 for place in covering.T)
+    assert len(covering) == 2 or set(covering[:-1].flat) != set(range(inputs.POOL))
 
 
 def test_models_get_images_of_their_size() -> None:

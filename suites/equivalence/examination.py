@@ -163,7 +163,8 @@ class Examination:
         worker, _ = self.workers.get(self.cell, precision)
         given, predicted = _predicted(about.model.name, self._brought, folds, probe.images, probe.shape, precision, self.context.threads)
         ring, out = self._scratch / "ring.safetensors", self._scratch / "out.safetensors"
-        images = given.ring(probe.shape[0])
+        members = given.covering(probe.shape[0])
+        images = given.pool[members]
         save({"images": images}, ring)
         worker.call("prepare", BUILD_TIMEOUT_S, handle="timed", fold=folds, **self._build(about.path, images[0]))
         settings = worker.call("put", BUILD_TIMEOUT_S, handle="timed", images=str(ring))["settings"]
@@ -174,7 +175,7 @@ class Examination:
         worker.call("release", CALL_TIMEOUT_S, handle="timed")
         logits = load_file(out)["logits"]
         same = identity(held(about.given(self._manifest)[1], precision), held_weights)
-        return same, check_ring(logits, given.members(probe.shape[0]), predicted, precision), settings
+        return same, check_ring(logits, members, predicted, precision), settings
 
     @property
     def _brought(self) -> Path | None:

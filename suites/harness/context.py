@@ -213,7 +213,9 @@ class Context:
         variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(self.threads)}
         if self.card is not None:
             variables["CUDA_VISIBLE_DEVICES"] = gpu.uuid(self.card)
-        if seeds is not None:
+        if seeds is None:  # it measures no time, and another works beside it, whose core a thread that waits must not take
+            variables |= {"OMP_WAIT_POLICY": "PASSIVE"}
+        else:
             variables |= {"PYTHONHASHSEED": str(seeds.hash_seed), "LEVELFIELD_PADDING": "x" * seeds.pad_bytes}
         log = self.folder / "logs" / f"{purpose}-{name}-{cell.mode}-{precision}-{'x' if seeds is None else seeds.index}.log"
         return WorkerProcess(Launch(python, package, cell.device, precision, self.threads, False, log, variables, self.root))

@@ -73,6 +73,10 @@ class Inputs:
         """Which image of the pool stands where in the ring: (ring, batch_size); every batch starts with another image."""
         return (np.arange(ring_size(batch_size))[:, None] + np.arange(batch_size)[None, :]) % len(self.pool)
 
+    def covering(self, batch_size: int) -> npt.NDArray[np.intp]:
+        """``members`` of the first batches that hold every image between them, two at least: no place in a batch sees one image only."""
+        return self.members(batch_size)[: max(2, len(self.pool) - batch_size + 1)]
+
     def ring(self, batch_size: int) -> Images:
         """The ring of batches: (ring, batch_size, 3, H, W)."""
         return self.pool[self.members(batch_size)]
