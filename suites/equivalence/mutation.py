@@ -211,6 +211,12 @@ class Subject:
         return reference(model, weights, self.case.images, precision, self.threads)
 
 
+def forget() -> None:
+    """Let go of what the oracle said to networks that are done with."""
+    for kept in (Subject.probe, Subject.meant, Subject.held, Subject.logits, Subject.noise):
+        kept.cache_clear()
+
+
 def prepare(net: Net, threads: int) -> Subject:
     """The sound case of a network: eight images of its own kind, with all three channels different."""
     about = subject(net.model)
@@ -463,6 +469,7 @@ def run(
             rows += made
             if net.simulated and net.faults is None:
                 rows += arithmetic(about, threads)
+            forget()
     return rows
 
 
