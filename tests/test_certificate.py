@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from impls import models
 from impls.implementation import ROOT, find
 from impls.oracle import forward, lattice, local
 from results import certificate as documents
@@ -191,6 +192,13 @@ def test_of_large_networks_one_worker_lives(context: Context, monkeypatch: pytes
     assert list(certificate.certificates_for(context, cells, (1,))) == cells
     each = [*2 * ["dismiss, alone True"], "forget"] if limit else ["forget"]
     assert happened == [*each, *each, f"dismiss, alone {limit is not None}"]
+
+
+def test_training_takes_more_memory() -> None:
+    """ResNet-50 is large when it is trained, and ResNet-18 is not."""
+    resnet18, resnet50 = map(models.get, ("resnet18", "resnet50"))
+    assert [certificate.is_large(resnet50, purpose) for purpose in ("inference", "training")] == [False, True]
+    assert not certificate.is_large(resnet18, "training")
 
 
 def test_what_is_forgotten_is_made_anew(context: Context) -> None:

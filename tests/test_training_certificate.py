@@ -18,6 +18,7 @@ from impls.oracle.rounding import round_to
 from impls.oracle.training import EXACT, Derivatives, Operations, State
 from impls.spec import BatchNorm2d, Block, Layer, ModelSpec, Node, Relu
 from suites.equivalence import training, training_probes
+from suites.equivalence.examination import forget
 from suites.equivalence.trainer import Batch
 from suites.equivalence.training import TrainingExamination
 from suites.harness.context import subject
@@ -225,11 +226,6 @@ def test_a_step_that_leaves_its_noise_fails(fault: Fault, says: str) -> None:
 @pytest.fixture
 def forgetful() -> Iterator[None]:
     """What is kept of the oracle's runs is of one beginning."""
-
-    def forget() -> None:
-        for each in (training.sound_run, training.astray, training._probes):
-            each.cache_clear()
-
     forget()
     yield
     forget()

@@ -65,6 +65,10 @@ CODE = (
 LARGE_PARAMETERS = 60_000_000
 """From which on one implementation is examined at a time: each process holds its 0.2 GB of weights, VGG's 0.6, several times."""
 
+LARGE_TRAINED = 20_000_000
+"""The same for training, where a free run is held against eight runs of the oracle, whose weights and velocities in float64 are 128 bytes a
+parameter, and against eight states of a sound one, 64 bytes."""
+
 LARGE_TAPS = 50_000_000
 """Elements of the probe's taps from which on the same holds: they are 0.4 GB in float64. CIFAR's ResNet-1202 has 80 million."""
 
@@ -107,7 +111,7 @@ def certificates_for(
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
         try:
             for model, arms in by_model.items():
-                large = is_large(models.get(model))
+                large = is_large(models.get(model), purpose)
                 for workers in staffs.values():
                     workers.alone = large
                     if large:
@@ -124,10 +128,11 @@ def certificates_for(
     return {cell: certificates[cell] for cell in cells}
 
 
-def is_large(model: ModelSpec) -> bool:
+def is_large(model: ModelSpec, purpose: Purpose) -> bool:
     """Whether a model is examined in one implementation at a time: its weights, or all its taps, are large."""
+    limit = LARGE_TRAINED if purpose == "training" else LARGE_PARAMETERS
     shapes = tap_shapes(model, probes.PROBE_BATCH, *probes.probe_size(model))
-    return parameter_count(model) >= LARGE_PARAMETERS or sum(map(math.prod, shapes.values())) >= LARGE_TAPS
+    return parameter_count(model) >= limit or sum(map(math.prod, shapes.values())) >= LARGE_TAPS
 
 
 def _certify_one(

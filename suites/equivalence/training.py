@@ -15,7 +15,6 @@ inferred (``suites.equivalence.timed_masks``).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from impls.oracle.local_training import Derivatives, local_training
 from impls.oracle.rounding import arithmetic
 from impls.oracle.training import Operations, State
 from impls.spec import MaxPool2d, ModelSpec, parameter_names
+from suites.equivalence.examination import shared
 from suites.equivalence.probes import PROBE_BATCH, probe_size
 from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally, meaning
 from suites.equivalence.timed_masks import inferred
@@ -241,7 +241,7 @@ def batches(subject: Subject) -> tuple[Batch, ...]:
     return tuple(Batch(np.roll(images, step, axis=3), labels[step]) for step in range(TRAJECTORY_STEPS))
 
 
-@functools.lru_cache(maxsize=2)
+@shared(maxsize=2)
 def _probes(about: Subject) -> dict[str, Probe]:
     return probes(about.model, begin(about), batches(about)[0])
 
@@ -301,7 +301,7 @@ def changes(before: State, after: State) -> dict[str, Array]:
     return {**of("change of", before.weights, after.weights), **of("change of the momentum of", before.momentum, after.momentum)}
 
 
-@functools.lru_cache(maxsize=2)
+@shared(maxsize=2)
 def sound_run(subject: Subject) -> tuple[State, ...]:
     """The oracle's state after every step of the free run, without momentum buffers; the same for all arms."""
     state, states = at_rest(begin(subject)), []
@@ -316,7 +316,7 @@ def reach(subject: Subject, precision: str, rounds: int) -> tuple[float, ...]:
     return tuple(max(each) for each in zip(*(astray(subject, precision, seed) for seed in range(rounds)), strict=False))
 
 
-@functools.lru_cache(maxsize=2 * ROUNDS)
+@shared(maxsize=2 * ROUNDS)
 def astray(subject: Subject, precision: str, seed: int) -> tuple[float, ...]:
     """``reach`` of one round of ``COARSE_RUNS``, the same for all arms.
 
