@@ -59,14 +59,19 @@ def with_field(model: ModelSpec, field: str, value: Any) -> ModelSpec:
     return edited(model, lambda name, old: value if name == field else old)
 
 
-WIDTHS = ("in_channels", "out_channels", "channels", "in_features")
+WIDTHS = ("in_channels", "out_channels", "channels", "in_features", "out_features")
 
 
 @functools.cache
 def net(name: str) -> ModelSpec:
-    """A model; "thin NAME" has an eighth of its channels."""
+    """What is trained of a model; "thin NAME" has an eighth of its channels, and as many classes."""
     model = models.get(name.removeprefix("thin "))
-    return edited(model, lambda field, value: value // 8 if field in WIDTHS and value > 3 else value) if name != model.name else model
+    trained, kept = models.in_training(model), (3, model.classes)
+    return (
+        edited(trained, lambda field, value: value // 8 if field in WIDTHS and value not in kept else value)
+        if name != model.name
+        else trained
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,10 @@ def case(name: str, batch: int, size: int) -> Case:
 SMALL = ("cifar_resnet8", 4, 32)
 # 64 x 64 leaves 2 x 2 of an ImageNet net's images: its last batch norms see 8 values a channel, and 8/7 between the variances.
 IMAGENET = ("thin resnet18", 2, 64)
+# Pools in ceil mode, branches side by side and, of images of 112 x 112, adaptive pools of 7 x 7, whose four windows differ and overlap.
+HEADS = ("thin googlenet", 2, 112)
+# Maps of 6 x 6 and of 7 x 7 that are flattened, behind pools that overlap and that do not; three linear layers.
+FLATTENED = (("thin alexnet", 2, 224), ("thin vgg16_bn", 2, 224))
 
 
 def training(frameworks: Frameworks, arm: Arm, given: Case, sgd: Sgd) -> LiveTrainer:
@@ -152,6 +161,12 @@ def test_steps_of_an_imagenet_net(frameworks: Frameworks, arm: Arm) -> None:
 
 
 @each(*EAGER)
+def test_steps_with_auxiliary_heads(frameworks: Frameworks, arm: Arm) -> None:
+    """The same with three heads, whose losses are weighted."""
+    assert_steps(frameworks, arm, case(*HEADS), HEAVY_BALL)
+
+
+@each(*EAGER)
 def test_biased_running_variance(frameworks: Frameworks, arm: Arm) -> None:
     """A spec that keeps the biased variance is trained so, or refused in a sentence."""
     given = case(*SMALL)
@@ -189,7 +204,7 @@ def derivatives_of(frameworks: Frameworks, arm: Arm, given: Case) -> Derivatives
 
 
 @each(*EAGER)
-@pytest.mark.parametrize("net", [SMALL, IMAGENET], ids=lambda net: net[0])
+@pytest.mark.parametrize("net", [SMALL, IMAGENET, HEADS, *FLATTENED], ids=lambda net: net[0])
 def test_derivatives(frameworks: Frameworks, arm: Arm, net: tuple[str, int, int]) -> None:
     """Loss, every tap, every cotangent and every gradient; the state goes in and comes out to the bit, and is left alone."""
     derivatives_of(frameworks, arm, case(*net))

@@ -85,7 +85,7 @@ class NumpyTrainer:
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEVELFIELD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(training, "probe_size", lambda model: (16, 16))  # a quarter of the time
+        patch.setattr(training, "training_size", lambda model: (16, 16))  # a quarter of the time
         patch.setattr(training, "COARSE_RUNS", 4)  # half of it
         subject.cache_clear()
         yield

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from impls import models
 from impls.implementation import Sgd
 from impls.oracle import rounding
 from impls.oracle import training as oracle
@@ -35,14 +36,17 @@ from impls.oracle.local import TapRounding
 from impls.oracle.local_training import Derivatives, local_training
 from impls.oracle.rounding import arithmetic
 from impls.oracle.training import Operations, State
-from impls.spec import MaxPool2d, ModelSpec, parameter_names
-from suites.equivalence.probes import PROBE_BATCH, probe_size
+from impls.spec import Dropout, MaxPool2d, ModelSpec, layers, parameter_names, tensor_shapes
+from impls.weights.file import spec_sha256, tensor_sha256
+from impls.weights.synthesis import synthesize
+from suites.equivalence.probes import PROBE_BATCH, training_size
 from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally, meaning
 from suites.equivalence.timed_masks import inferred
 from suites.equivalence.trainer import Arrays, Batch, Trainer
 from suites.equivalence.training_probes import MODEL as PROBE_MODEL
 from suites.equivalence.training_probes import WHERE, Probe, probes, zero_gamma
 from suites.harness import inputs
+from suites.harness.context import SEED as SEED_OF_WEIGHTS
 from suites.harness.context import Subject, subject
 
 SGD = Sgd(momentum=0.9, nesterov=True, weight_decay=5e-4, label_smoothing=0.1)
@@ -216,6 +220,18 @@ class TrainingExamination:
         return followed(distances, limits, sum(buffer.size for buffer in fresh.momentum.values()))
 
 
+@functools.lru_cache(maxsize=2)
+def in_training(about: Subject) -> Subject:
+    """What is trained where this is asked for: ``models.in_training``, with synthesised weights for heads that the weights lack."""
+    model = models.in_training(about.model)
+    if model is about.model:
+        return about
+    weights = dict(about.weights)
+    if tensor_shapes(model).keys() != weights.keys():
+        weights = synthesize(model, SEED_OF_WEIGHTS) | weights
+    return dataclasses.replace(about, model=model, weights=weights, weights_sha256=tensor_sha256(weights), spec_sha256=spec_sha256(model))
+
+
 def begin(subject: Subject) -> State:
     """The subject's weights, and momentum buffers that are not zero; float32, as every trainer can hold them."""
     generator = np.random.Generator(np.random.PCG64(SEED))
@@ -236,7 +252,7 @@ def batches(subject: Subject) -> tuple[Batch, ...]:
     No digits: where half of an image is one value, a sum of a thousand equal terms errs in one direction, not at random.
     """
     generator = np.random.Generator(np.random.PCG64(SEED))
-    images = inputs.photographs(*probe_size(subject.model)).pool[:PROBE_BATCH]
+    images = inputs.photographs(*training_size(subject.model)).pool[:PROBE_BATCH]
     labels = generator.integers(0, subject.model.classes, (TRAJECTORY_STEPS, len(images)))
     return tuple(Batch(np.roll(images, step, axis=3), labels[step]) for step in range(TRAJECTORY_STEPS))
 
@@ -489,9 +505,12 @@ def _rms(values: Array) -> float:
     return float(np.sqrt(np.mean(np.asarray(values, np.float64) ** 2)))
 
 
-def settings() -> dict[str, object]:
-    """What was trained with, for the certificate."""
+def settings(asked: ModelSpec) -> dict[str, object]:
+    """What was trained with where a model was asked for, for the certificate."""
+    weights = models.in_training(asked).auxiliary_weights
     return {
+        **({"dropout": "off"} if any(isinstance(layer, Dropout) for layer in layers(asked.body)) else {}),
+        **({"auxiliary_weights": list(weights)} if weights else {}),
         "optimizers": [dataclasses.asdict(sgd) for sgd in (SGD, HEAVY_BALL)],
         "learning_rates": list(RATES),
         "learning_rates_within_noise": list(NOISE_RATES),
