@@ -85,7 +85,7 @@ WIDTHS = ("in_channels", "out_channels", "channels", "in_features")
 def _conv(name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[Layer, ...]:
     """A convolution with a bias, batch norm and ReLU, as VGG has them."""
     padding = Padding.same_on_all_sides(kernel // 2)
-    conv = Conv2d(name, inputs, outputs, kernel, stride, padding, bias=True)
+    conv = Conv2d(f"{name}.conv", inputs, outputs, kernel, stride, padding, bias=True)
     return conv, BatchNorm2d(f"{name}.bn", outputs, 1e-3, 0.1, "unbiased"), Relu(f"{name}.relu")
 
 
