@@ -17,8 +17,9 @@ from impls.oracle import training as oracle
 from impls.oracle.backward import Pullback
 from impls.oracle.rounding import round_to
 from impls.oracle.training import EXACT, Derivatives, Operations, State
-from impls.spec import BatchNorm2d, Block, Layer, ModelSpec, Node, Relu, tensor_shapes
+from impls.spec import NO_PADDING, BatchNorm2d, Block, Conv2d, GlobalAvgPool2d, Layer, Linear, ModelSpec, Node, Relu, tensor_shapes
 from suites.equivalence import training, training_probes
+from suites.equivalence.tiers import meaning
 from suites.equivalence.trainer import Batch
 from suites.equivalence.training import TrainingExamination
 from suites.harness.context import subject
@@ -140,6 +141,27 @@ def test_no_free_run_of_a_large_network(monkeypatch: pytest.MonkeyPatch) -> None
     tiers = examination(Fault()).run()
     assert all(tier.passed for tier in tiers.values())
     assert str(tiers["E5"].note).endswith("no free run was followed: those of so large a network do not fit into memory")
+
+
+def test_a_bias_before_a_batch_norm_is_compared_beside_what_cancels() -> None:
+    """Two roundings of its gradient of 0 agree, a thousandth of what cancels in it does not; other gradients are compared as they are."""
+    body = (
+        Conv2d("c", 3, 4, 3, 1, NO_PADDING, bias=True),
+        BatchNorm2d("b", 4, 1e-5, 0.1, "unbiased"),
+        GlobalAvgPool2d("p"),
+        Linear("l", 4, 5),
+    )
+    model, generator = ModelSpec("m", (3, 8, 8), 5, body, "test"), np.random.default_rng(0)
+    cotangents = {"c": generator.normal(size=(2, 4, 6, 6))}
+    gradients = {"c.bias": 1e-16 * generator.normal(size=4), "l.bias": np.ones(5)}
+
+    def agree(change: float) -> bool:
+        found = gradients | {"c.bias": 1e-16 * generator.normal(size=4) + change}
+        return meaning(*(training.beside_magnitudes(model, cotangents, each) for each in (gradients, found))).passed
+
+    assert agree(0.0)
+    assert not agree(1e-3 * float(np.abs(cotangents["c"]).sum()) / 4)
+    assert training.beside_magnitudes(model, cotangents, gradients)["l.bias"] is gradients["l.bias"]
 
 
 def normed(change: Callable[[BatchNorm2d], BatchNorm2d]) -> Callable[[ModelSpec], ModelSpec]:
