@@ -266,7 +266,7 @@ def check_training(model: ModelSpec, precision: str, input_shape: Shape) -> None
     taps = tap_shapes(model, batch, height, width)
     for layer in layers(model.body):
         if isinstance(layer, Dropout):
-            raise CannotError(f"{layer.name}: every framework draws its own dropout, so networks that have it are not trained here")
+            raise CannotError(f"{layer.name}: every framework draws its own dropout, so networks are trained here without it")
         if isinstance(layer, BatchNorm2d) and math.prod(taps[layer.name]) == layer.channels:
             raise CannotError(f"{layer.name}: one value of each channel has no variance; train on more images or larger ones")
 

@@ -113,6 +113,14 @@ class GlobalAvgPool2d(_NoTensors):
 
 
 @dataclass(frozen=True, slots=True)
+class AdaptiveAvgPool2d(_NoTensors):
+    """Mean over ``size`` x ``size`` windows that cover a map of any size, as ``windows`` says: (N, C, H, W) to (N, C, size, size)."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Flatten(_NoTensors):
     """(N, C, H, W) to (N, C H W): channel by channel, and in each row by row, the order in which the weights behind it stand.
 
@@ -130,7 +138,7 @@ class Dropout(_NoTensors):
     """The identity in inference.
 
     In training each element is 0 with ``probability`` and the others are divided by 1 - ``probability`` (Srivastava et al., JMLR
-    15, 2014, with the scale in training). Which are 0 every framework draws for itself, so networks with it are not trained here.
+    15, 2014, with the scale in training). Which are 0 every framework draws for itself, so networks are trained here without it.
     """
 
     name: str
@@ -169,12 +177,17 @@ class Add(_NoTensors):
 
 @dataclass(frozen=True, slots=True)
 class Concat(_NoTensors):
-    """The channels of its inputs behind one another, in the order of the branches: (N, C_i, H, W) to (N, sum of C_i, H, W)."""
+    """The channels of its inputs behind one another, in the order of the branches: (N, C_i, H, W) to (N, sum of C_i, H, W).
+
+    So are the logits (N, C_i) of several heads.
+    """
 
     name: str
 
 
-Layer = Conv2d | BatchNorm2d | Relu | MaxPool2d | GlobalAvgPool2d | Flatten | Dropout | Linear | PadShortcut | Add | Concat
+Layer = (
+    Conv2d | BatchNorm2d | Relu | MaxPool2d | GlobalAvgPool2d | AdaptiveAvgPool2d | Flatten | Dropout | Linear | PadShortcut | Add | Concat
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +212,9 @@ class ModelSpec:
 
     ``input_chw`` is the size that the published accuracy is for; every function here takes other sizes too.
     ``source`` says where the numbers come from.
+
+    A network in training may have auxiliary heads. Its output is then the logits of the main head and, behind them, those of each
+    auxiliary one: (N, classes * heads). The loss is the main head's and each other's times its weight in ``auxiliary_weights``.
     """
 
     name: str
@@ -206,6 +222,12 @@ class ModelSpec:
     classes: int
     body: tuple[Node, ...]
     source: str
+    auxiliary_weights: tuple[float, ...] = ()
+
+    @property
+    def heads(self) -> int:
+        """The main one and the auxiliary ones."""
+        return 1 + len(self.auxiliary_weights)
 
 
 def walk(nodes: tuple[Node, ...], apply: Callable[..., T], x: T) -> T:
@@ -277,6 +299,16 @@ def _window(size: int, before: int, after: int, kernel: int, stride: int) -> int
     return (size + before + after - kernel) // stride + 1
 
 
+def windows(size: int, count: int) -> tuple[tuple[int, int], ...]:
+    """First row and the one behind the last of each of ``count`` windows on ``size`` rows (or columns).
+
+    Window i goes from floor(i size / count) to ceil((i + 1) size / count) (PyTorch's ``nn.AdaptiveAvgPool2d``, ATen
+    native/AdaptivePooling.h). They overlap, and may differ in size, where count does not divide size: 14 rows in 4 are 0:4, 3:7, 7:11
+    and 10:14; 7 in 4 are 0:2, 1:4, 3:6 and 5:7.
+    """
+    return tuple((i * size // count, -(-(i + 1) * size // count)) for i in range(count))
+
+
 def output_shape(layer: Layer, *inputs: Shape) -> Shape:
     """Shape of a layer's output in NCHW (or NC).
 
@@ -303,6 +335,10 @@ def output_shape(layer: Layer, *inputs: Shape) -> Shape:
             return shape
         case GlobalAvgPool2d():
             return shape[:2]
+        case AdaptiveAvgPool2d():
+            if len(shape) != 4:
+                raise SpecError(f"{layer.name}: cannot take an input of shape {shape}")
+            return (*shape[:2], layer.size, layer.size)
         case Flatten():
             if shape[1:] != (layer.channels, layer.height, layer.width):
                 size = f"{layer.channels} maps of {layer.height}x{layer.width}"
@@ -320,7 +356,7 @@ def output_shape(layer: Layer, *inputs: Shape) -> Shape:
                 raise SpecError(f"{layer.name}: its branches differ in shape: {', '.join(map(str, inputs))}")
             return shape
         case Concat():
-            if any(len(other) != 4 or (other[0], *other[2:]) != (shape[0], *shape[2:]) for other in inputs):
+            if any((other[0], *other[2:]) != (shape[0], *shape[2:]) for other in inputs):
                 raise SpecError(f"{layer.name}: its branches differ in height or width: {', '.join(map(str, inputs))}")
             return (shape[0], sum(other[1] for other in inputs), *shape[2:])
 
@@ -392,7 +428,10 @@ def bytes_moved(model: ModelSpec, storage_bytes: int, batch: int, height: int | 
 
 
 def as_json(model: ModelSpec) -> dict[str, object]:
-    """The whole spec as JSON values, every node with its ``kind``; the identity of a network is this document."""
+    """The whole spec as JSON values, every node with its ``kind``; the identity of a network is this document.
+
+    ``auxiliary_weights`` stands in it where there are any.
+    """
 
     def node_json(node: Node) -> dict[str, object]:
         if isinstance(node, Block):
@@ -405,13 +444,14 @@ def as_json(model: ModelSpec) -> dict[str, object]:
             }
         return {"kind": type(node).__name__, **dataclasses.asdict(node)}
 
-    return {
+    document: dict[str, object] = {
         "name": model.name,
         "input_chw": list(model.input_chw),
         "classes": model.classes,
         "source": model.source,
         "body": [node_json(node) for node in model.body],
     }
+    return document | {"auxiliary_weights": list(model.auxiliary_weights)} if model.auxiliary_weights else document
 
 
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Layer)}
@@ -427,19 +467,25 @@ def from_json(document: object) -> ModelSpec:
         SpecError: an unknown kind or field, a missing field, a value of the wrong type or out of range, a name that stands twice,
             or layers that do not fit together.
     """
-    top = _fields(document, {"name", "input_chw", "classes", "source", "body"}, "model")
+    optional = {"auxiliary_weights"} & set(document if isinstance(document, dict) else ())
+    top = _fields(document, {"name", "input_chw", "classes", "source", "body", *optional}, "model")
     chw = top["input_chw"]
     if not isinstance(chw, list) or len(chw) != 3 or not all(type(size) is int and 0 < size <= LARGEST for size in chw):
         raise SpecError(f"model: input_chw must be three positive integers, found {chw!r}")
     if not isinstance(top["classes"], int) or not isinstance(top["name"], str) or not isinstance(top["source"], str):
         raise SpecError("model: name and source must be strings and classes an integer")
-    model = ModelSpec(top["name"], (chw[0], chw[1], chw[2]), top["classes"], _nodes(top["body"]), top["source"])
+    weights = top.get("auxiliary_weights", [])
+    if not isinstance(weights, list) or not all(type(weight) is float and 0 < weight <= 1 for weight in weights):
+        raise SpecError(f"model: auxiliary_weights must be numbers above 0 and at most 1, found {str(weights)[:80]}")
+    model = ModelSpec(top["name"], (chw[0], chw[1], chw[2]), top["classes"], _nodes(top["body"]), top["source"], tuple(weights))
     seen: set[str] = set()
     for layer in layers(model.body):
         if layer.name in seen:
             raise SpecError(f"{layer.name}: the name stands twice")
         seen.add(layer.name)
-    tap_shapes(model, 1, chw[1], chw[2])
+    shapes = tap_shapes(model, 1, chw[1], chw[2])
+    if weights and list(shapes.values())[-1] != (1, model.classes * model.heads):
+        raise SpecError(f"model: its output is not the {model.classes} logits of each of {model.heads} heads")
     return model
 
 

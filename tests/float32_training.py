@@ -109,7 +109,16 @@ def operations(total: ChannelSum, operand: Rounding = np.asarray) -> Operations:
                 y = forward.evaluate(layer, tuple(map(single, inputs)), own)
         return single(y).astype(np.float64)
 
-    def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> tuple[float, Array]:
+    def cross_entropy(
+        logits: Array, labels: Array, label_smoothing: float, auxiliary_weights: tuple[float, ...] = ()
+    ) -> tuple[float, Array]:
+        weights = list(map(np.float32, (1.0, *auxiliary_weights)))
+        heads = [of_head(head, labels, label_smoothing) for head in np.split(logits, len(weights), axis=1)]
+        loss = sum((weight * loss for weight, (loss, _) in zip(weights, heads, strict=True)), np.float32(0))
+        cotangents = [weight * cotangent for weight, (_, cotangent) in zip(weights, heads, strict=True)]
+        return float(loss), np.concatenate(cotangents, axis=1).astype(np.float64)
+
+    def of_head(logits: Array, labels: Array, label_smoothing: float) -> tuple[np.float32, Array]:
         z, (batch, classes) = single(logits), logits.shape
         target = single(single(1 - label_smoothing) * np.eye(classes, dtype=np.float32)[labels] + single(label_smoothing / classes))
         shifted = z - z.max(axis=1, keepdims=True)
@@ -117,7 +126,7 @@ def operations(total: ChannelSum, operand: Rounding = np.asarray) -> Operations:
         total = exponentials.sum(axis=1, keepdims=True)
         losses = -(target * (shifted - np.log(total))).sum(axis=1)
         cotangent = (exponentials / total * target.sum(axis=1, keepdims=True) - target) / np.float32(batch)
-        return float(losses.mean()), single(cotangent).astype(np.float64)
+        return np.float32(losses.mean()), single(cotangent)
 
     def vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
         own = {leaf: single(tensor) for leaf, tensor in tensors.items()}

@@ -158,13 +158,22 @@ def test_what_does_not_train_is_skipped(context: Context) -> None:
     assert (record.suite, record.status, record.reason) == ("training_equivalence", "skipped", "ONNX Runtime has no training")
 
 
-def test_a_net_that_nobody_trains_is_skipped(context: Context) -> None:
-    """GoogLeNet has dropout: its row says so before any worker is asked."""
-    cell = dataclasses.replace(CELL, implementation="pytorch", mode="eager", model="googlenet")
+def test_what_nobody_trains_is_skipped(context: Context) -> None:
+    """A precision in which nothing trains here: its row says so before any worker is asked."""
+    cell = dataclasses.replace(CELL, implementation="pytorch", mode="eager", precision="bf16")
     record = certificate._certify_one(context, NO_WORKERS, cell, (1,), "training")
     assert (record.suite, record.status) == ("training_equivalence", "skipped")
     assert record.reason is not None
-    assert record.reason.startswith("dropout: every framework draws its own dropout")
+    assert record.reason.startswith("training is done in fp64, fp32, tf32, not in bf16")
+
+
+def test_the_record_is_of_what_is_trained(context: Context) -> None:
+    """Of GoogLeNet with its heads, which are another network than the one that is run."""
+    cell = dataclasses.replace(CELL, model="googlenet")
+    record = certificate._certify_one(context, NO_WORKERS, cell, (1,), "training")
+    assert record.model is not None
+    assert (record.status, record.model.parameters) == ("skipped", 13_004_888)
+    assert context.subject("googlenet").as_record("fp32", None)["parameters"] == 6_624_904
 
 
 def test_meaning_takes_the_epsilon_that_a_format_can_hold(context: Context) -> None:

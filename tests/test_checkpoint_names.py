@@ -254,6 +254,7 @@ def test_googlenet_s_heads_for_training_are_left_out() -> None:
     weights = numbered(models.get("googlenet"))
     heads = {"aux1.conv.conv.weight": np.zeros(3, np.float32), "aux2.fc2.bias": np.zeros(3, np.float32)}
     assert same(imported(weights | heads, "googlenet").weights, weights)
+    assert "holds 'aux1.conv.weight', which googlenet does not have" in refusal({"aux1.conv.weight": np.zeros(3)} | weights, "googlenet")
     assert "holds 'aux1.conv.conv.weight', which resnet18 does not have" in refusal(heads, "resnet18")
 
 

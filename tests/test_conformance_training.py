@@ -19,10 +19,30 @@ import pytest
 from impls import models
 from impls.implementation import TRAINING_PRECISIONS, Derivatives, Sgd
 from impls.oracle import training as oracle
-from impls.spec import BatchNorm2d, GlobalAvgPool2d, Linear, ModelSpec, Relu, as_json, from_json, parameter_names
+from impls.spec import (
+    NO_PADDING,
+    AdaptiveAvgPool2d,
+    BatchNorm2d,
+    Block,
+    Concat,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    Padding,
+    Relu,
+    as_json,
+    from_json,
+    parameter_names,
+)
 from impls.weights import synthesis
 from suites.equivalence.tiers import Tier, meaning
 from suites.equivalence.trainer import Batch, LiveTrainer
+from suites.equivalence.training import SGD, beside_magnitudes, local
+from suites.harness import inputs
 from suites.harness.process import WorkerError
 from tests.frameworks import ARMS, DEVICE, MANIFESTS, Arm, Frameworks, live_frameworks  # noqa: F401 - the fixture
 
@@ -62,9 +82,59 @@ def with_field(model: ModelSpec, field: str, value: Any) -> ModelSpec:
 WIDTHS = ("in_channels", "out_channels", "channels", "in_features")
 
 
+def _conv(name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[Layer, ...]:
+    """A convolution with a bias, batch norm and ReLU, as VGG has them."""
+    padding = Padding.same_on_all_sides(kernel // 2)
+    conv = Conv2d(f"{name}.conv", inputs, outputs, kernel, stride, padding, bias=True)
+    return conv, BatchNorm2d(f"{name}.bn", outputs, 1e-3, 0.1, "unbiased"), Relu(f"{name}.relu")
+
+
+def _head(name: str, channels: int) -> tuple[Layer, ...]:
+    """GoogLeNet's auxiliary head, narrower."""
+    return (
+        AdaptiveAvgPool2d(f"{name}.pool", 4),
+        *_conv(f"{name}.conv", channels, 6, 1),
+        Flatten(f"{name}.flatten", 6, 4, 4),
+        Linear(f"{name}.fc1", 96, 16),
+        Relu(f"{name}.relu"),
+        Linear(f"{name}.fc2", 16, 10),
+    )
+
+
+_MIXED = (
+    _conv("mixed.a", 12, 5, 1),
+    (*_conv("mixed.b", 12, 4, 1), *_conv("mixed.c", 4, 7, 3)),
+    (MaxPool2d("mixed.pool", 3, 1, Padding.same_on_all_sides(1)), *_conv("mixed.d", 12, 3, 1)),
+)
+_MAIN = (GlobalAvgPool2d("avgpool"), Linear("fc", 15, 10))
+_BEHIND = (
+    MaxPool2d("pool", 3, 2, Padding(0, 1, 0, 1)),
+    Block("mixed", _MIXED, Concat("mixed.cat"), ()),
+    Block("aux2", (_MAIN, _head("aux2", 15)), Concat("aux2.logits"), ()),
+)
+HAND_MADE = {
+    # GoogLeNet in small: a pool in ceil mode, branches side by side, and heads behind adaptive pools of 14 x 14 and of 7 x 7.
+    "heads": (*_conv("conv1", 3, 12, 5, 2), Block("aux1", (_BEHIND, _head("aux1", 12)), Concat("aux1.logits"), ())),
+    # AlexNet and VGG in small: pools whose windows overlap and whose do not, maps that are flattened, linear layers.
+    "flattened": (
+        Conv2d("conv1", 3, 8, 5, 2, Padding.same_on_all_sides(2), bias=True),
+        Relu("relu1"),
+        MaxPool2d("pool1", 3, 2, NO_PADDING),
+        *_conv("conv2", 8, 12, 3),
+        MaxPool2d("pool2", 2, 2, NO_PADDING),
+        Flatten("flatten", 12, 3, 3),
+        Linear("fc1", 108, 32),
+        Relu("relu2"),
+        Linear("fc2", 32, 10),
+    ),
+}
+
+
 @functools.cache
 def net(name: str) -> ModelSpec:
-    """A model; "thin NAME" has an eighth of its channels."""
+    """A model, or one of ``HAND_MADE``; "thin NAME" has an eighth of its channels."""
+    if name in HAND_MADE:
+        return ModelSpec(name, (3, 28, 28), 10, HAND_MADE[name], "the conformance tests", (0.3, 0.3) if name == "heads" else ())
     model = models.get(name.removeprefix("thin "))
     return edited(model, lambda field, value: value // 8 if field in WIDTHS and value > 3 else value) if name != model.name else model
 
@@ -96,6 +166,7 @@ def case(name: str, batch: int, size: int) -> Case:
 SMALL = ("cifar_resnet8", 4, 32)
 # 64 x 64 leaves 2 x 2 of an ImageNet net's images: its last batch norms see 8 values a channel, and 8/7 between the variances.
 IMAGENET = ("thin resnet18", 2, 64)
+HEADS, FLATTENED = ("heads", 2, 28), ("flattened", 2, 28)
 
 
 def training(frameworks: Frameworks, arm: Arm, given: Case, sgd: Sgd) -> LiveTrainer:
@@ -152,6 +223,12 @@ def test_steps_of_an_imagenet_net(frameworks: Frameworks, arm: Arm) -> None:
 
 
 @each(*EAGER)
+def test_steps_with_auxiliary_heads(frameworks: Frameworks, arm: Arm) -> None:
+    """The same with three heads, whose losses are weighted."""
+    assert_steps(frameworks, arm, case(*HEADS), HEAVY_BALL)
+
+
+@each(*EAGER)
 def test_biased_running_variance(frameworks: Frameworks, arm: Arm) -> None:
     """A spec that keeps the biased variance is trained so, or refused in a sentence."""
     given = case(*SMALL)
@@ -184,15 +261,28 @@ def derivatives_of(frameworks: Frameworks, arm: Arm, given: Case) -> Derivatives
     passed(meaning(as_array(right.loss), as_array(found.loss)))
     passed(meaning(right.taps, found.taps))
     passed(meaning(right.cotangents, found.cotangents))
-    passed(meaning(right.gradients, found.gradients))
+    passed(meaning(*(beside_magnitudes(given.model, right.cotangents, each.gradients) for each in (right, found))))
     return found
 
 
 @each(*EAGER)
-@pytest.mark.parametrize("net", [SMALL, IMAGENET], ids=lambda net: net[0])
+@pytest.mark.parametrize("net", [SMALL, IMAGENET, HEADS, FLATTENED], ids=lambda net: net[0])
 def test_derivatives(frameworks: Frameworks, arm: Arm, net: tuple[str, int, int]) -> None:
     """Loss, every tap, every cotangent and every gradient; the state goes in and comes out to the bit, and is left alone."""
     derivatives_of(frameworks, arm, case(*net))
+
+
+@each(*(dataclasses.replace(arm, precision="fp32") for arm in EAGER))
+@pytest.mark.parametrize("net", [HEADS, FLATTENED], ids=lambda net: net[0])
+def test_rounding_of_derivatives(frameworks: Frameworks, arm: Arm, net: tuple[str, int, int]) -> None:
+    """E3 of the same in fp32: every layer forward and backward, and the loss of several heads, on photographs."""
+    given = case(*net)
+    state = oracle.State(
+        *({name: np.float32(array) for name, array in kind.items()} for kind in (given.state.weights, given.state.momentum))
+    )
+    batch = Batch(inputs.photographs(*given.images.shape[3:]).pool[: given.images.shape[1]], given.labels[0])
+    found = training(frameworks, arm, dataclasses.replace(given, state=state), SGD).differentiate(batch)
+    passed(local(given.model, state, batch, found, "fp32"))
 
 
 @each(*EAGER)

@@ -10,15 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impls import models
-from impls.models import resnet
+from impls.models import googlenet, resnet
 from impls.spec import (
+    Add,
     Block,
     Conv2d,
     Dropout,
+    Layer,
     Linear,
     MaxPool2d,
     ModelSpec,
     PadShortcut,
+    Relu,
     bytes_moved,
     layers,
     macs,
@@ -26,6 +29,7 @@ from impls.spec import (
     parameter_count,
     tap_shapes,
     tensor_shapes,
+    walk,
 )
 
 
@@ -224,6 +228,52 @@ def test_dropout_stands_where_torchvision_has_it() -> None:
     assert found("vgg16") == found("vgg19_bn") == [("classifier.2", 0.5), ("classifier.5", 0.5)]
     assert found("alexnet") == [("classifier.0", 0.5), ("classifier.3", 0.5)]
     assert found("googlenet") == [("dropout", 0.2)]
+    heads = googlenet.with_heads(models.get("googlenet")).body
+    assert [(layer.name, layer.probability) for layer in layers(heads) if isinstance(layer, Dropout)] == [
+        ("dropout", 0.2),
+        ("aux2.dropout", 0.7),
+        ("aux1.dropout", 0.7),
+    ]
+
+
+def test_googlenet_s_heads() -> None:
+    """Parameters and names are those that torchvision 0.29 has with ``aux_logits``; the network that is run has none of them."""
+    model, trained = models.get("googlenet"), models.in_training(models.get("googlenet"))
+    assert (parameter_count(model), parameter_count(trained)) == (6_624_904, 13_004_888)
+    shapes = tap_shapes(trained, 2, 224, 224)
+    assert list(shapes.items())[-1] == ("aux1.logits", (2, 3000))
+    assert (shapes["aux1.avgpool"], shapes["aux2.avgpool"]) == ((2, 512, 4, 4), (2, 528, 4, 4))
+    leaves = {f"conv.{leaf}": 1 for leaf in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")}
+    leaves |= {f"{layer}.{leaf}": 1 for layer in ("fc1", "fc2") for leaf in ("weight", "bias")}
+    extra = tensor_shapes(trained).keys() - tensor_shapes(model).keys()
+    assert extra == {f"{head}.{leaf}" for head in ("aux1", "aux2") for leaf in leaves}
+    assert tensor_shapes(model).items() <= tensor_shapes(trained).items()
+    readers: dict[str, list[str]] = {}
+
+    def apply(layer: Layer, *inputs: str) -> str:
+        for name in inputs:
+            readers.setdefault(name, []).append(layer.name)
+        return layer.name
+
+    walk(trained.body, apply, "images")
+    assert [block for block, names in readers.items() if any(name.endswith("aux1.avgpool") for name in names)] == ["inception4a.concat"]
+    assert [block for block, names in readers.items() if any(name.endswith("aux2.avgpool") for name in names)] == ["inception4d.concat"]
+    assert (readers["fc"], readers["aux2.logits"], readers["aux1.fc2"]) == (["aux2.logits"], ["aux1.logits"], ["aux1.logits"])
+
+
+def test_what_is_trained() -> None:
+    """A network without dropout and heads is trained as it is; another by another name, with all that it holds but dropout."""
+    for name in models.NAMES:
+        model = models.get(name)
+        trained = models.in_training(model)
+        assert not any(isinstance(layer, Dropout) for layer in layers(trained.body))
+        assert (trained is model) == (trained.name == name) == (not any(isinstance(layer, Dropout) for layer in layers(model.body)))
+        if name != "googlenet":
+            assert [layer for layer in layers(model.body) if not isinstance(layer, Dropout)] == list(layers(trained.body))
+            assert trained.auxiliary_weights == ()
+    block = Block("b", ((Dropout("b.d", 0.5), Relu("b.r")), (Dropout("b.e", 0.5),)), Add("b.add"), (Dropout("b.f", 0.5), Relu("b.o")))
+    within = models.in_training(ModelSpec("mine", (3, 8, 8), 3, (block,), "test"))
+    assert [layer.name for layer in layers(within.body)] == ["b.r", "b.add", "b.o"]
 
 
 @given(n=st.integers(1, 40))

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impls.oracle import training
-from impls.oracle.backward import Pullback, scatter, tied, vjp, winners
+from impls.oracle.backward import Pullback, scatter, spread, tied, vjp, winners
+from impls.oracle.forward import areas
 from impls.spec import (
+    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Concat,
@@ -43,6 +45,7 @@ LAYERS: list[tuple[Layer, list[tuple[int, ...]]]] = [
     (Relu("r"), [(2, 3, 4, 5)]),
     (MaxPool2d("p", 3, 2, Padding(1, 1, 1, 0)), [(2, 3, 7, 6)]),
     (GlobalAvgPool2d("g"), [(2, 3, 3, 5)]),
+    (AdaptiveAvgPool2d("w", 4), [(2, 3, 7, 6)]),
     (Flatten("f", 3, 4, 5), [(2, 3, 4, 5)]),
     (Linear("l", 4, 3), [(5, 4)]),
     (PadShortcut("s", 2, 1, 2), [(2, 3, 5, 4)]),
@@ -132,6 +135,18 @@ def test_adjoint_of_max_pools(kernel: int, stride: int, pads: tuple[int, int, in
     assert adjoint_error(MaxPool2d("p", kernel, stride, Padding(*pads)), [(2, 3, *size)]) < BOUND
 
 
+@settings(max_examples=40, derandomize=True)
+@given(windows=st.integers(1, 6), size=st.tuples(st.integers(1, 14), st.integers(1, 14)))
+def test_adjoint_of_adaptive_pools(windows: int, size: tuple[int, int]) -> None:
+    """Windows that overlap, that differ in size, and more windows than rows."""
+    assert adjoint_error(AdaptiveAvgPool2d("w", windows), [(2, 3, *size)]) < BOUND
+
+
+def test_adjoint_of_logits() -> None:
+    """The logits of several heads part again."""
+    assert adjoint_error(Concat("a"), [(2, 3), (2, 5), (2, 4)]) < BOUND
+
+
 def batch_norm_mutant(fault: str) -> Vjp:
     """Batch norm's backward pass with one term wrong."""
 
@@ -200,6 +215,23 @@ def last_of_window(layer: Layer, inputs: tuple[Array, ...], output: Array, cotan
     return Pullback((scatter(layer, np.full(output.shape, 4), cotangent, inputs[0].shape),), {})
 
 
+def apart(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
+    """An adaptive pool whose windows end where the next begins."""
+    assert isinstance(layer, AdaptiveAvgPool2d)
+    rows, columns = ([len(inputs[0][0, 0].swapaxes(0, axis)) * i // 4 for i in range(5)] for axis in (0, 1))
+    pulled = np.zeros(inputs[0].shape)
+    for i, j in np.ndindex(4, 4):
+        part = pulled[:, :, rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
+        part += cotangent[:, :, i, j, None, None] / part[0, 0].size
+    return Pullback((pulled,), {})
+
+
+def one_divisor(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
+    """An adaptive pool that divides by the size of its first window."""
+    assert isinstance(layer, AdaptiveAvgPool2d)
+    return Pullback((spread(layer, cotangent / areas(layer, inputs[0].shape)[0, 0], inputs[0].shape),), {})
+
+
 def no_mask(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
     """A ReLU that lets everything pass."""
     return Pullback((cotangent,), {})
@@ -232,6 +264,8 @@ MUTANTS: dict[str, tuple[type[Layer], Vjp]] = {
     "max-pool: the middle of the window": (MaxPool2d, last_of_window),
     "max-pool: padding exchanged": (MaxPool2d, shifted_padding),
     "mean: no divisor": (GlobalAvgPool2d, changed_input(lambda x: x * 15)),
+    "adaptive mean: windows that do not overlap": (AdaptiveAvgPool2d, apart),
+    "adaptive mean: one divisor": (AdaptiveAvgPool2d, one_divisor),
     "linear: bias is a mean": (Linear, changed_gradient("bias", lambda g: g / 5)),
     "linear: gradient negative": (Linear, changed_gradient("weight", np.negative)),
     "option A: odd phase": (PadShortcut, changed_input(lambda x: np.roll(x, 1, axis=2))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from impls import models, spec
 from impls.oracle.forward import WeightsError, evaluate, forward, multiply, taps
 from impls.spec import (
+    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Concat,
@@ -74,6 +76,12 @@ def by_loops(layer: Layer, inputs: tuple[Array, ...], tensors: dict[str, Array])
                 output[index] = x[index] if x[index] > 0 else 0
             case GlobalAvgPool2d():
                 output[index] = sum(x[n, c].flat) / x[n, c].size
+            case AdaptiveAvgPool2d():
+                rows, columns = (
+                    range(place * length // layer.size, math.ceil((place + 1) * length / layer.size))
+                    for place, length in zip(index[2:], x.shape[2:], strict=True)
+                )
+                output[index] = sum(x[n, c, i, j] for i in rows for j in columns) / (len(rows) * len(columns))
             case Flatten():
                 area = layer.height * layer.width
                 output[index] = x[n, c // area, c % area // layer.width, c % layer.width]
@@ -153,6 +161,9 @@ def test_matrices_are_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch, widen
         (BatchNorm2d("b", 3, 0.1, 0.1, "unbiased"), [(2, 3, 4, 5)]),
         (Relu("r"), [(2, 3, 4, 5)]),
         (GlobalAvgPool2d("g"), [(2, 3, 3, 5)]),
+        (AdaptiveAvgPool2d("g", 4), [(2, 2, 7, 5)]),
+        (AdaptiveAvgPool2d("g", 4), [(2, 2, 3, 14)]),
+        (Concat("l"), [(2, 3), (2, 4)]),
         (Flatten("f", 3, 4, 5), [(2, 3, 4, 5)]),
         (Dropout("d", 0.5), [(2, 4)]),
         (Linear("l", 4, 3), [(2, 4)]),

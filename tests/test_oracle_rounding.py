@@ -32,7 +32,7 @@ from impls.oracle.rounding import (
     spacing,
 )
 from impls.precision import PRECISIONS
-from impls.spec import Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
+from impls.spec import AdaptiveAvgPool2d, Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
 
 Rounding = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 MODEL = models.get("cifar_resnet8_b")
@@ -197,6 +197,7 @@ LAYERS: list[tuple[Layer, tuple[int, ...]]] = [
     (BatchNorm2d("b", 8, 1e-5, 0.1, "unbiased"), (2, 8, 16, 16)),
     (Linear("l", 64, 200), (20, 64)),
     (GlobalAvgPool2d("g"), (50, 40, 8, 8)),
+    (AdaptiveAvgPool2d("g", 4), (50, 40, 7, 14)),
     (Add("a"), (2, 8, 16, 16)),
 ]
 

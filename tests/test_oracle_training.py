@@ -27,7 +27,22 @@ from impls.oracle.training import (
     step,
     wiring,
 )
-from impls.spec import Add, BatchNorm2d, Block, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ModelSpec, Padding, Relu
+from impls.spec import (
+    AdaptiveAvgPool2d,
+    Add,
+    BatchNorm2d,
+    Block,
+    Concat,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ModelSpec,
+    Padding,
+    Relu,
+)
 
 Array = npt.NDArray[Any]
 SMOOTHING = 0.1
@@ -67,7 +82,53 @@ BOTTLENECK = ModelSpec(
     ),
     source="made up: a stem, a block with three branches and one whose branches are both empty",
 )
-MODELS = {name: models.get(name) for name in ("cifar_resnet8", "cifar_resnet8_b")} | {"bottleneck": BOTTLENECK}
+HEADS = ModelSpec(
+    "heads",
+    (3, 20, 18),
+    7,
+    (
+        Conv2d("conv1", 3, 8, 3, 2, PAD, bias=True),
+        Relu("relu1"),
+        Block(
+            "aux1",
+            (
+                (
+                    MaxPool2d("pool", 3, 2, Padding(0, 1, 0, 1)),
+                    Block(
+                        "mixed",
+                        (
+                            (Conv2d("mixed.a", 8, 4, 1, 1, spec.NO_PADDING, bias=False), BatchNorm2d("mixed.bn", 4, 1e-3, 0.1, "unbiased")),
+                            (MaxPool2d("mixed.pool", 3, 1, PAD), Conv2d("mixed.b", 8, 5, 1, 1, spec.NO_PADDING, bias=True)),
+                        ),
+                        Concat("mixed.cat"),
+                        (),
+                    ),
+                    Block(
+                        "aux2",
+                        (
+                            (GlobalAvgPool2d("avgpool"), Linear("fc", 9, 7)),
+                            (AdaptiveAvgPool2d("aux2.pool", 4), Flatten("aux2.flatten", 9, 4, 4), Linear("aux2.fc", 144, 7)),
+                        ),
+                        Concat("aux2.logits"),
+                        (),
+                    ),
+                ),
+                (
+                    AdaptiveAvgPool2d("aux1.pool", 4),
+                    Flatten("aux1.flatten", 8, 4, 4),
+                    Linear("aux1.fc1", 128, 12),
+                    Relu("aux1.relu"),
+                    Linear("aux1.fc2", 12, 7),
+                ),
+            ),
+            Concat("aux1.logits"),
+            (),
+        ),
+    ),
+    "made up: a pool in ceil mode, branches side by side, and two auxiliary heads behind pools of 10x9 and 5x5",
+    (0.5, 0.9),
+)
+MODELS = {name: models.get(name) for name in ("cifar_resnet8", "cifar_resnet8_b")} | {"bottleneck": BOTTLENECK, "heads": HEADS}
 
 
 def generic(model: ModelSpec, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
@@ -110,7 +171,7 @@ def loss_at(model: ModelSpec, weights: dict[str, Array], nudge: tuple[str, Array
         return output + nudge[1] if nudge is not None and layer.name == nudge[0] else output
 
     logits = spec.walk(model.body, apply, images.astype(np.float64))
-    return cross_entropy(logits, labels, SMOOTHING)[0], decisions
+    return cross_entropy(logits, labels, SMOOTHING, model.auxiliary_weights)[0], decisions
 
 
 def central_difference(model: ModelSpec, name: str, direction: Array) -> float:
@@ -301,6 +362,18 @@ def test_operations_are_used() -> None:
     assert found.loss == 2 * derivatives("bottleneck").loss
     for name, gradient in derivatives("bottleneck").gradients.items():
         np.testing.assert_allclose(found.gradients[name], 2 * gradient, rtol=1e-13)
+
+
+def test_auxiliary_heads_count_their_weights() -> None:
+    """The loss is the main head's and each other's times its weight; without weights the heads are not told apart."""
+    generator = np.random.default_rng(8)
+    heads, labels = [generator.normal(size=(3, 5)) for _ in range(3)], np.array([4, 0, 2])
+    alone = [cross_entropy(head, labels, SMOOTHING) for head in heads]
+    loss, cotangent = cross_entropy(np.concatenate(heads, axis=1), labels, SMOOTHING, (0.3, 0.25))
+    assert loss == pytest.approx(alone[0][0] + 0.3 * alone[1][0] + 0.25 * alone[2][0], rel=1e-15)
+    np.testing.assert_array_equal(cotangent, np.concatenate([alone[0][1], 0.3 * alone[1][1], 0.25 * alone[2][1]], axis=1))
+    with pytest.raises(ValueError, match="equal division"):
+        cross_entropy(np.zeros((3, 14)), labels, SMOOTHING, (0.3, 0.3))
 
 
 def test_unfit_input_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
@@ -15,6 +16,7 @@ from impls import models
 from impls.models import NAMES, get
 from impls.spec import (
     NO_PADDING,
+    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Block,
@@ -41,6 +43,7 @@ from impls.spec import (
     tap_shapes,
     tensor_shapes,
     walk,
+    windows,
 )
 
 CONV = Conv2d("conv", 3, 8, 3, 2, Padding(0, 1, 2, 3), bias=True)
@@ -90,7 +93,9 @@ def test_window_shapes(size: tuple[int, int], pads: tuple[int, int, int, int], k
         (Add("add"), [(1, 8, 4, 4), (1, 8, 2, 2)]),
         (Concat("cat"), [(1, 8, 4, 4), (1, 8, 4, 2)]),
         (Concat("cat"), [(1, 8, 4, 4), (2, 8, 4, 4)]),
-        (Concat("cat"), [(1, 8), (1, 8)]),
+        (Concat("cat"), [(1, 8), (2, 8)]),
+        (Concat("cat"), [(1, 8), (1, 8, 4, 4)]),
+        (AdaptiveAvgPool2d("pool", 4), [(1, 8)]),
         (Flatten("flat", 8, 4, 2), [(1, 8, 2, 4)]),
         (Flatten("flat", 8, 4, 2), [(1, 64)]),
     ],
@@ -104,8 +109,26 @@ def test_misfits_name_the_layer(layer: Layer, inputs: list[tuple[int, ...]]) -> 
 def test_shapes_of_what_moves_values() -> None:
     """Channels add up in a concatenation, a map's elements in a flattening, and dropout changes nothing."""
     assert output_shape(Concat("cat"), (2, 3, 5, 4), (2, 8, 5, 4), (2, 1, 5, 4)) == (2, 12, 5, 4)
+    assert output_shape(Concat("cat"), (2, 5), (2, 7)) == (2, 12)
     assert output_shape(Flatten("flat", 8, 4, 2), (3, 8, 4, 2)) == (3, 64)
     assert output_shape(Dropout("drop", 0.5), (3, 64)) == (3, 64)
+
+
+@given(size=st.integers(1, 60), count=st.integers(1, 20))
+def test_windows_cover_a_map(size: int, count: int) -> None:
+    """They go on from row to row without a gap, none is empty, and turned around they are the same."""
+    found = windows(size, count)
+    assert (len(found), found[0][0], found[-1][1]) == (count, 0, size)
+    assert all(first < end for first, end in found)
+    assert all(first <= later <= end for (first, end), (later, _) in pairwise(found))
+    assert found == tuple((size - end, size - first) for first, end in reversed(found))
+    assert output_shape(AdaptiveAvgPool2d("pool", count), (2, 3, size, 2 * size)) == (2, 3, count, count)
+
+
+def test_windows_of_googlenet() -> None:
+    """Of 14 rows four windows of four, three or four apart; of 7 two of two and two of three."""
+    assert windows(14, 4) == ((0, 4), (3, 7), (7, 11), (10, 14))
+    assert windows(7, 4) == ((0, 2), (1, 4), (3, 6), (5, 7))
 
 
 def test_a_flattening_net_takes_one_size() -> None:
@@ -304,6 +327,22 @@ def _document(**changes: object) -> dict[str, Any]:
 def test_json_there_and_back(name: str) -> None:
     """What as_json wrote, from_json reads."""
     assert from_json(json.loads(json.dumps(as_json(get(name))))) == get(name)
+
+
+def test_json_of_auxiliary_heads() -> None:
+    """Their weights stand in the document of a network that has them, and in no other; and they are as many as the heads."""
+    model = models.in_training(get("googlenet"))
+    document = json.loads(json.dumps(as_json(model)))
+    assert from_json(document) == model
+    assert "auxiliary_weights" not in as_json(get("googlenet"))
+    for weights, message in (
+        ([0.3], "its output is not the 1000 logits of each of 2 heads"),
+        ([0.3, 2.0], "auxiliary_weights must be numbers above 0 and at most 1"),
+        ([0.3, True], "auxiliary_weights must be"),
+        (0.3, "auxiliary_weights must be"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            from_json(document | {"auxiliary_weights": weights})
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from impls import models
 from impls.implementation import Sgd
 from impls.oracle import training as oracle
 from impls.oracle.backward import Pullback
 from impls.oracle.rounding import round_to
 from impls.oracle.training import EXACT, Derivatives, Operations, State
-from impls.spec import BatchNorm2d, Block, Layer, ModelSpec, Node, Relu
+from impls.spec import NO_PADDING, BatchNorm2d, Block, Conv2d, GlobalAvgPool2d, Layer, Linear, ModelSpec, Node, Relu, tensor_shapes
 from suites.equivalence import training, training_probes
 from suites.equivalence.examination import forget
+from suites.equivalence.tiers import meaning
 from suites.equivalence.trainer import Batch
 from suites.equivalence.training import TrainingExamination
 from suites.harness.context import subject
@@ -86,7 +88,7 @@ class NumpyTrainer:
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEVELFIELD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(training, "probe_size", lambda model: (16, 16))  # a quarter of the time
+        patch.setattr(training, "training_size", lambda model: (16, 16))  # a quarter of the time
         patch.setattr(training, "COARSE_RUNS", 4)  # half of it
         subject.cache_clear()
         yield
@@ -110,6 +112,57 @@ def test_a_sound_trainer_passes() -> None:
     assert tiers["E3"].taps[0].tap == "conv1"
     assert "masks differ" in str(tiers["E5"].note)
     assert "a free run was followed for 8 of 8 steps" in str(tiers["E5"].note), tiers["E5"].note
+
+
+def test_what_is_trained_of_googlenet() -> None:
+    """Its heads have synthesised weights, its other tensors are those of inference; a network without either is itself."""
+    about = subject("googlenet")
+    trained = training.in_training(about)
+    assert trained is training.in_training(about)
+    assert trained.weights.keys() == tensor_shapes(trained.model).keys()
+    assert all(trained.weights[name] is tensor for name, tensor in about.weights.items())
+    assert trained.weights["aux1.fc1.weight"].std() > 0
+    assert (trained.spec_sha256, trained.weights_sha256) != (about.spec_sha256, about.weights_sha256)
+    assert training.in_training(subject(MODEL)) is subject(MODEL)
+
+
+def test_the_certificate_says_what_was_left_out() -> None:
+    """Dropout that is off, and the weights of auxiliary heads, where the model asked for has them."""
+    said = {name: training.settings(models.get(name)) for name in ("googlenet", "alexnet", MODEL)}
+    assert {name: (found.get("dropout"), found.get("auxiliary_weights")) for name, found in said.items()} == {
+        "googlenet": ("off", [0.3, 0.3]),
+        "alexnet": ("off", None),
+        MODEL: (None, None),
+    }
+
+
+def test_no_free_run_of_a_large_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its states do not fit into memory; the certificate says so, and the other steps are judged as ever."""
+    monkeypatch.setattr(training, "FREE_RUN_PARAMETERS", 1000)
+    tiers = examination(Fault()).run()
+    assert all(tier.passed for tier in tiers.values())
+    assert str(tiers["E5"].note).endswith("no free run was followed: those of so large a network do not fit into memory")
+
+
+def test_a_bias_before_a_batch_norm_is_compared_beside_what_cancels() -> None:
+    """Two roundings of its gradient of 0 agree, a thousandth of what cancels in it does not; other gradients are compared as they are."""
+    body = (
+        Conv2d("c", 3, 4, 3, 1, NO_PADDING, bias=True),
+        BatchNorm2d("b", 4, 1e-5, 0.1, "unbiased"),
+        GlobalAvgPool2d("p"),
+        Linear("l", 4, 5),
+    )
+    model, generator = ModelSpec("m", (3, 8, 8), 5, body, "test"), np.random.default_rng(0)
+    cotangents = {"c": generator.normal(size=(2, 4, 6, 6))}
+    gradients = {"c.bias": 1e-16 * generator.normal(size=4), "l.bias": np.ones(5)}
+
+    def agree(change: float) -> bool:
+        found = gradients | {"c.bias": 1e-16 * generator.normal(size=4) + change}
+        return meaning(*(training.beside_magnitudes(model, cotangents, each) for each in (gradients, found))).passed
+
+    assert agree(0.0)
+    assert not agree(1e-3 * float(np.abs(cotangents["c"]).sum()) / 4)
+    assert training.beside_magnitudes(model, cotangents, gradients)["l.bias"] is gradients["l.bias"]
 
 
 def normed(change: Callable[[BatchNorm2d], BatchNorm2d]) -> Callable[[ModelSpec], ModelSpec]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from jax import lax
 
 from impls.spec import (
+    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Concat,
@@ -31,6 +32,7 @@ from impls.spec import (
     Padding,
     PadShortcut,
     Relu,
+    windows,
 )
 
 Tensors = Mapping[str, jax.Array]
@@ -93,6 +95,12 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: jax.Array) ->
     return jnp.mean(x, (1, 2))
 
 
+def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, tensors: Tensors, x: jax.Array) -> jax.Array:
+    """Mean over each window's rows, then over its columns; ``jnp.mean`` sums bf16 and fp16 in fp32, and the first is not rounded."""
+    rows = jnp.stack([jnp.mean(_wide(x[:, first:end]), 1) for first, end in windows(x.shape[1], layer.size)], 1)
+    return jnp.stack([jnp.mean(rows[:, :, first:end], 2) for first, end in windows(x.shape[2], layer.size)], 2).astype(x.dtype)
+
+
 def flatten(layer: Flatten, tensors: Tensors, x: jax.Array) -> jax.Array:
     """Channel by channel, as in NCHW."""
     return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
@@ -121,7 +129,7 @@ def add(layer: Add, tensors: Tensors, *inputs: jax.Array) -> jax.Array:
 
 def concat(layer: Concat, tensors: Tensors, *inputs: jax.Array) -> jax.Array:
     """The channels in the order of the branches."""
-    return jnp.concatenate(inputs, axis=3)
+    return jnp.concatenate(inputs, axis=-1)
 
 
 FUNCTIONS: dict[type[Layer], Callable[..., jax.Array]] = {
@@ -130,6 +138,7 @@ FUNCTIONS: dict[type[Layer], Callable[..., jax.Array]] = {
     Relu: relu,
     MaxPool2d: max_pool2d,
     GlobalAvgPool2d: global_avg_pool2d,
+    AdaptiveAvgPool2d: adaptive_avg_pool2d,
     Flatten: flatten,
     Dropout: dropout,
     Linear: linear,

@@ -101,7 +101,8 @@ def loss_of(
         return output
 
     logits = walk(model.body, applied, images)
-    return cross_entropy(logits, labels, label_smoothing), (running, taps)
+    main, *others = (cross_entropy(head, labels, label_smoothing) for head in jnp.split(logits, model.heads, 1))
+    return sum((weight * loss for weight, loss in zip(model.auxiliary_weights, others, strict=True)), main), (running, taps)
 
 
 def step(

@@ -2,7 +2,7 @@
 
 Tensor names and all numbers are torchvision's (torchvision 0.29 ``models/googlenet.py``). So its third branch has a 3x3 where the
 paper has a 5x5 (pytorch/vision#906), and there is no local response normalisation. The auxiliary heads (``aux1``, ``aux2``) are for
-training alone and not part of this network.
+training alone and not part of the network that is run in inference; ``with_heads`` adds them.
 
 torchvision pools in ceil mode, where a last window may begin on the map and end behind it. A row and a column of padding behind the
 map say the same at every size: a window that ends one behind an even map comes in, and on an odd one the padding is never reached.
@@ -12,14 +12,18 @@ torchvision's checkpoint takes images with mean 0.5 and standard deviation 0.5 (
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from impls.models.resnet import MOMENTUM
 from impls.spec import (
     NO_PADDING,
+    AdaptiveAvgPool2d,
     BatchNorm2d,
     Block,
     Concat,
     Conv2d,
     Dropout,
+    Flatten,
     GlobalAvgPool2d,
     Layer,
     Linear,
@@ -49,6 +53,12 @@ INCEPTION = {
 
 # The pool behind a block: name and kernel.
 POOLS = {"3b": ("maxpool3", 3), "4e": ("maxpool4", 2)}
+
+# An auxiliary head, the block whose output it reads, and the channels of that.
+HEADS = {"aux2": ("inception4d", 528), "aux1": ("inception4a", 512)}
+HEAD_MAPS, HEAD_SIZE, HEAD_HIDDEN, HEAD_DROPOUT = 128, 4, 1024, 0.7
+HEAD_WEIGHT = 0.3
+"""Of an auxiliary loss: the paper's section 5. torchvision leaves the loss to the user, and its reference script has none for heads."""
 
 NAMES: tuple[str, ...] = ("googlenet",)
 
@@ -83,6 +93,31 @@ def googlenet() -> ModelSpec:
             body.append(MaxPool2d(name, kernel, 2, CEIL_MODE))
     body += [GlobalAvgPool2d("avgpool"), Dropout("dropout", DROPOUT), Linear("fc", channels, 1000)]
     return ModelSpec("googlenet", (3, 224, 224), 1000, tuple(body), "arXiv 1409.4842 table 1; torchvision 0.29 models/googlenet.py")
+
+
+def with_heads(model: ModelSpec) -> ModelSpec:
+    """GoogLeNet as it is trained: logits of the main head, and behind them those of ``aux2`` and ``aux1``.
+
+    Each head and the rest of the net read the same map.
+    """
+    body = model.body
+    for head, (block, channels) in HEADS.items():
+        behind = 1 + next(place for place, node in enumerate(body) if node.name == block)
+        body = (*body[:behind], Block(head, (body[behind:], _head(head, channels, model.classes)), Concat(f"{head}.logits"), ()))
+    return replace(model, body=body, auxiliary_weights=(HEAD_WEIGHT,) * len(HEADS))
+
+
+def _head(name: str, channels: int, classes: int) -> tuple[Layer, ...]:
+    """What torchvision calls InceptionAux. The paper pools 5x5 with stride 3, which gives 4x4 of 14x14 too."""
+    return (
+        AdaptiveAvgPool2d(f"{name}.avgpool", HEAD_SIZE),
+        *_conv(f"{name}.conv", channels, HEAD_MAPS, 1),
+        Flatten(f"{name}.flatten", HEAD_MAPS, HEAD_SIZE, HEAD_SIZE),
+        Linear(f"{name}.fc1", HEAD_MAPS * HEAD_SIZE**2, HEAD_HIDDEN),
+        Relu(f"{name}.relu"),
+        Dropout(f"{name}.dropout", HEAD_DROPOUT),
+        Linear(f"{name}.fc2", HEAD_HIDDEN, classes),
+    )
 
 
 def _conv(prefix: str, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> tuple[Layer, ...]:

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, helper, numpy_helper
 
+from impls.implementation import CannotError
 from impls.spec import (
+    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Concat,
@@ -100,6 +102,11 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, graph: Graph, x: str) -> str:
     return graph.node("Flatten", mean, output=layer.name, axis=1)
 
 
+def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, graph: Graph, x: str) -> str:
+    """Refused: the standard has no such operator, its slices have no size that follows the map's, and a graph is run at several sizes."""
+    raise CannotError(f"{layer.name}: ONNX has no adaptive pool")
+
+
 def flatten(layer: Flatten, graph: Graph, x: str) -> str:
     """Channel by channel."""
     return graph.node("Flatten", x, output=layer.name, axis=1)
@@ -143,6 +150,7 @@ FUNCTIONS: dict[type[Layer], Callable[..., str]] = {
     Relu: relu,
     MaxPool2d: max_pool2d,
     GlobalAvgPool2d: global_avg_pool2d,
+    AdaptiveAvgPool2d: adaptive_avg_pool2d,
     Flatten: flatten,
     Dropout: dropout,
     Linear: linear,

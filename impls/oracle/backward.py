@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from impls.oracle.forward import Array, evaluate, pad
+from impls.oracle.forward import Array, areas, evaluate, pad
 from impls.spec import (
+    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Concat,
@@ -28,6 +29,8 @@ from impls.spec import (
     Padding,
     PadShortcut,
     Relu,
+    Shape,
+    windows,
 )
 
 
@@ -65,6 +68,8 @@ def vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array
         case GlobalAvgPool2d():
             height, width = x.shape[2:]
             return Pullback((np.broadcast_to(cotangent[:, :, None, None] / (height * width), x.shape),), {})
+        case AdaptiveAvgPool2d():
+            return Pullback((spread(layer, cotangent / areas(layer, x.shape), x.shape),), {})
         case Flatten():
             return Pullback((cotangent.reshape(x.shape),), {})
         case Dropout():
@@ -124,6 +129,16 @@ def correlate_weights(x: Array, cotangent: Array, layer: Conv2d) -> Array:
         columns = np.stack(list(views(image, layer, *cotangent.shape[2:])), axis=1)
         gradient += arriving.reshape(channels, -1) @ columns.reshape(gradient.shape[1], -1).T
     return gradient.reshape(channels, layer.in_channels, layer.kernel, layer.kernel)
+
+
+def spread(layer: AdaptiveAvgPool2d, values: Array, shape: Shape) -> Array:
+    """For every input element of ``shape`` the sum of the values of the windows that it lies in."""
+    result = np.zeros(shape)
+    rows, columns = (windows(length, layer.size) for length in shape[2:])
+    for row, (top, bottom) in enumerate(rows):
+        for column, (left, right) in enumerate(columns):
+            result[:, :, top:bottom, left:right] += values[:, :, row, column, None, None]
+    return result
 
 
 def winners(layer: MaxPool2d, x: Array) -> npt.NDArray[np.intp]:

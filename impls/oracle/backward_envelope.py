@@ -61,8 +61,10 @@ class StepNoise:
                 inputs, tensors = (rounded(inputs[0]),), {**tensors, "weight": rounded(tensors["weight"])}
             return evaluate(layer, inputs, tensors) + self.forward[layer.name].draw(generator)
 
-        def noisy_loss(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
-            loss, cotangent = cross_entropy(logits, labels, label_smoothing)
+        def noisy_loss(
+            logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float, auxiliary_weights: tuple[float, ...]
+        ) -> tuple[float, Array]:
+            loss, cotangent = cross_entropy(logits, labels, label_smoothing, auxiliary_weights)
             return loss + float(self.loss[0].draw(generator)), cotangent + self.loss[1].draw(generator)
 
         def noisy_vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
@@ -103,9 +105,11 @@ def step_noise(
         forward[layer.name] = noise(layer, inputs, output, tensors, wide)
         return output
 
-    def observed_loss(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
-        of_loss.append(loss_noise(logits, labels, label_smoothing, wide))
-        return cross_entropy(logits, labels, label_smoothing)
+    def observed_loss(
+        logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float, auxiliary_weights: tuple[float, ...]
+    ) -> tuple[float, Array]:
+        of_loss.append(loss_noise(logits, labels, label_smoothing, wide, auxiliary_weights))
+        return cross_entropy(logits, labels, label_smoothing, auxiliary_weights)
 
     def observed_vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
         pulled = vjp(layer, inputs, output, cotangent, tensors)

@@ -83,8 +83,8 @@ def forced(
     nodes = wiring(model)
     last = nodes[-1].layer.name
     logits = np.asarray(taps[last], dtype=np.float64)
-    loss, cotangent = cross_entropy(logits, labels, label_smoothing)
-    of_loss, of_cotangent = loss_noise(logits, labels, label_smoothing, arithmetic)
+    loss, cotangent = cross_entropy(logits, labels, label_smoothing, model.auxiliary_weights)
+    of_loss, of_cotangent = loss_noise(logits, labels, label_smoothing, arithmetic, model.auxiliary_weights)
     arriving: dict[str, list[tuple[Array, Array]]] = {node.layer.name: [] for node in nodes}
     arriving[last].append((cotangent, of_cotangent.sigma))
     ties: dict[str, npt.NDArray[np.bool_]] = {}

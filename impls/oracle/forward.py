@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from impls import spec
 from impls.spec import (
+    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Concat,
@@ -29,6 +30,8 @@ from impls.spec import (
     Padding,
     PadShortcut,
     Relu,
+    Shape,
+    windows,
 )
 
 Array = npt.NDArray[np.float64]
@@ -114,6 +117,9 @@ def evaluate(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Arra
         case GlobalAvgPool2d():
             mean: Array = np.mean(x, axis=(2, 3))
             return mean
+        case AdaptiveAvgPool2d():
+            rows, columns = (windows(length, layer.size) for length in x.shape[2:])
+            return np.stack([np.stack([np.mean(x[:, :, a:b, c:d], axis=(2, 3)) for c, d in columns], axis=2) for a, b in rows], axis=2)
         case Flatten():
             return x.reshape(len(x), -1)
         case Dropout():
@@ -166,6 +172,12 @@ def _max_pool(x: Array, layer: MaxPool2d) -> Array:
             shifted = padded[:, :, row :: layer.stride, column :: layer.stride]
             np.maximum(output, shifted[:, :, :height, :width], out=output)
     return output
+
+
+def areas(layer: AdaptiveAvgPool2d, shape: Shape) -> npt.NDArray[np.intp]:
+    """How many elements each window on maps of ``shape`` (N, C, H, W) has, (size, size)."""
+    heights, widths = ([end - first for first, end in windows(length, layer.size)] for length in shape[2:])
+    return np.outer(heights, widths)
 
 
 def pad(x: Array, padding: Padding, value: float) -> Array:

@@ -26,7 +26,7 @@ from impls import spec
 from impls.oracle.forward import Array, check, evaluate, multiply, tensors_of
 from impls.oracle.rounding import round_to
 from impls.precision import PRECISIONS
-from impls.spec import Add, BatchNorm2d, Block, Concat, Conv2d, GlobalAvgPool2d, Layer, Linear, ModelSpec, Node, Shape
+from impls.spec import AdaptiveAvgPool2d, Add, BatchNorm2d, Block, Concat, Conv2d, GlobalAvgPool2d, Layer, Linear, ModelSpec, Node, Shape
 
 CEILING = 8
 """Largest value behind any ReLU. Filters have at most a handful of taps, so sums stay within bf16's 256."""
@@ -151,6 +151,8 @@ def _magnitudes(layer: Layer, values: tuple[Array, ...], tensors: Mapping[str, A
             if area & (area - 1):
                 raise LatticeError(f"{layer.name}: the mean of {x.shape[2]}x{x.shape[3]} values is exact only for a power of two")
             return np.mean(x, axis=(2, 3)), grid / area
+        case AdaptiveAvgPool2d():
+            raise LatticeError(f"{layer.name}: means over windows of several sizes have no grid")
         case Add() | Concat():
             return evaluate(layer, values, tensors), grid
         case _:

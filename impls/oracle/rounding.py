@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from impls import spec
-from impls.oracle.forward import Array, check, convolve, evaluate, tensors_of
+from impls.oracle.forward import Array, areas, check, convolve, evaluate, tensors_of
 from impls.precision import PRECISIONS
 from impls.spec import (
+    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Concat,
@@ -134,9 +135,9 @@ def sigma(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mappi
             weight = tensors["weight"]
             products = np.einsum("nk,ok,ok->no", x * x, weight, weight)  # without a second weight of VGG's 103 million
             variance = sum_variance(products, output, _terms(layer, x), tensors["bias"], arithmetic)
-        case GlobalAvgPool2d():
+        case GlobalAvgPool2d() | AdaptiveAvgPool2d():
             terms = _terms(layer, x)
-            products = np.sum(x * x, axis=(2, 3)) / terms**2
+            products = evaluate(layer, (x * x,), {}) / terms
             # A mean is no matrix product, so TF32 does not round what enters it.
             variance = sum_variance(products, output, terms, None, replace(arithmetic, operand=0.0))
         case BatchNorm2d():
@@ -173,10 +174,10 @@ def largest_error(
         deviations: lambda of the inequality.
     """
     match layer:
-        case Conv2d() | Linear() | GlobalAvgPool2d():
+        case Conv2d() | Linear() | GlobalAvgPool2d() | AdaptiveAvgPool2d():
             roundings = _terms(layer, inputs[0]) + 2  # the products count as one addition, and there is the bias or the division
             sums = evaluate(layer, tuple(np.abs(x) for x in inputs), {leaf: np.abs(tensor) for leaf, tensor in tensors.items()})
-            return min(deviations * math.sqrt(roundings), roundings) * unit * sums
+            return np.minimum(deviations * np.sqrt(roundings), roundings) * unit * sums
         case BatchNorm2d():
             terms_size, offset = _batch_norm_terms(layer, inputs[0], tensors)
             return unit * (4.5 * terms_size + offset + np.abs(output))
@@ -186,8 +187,8 @@ def largest_error(
             raise TypeError(f"{layer.name}: no rounding model for {type(layer).__name__}")
 
 
-def _terms(layer: Conv2d | Linear | GlobalAvgPool2d, x: Array) -> int:
-    """Number of products that one output is the sum of, without the bias."""
+def _terms(layer: Conv2d | Linear | GlobalAvgPool2d | AdaptiveAvgPool2d, x: Array) -> int | npt.NDArray[np.intp]:
+    """Number of products that one output is the sum of, without the bias; for each place where they differ."""
     match layer:
         case Conv2d():
             return layer.in_channels * layer.kernel**2
@@ -195,6 +196,8 @@ def _terms(layer: Conv2d | Linear | GlobalAvgPool2d, x: Array) -> int:
             return layer.in_features
         case GlobalAvgPool2d():
             return int(x.shape[2] * x.shape[3])
+        case AdaptiveAvgPool2d():
+            return areas(layer, x.shape)
 
 
 def _batch_norm_terms(layer: BatchNorm2d, x: Array, tensors: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -205,7 +208,7 @@ def _batch_norm_terms(layer: BatchNorm2d, x: Array, tensors: Mapping[str, Array]
     return terms, (mean + np.abs(tensors["bias"]))[:, None, None]
 
 
-def sum_variance(products: Array, output: Array, terms: int, bias: Array | None, arithmetic: Arithmetic) -> Array:
+def sum_variance(products: Array, output: Array, terms: int | npt.NDArray[np.intp], bias: Array | None, arithmetic: Arithmetic) -> Array:
     """The variance of a sum of ``terms`` products in units of kappa^2; the bias is one more addend."""
     variance = 2 * arithmetic.operand**2 * products
     if bias is not None:

@@ -131,15 +131,24 @@ def taken(node: Node, taps: Arrays, images: npt.NDArray[Any]) -> tuple[Array, ..
     return tuple(np.asarray(images if name is None else taps[name], dtype=np.float64) for name in node.inputs)
 
 
-def cross_entropy(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
-    """Loss of a batch of logits (N, classes) with labels (N,), and its derivative by the logits.
+def cross_entropy(
+    logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float, auxiliary_weights: tuple[float, ...] = ()
+) -> tuple[float, Array]:
+    """Loss of a batch of logits (N, classes * heads) with labels (N,), and its derivative by the logits.
 
-    The mean over the batch of -sum_k t_k log p_k with p = softmax(logits) and t = (1 - s) onehot(label) + s / classes. As the t of
-    an image sum to 1, the derivative is (p - t) / N.
+    Of a head the mean over the batch of -sum_k t_k log p_k with p = softmax(logits) and t = (1 - s) onehot(label) + s / classes. As
+    the t of an image sum to 1, the derivative is (p - t) / N. Auxiliary heads stand behind the main one, and each counts its weight.
 
     Raises:
         ValueError: the labels are not one class for each image.
     """
+    weights = (1.0, *auxiliary_weights)
+    heads = [_cross_entropy(head, labels, label_smoothing) for head in np.split(logits, len(weights), axis=1)]
+    loss = sum(weight * loss for weight, (loss, _) in zip(weights, heads, strict=True))
+    return loss, np.concatenate([weight * cotangent for weight, (_, cotangent) in zip(weights, heads, strict=True)], axis=1)
+
+
+def _cross_entropy(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float) -> tuple[float, Array]:
     batch, classes = logits.shape
     if labels.shape != (batch,) or labels.dtype.kind not in "iu" or np.any((labels < 0) | (labels >= classes)):
         raise ValueError(f"{batch} images need as many integer labels from 0 to {classes - 1}")
@@ -166,7 +175,7 @@ class Operations:
     """What a pass over the network computes with: a layer's output, the loss with its derivative, and a layer's pullback."""
 
     evaluate: Callable[[Layer, tuple[Array, ...], Mapping[str, Array]], Array] = evaluate
-    cross_entropy: Callable[[Array, npt.NDArray[np.integer[Any]], float], tuple[float, Array]] = cross_entropy
+    cross_entropy: Callable[[Array, npt.NDArray[np.integer[Any]], float, tuple[float, ...]], tuple[float, Array]] = cross_entropy
     vjp: Callable[[Layer, tuple[Array, ...], Array, Array, Mapping[str, Array]], Pullback] = vjp
 
 
@@ -207,7 +216,7 @@ def differentiate(
     for node in nodes:
         taps[node.layer.name] = operations.evaluate(node.layer, taken(node, taps, images), tensors_of(node.layer, weights))
     last = nodes[-1].layer.name
-    loss, cotangent = operations.cross_entropy(taps[last], labels, label_smoothing)
+    loss, cotangent = operations.cross_entropy(taps[last], labels, label_smoothing, model.auxiliary_weights)
     cotangents, gradients = {last: cotangent}, {}
     for node in reversed(nodes):
         layer = node.layer

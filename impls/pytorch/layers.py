@@ -128,6 +128,11 @@ def global_avg_pool2d(layer: spec.GlobalAvgPool2d, tensors: Tensors) -> nn.Modul
     return GlobalAvgPool2d()
 
 
+def adaptive_avg_pool2d(layer: spec.AdaptiveAvgPool2d, tensors: Tensors) -> nn.Module:
+    """``nn.AdaptiveAvgPool2d``, whose windows are the spec's."""
+    return nn.AdaptiveAvgPool2d((layer.size, layer.size))
+
+
 def flatten(layer: spec.Flatten, tensors: Tensors) -> nn.Module:
     """``nn.Flatten``, which goes by the logical axes, whatever the memory order."""
     return nn.Flatten(start_dim=1, end_dim=-1)
@@ -183,7 +188,7 @@ class Concat(nn.Module):
     """The inputs behind one another."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """(N, C_i, H, W) to (N, sum of C_i, H, W)."""
+        """(N, C_i, ...) to (N, sum of C_i, ...)."""
         return torch.cat(inputs, dim=1)
 
 
@@ -198,6 +203,7 @@ MODULES: dict[type, Callable[[Any, Tensors], nn.Module]] = {
     spec.Relu: relu,
     spec.MaxPool2d: max_pool2d,
     spec.GlobalAvgPool2d: global_avg_pool2d,
+    spec.AdaptiveAvgPool2d: adaptive_avg_pool2d,
     spec.Flatten: flatten,
     spec.Dropout: dropout,
     spec.Linear: linear,

@@ -311,7 +311,7 @@ class Runtime(implementation.Runtime):
         memory_format = torch.channels_last if execution.channels_last else torch.contiguous_format
         module = module.to(memory_format=memory_format)
         call = module if execution.compiler is None else _compiled(module, execution.compiler)
-        return training.Trainer(module, call, self._tensors(momentum), sgd, memory_format)
+        return training.Trainer(module, call, self._tensors(momentum), sgd, model.auxiliary_weights, memory_format)
 
     def _execution(self, mode: str) -> Execution:
         """What the mode is on this device.

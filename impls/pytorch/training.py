@@ -32,10 +32,12 @@ class Trainer(implementation.Trainer):
         call: Callable[[Tensor], Tensor],
         momentum: Mapping[str, Tensor],
         sgd: Sgd,
+        auxiliary_weights: tuple[float, ...],
         memory_format: torch.memory_format,
     ) -> None:
         self._module, self._call, self._memory_format = module, call, memory_format
         self._label_smoothing = sgd.label_smoothing
+        self._auxiliary_weights = auxiliary_weights
         self._parameters = dict(module.named_parameters())
         self._optimizer = torch.optim.SGD(
             self._parameters.values(),
@@ -102,7 +104,11 @@ class Trainer(implementation.Trainer):
         return batch, torch.from_numpy(labels).to(like.device)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(logits, targets, weight=None, ignore_index=-100, reduction="mean", label_smoothing=self._label_smoothing)
+        main, *others = (
+            cross_entropy(head, targets, weight=None, ignore_index=-100, reduction="mean", label_smoothing=self._label_smoothing)
+            for head in logits.chunk(1 + len(self._auxiliary_weights), dim=1)
+        )
+        return sum((weight * loss for weight, loss in zip(self._auxiliary_weights, others, strict=True)), main)
 
 
 def check(model: ModelSpec, sgd: Sgd, precision: str, input_shape: Shape) -> None:

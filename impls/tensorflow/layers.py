@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from impls.spec import (
     NO_PADDING,
+    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Concat,
@@ -28,6 +29,7 @@ from impls.spec import (
     Padding,
     PadShortcut,
     Relu,
+    windows,
 )
 
 Tensors = Mapping[str, tf.Tensor]
@@ -85,6 +87,12 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: tf.Tensor) ->
     return tf.cast(tf.reduce_mean(_wide(x), (1, 2)), x.dtype)
 
 
+def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
+    """Mean over each window's rows, then over its columns."""
+    rows = tf.stack([tf.reduce_mean(_wide(x[:, first:end]), 1) for first, end in windows(x.shape[1], layer.size)], 1)
+    return tf.cast(tf.stack([tf.reduce_mean(rows[:, :, first:end], 2) for first, end in windows(x.shape[2], layer.size)], 2), x.dtype)
+
+
 def flatten(layer: Flatten, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """Channel by channel, as in NCHW."""
     return tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (x.shape[0], -1))
@@ -113,7 +121,7 @@ def add(layer: Add, tensors: Tensors, *inputs: tf.Tensor) -> tf.Tensor:
 
 def concat(layer: Concat, tensors: Tensors, *inputs: tf.Tensor) -> tf.Tensor:
     """The channels in the order of the branches."""
-    return tf.concat(inputs, axis=3)
+    return tf.concat(inputs, axis=-1)
 
 
 FUNCTIONS: dict[type[Layer], Callable[..., tf.Tensor]] = {
@@ -122,6 +130,7 @@ FUNCTIONS: dict[type[Layer], Callable[..., tf.Tensor]] = {
     Relu: relu,
     MaxPool2d: max_pool2d,
     GlobalAvgPool2d: global_avg_pool2d,
+    AdaptiveAvgPool2d: adaptive_avg_pool2d,
     Flatten: flatten,
     Dropout: dropout,
     Linear: linear,

@@ -135,7 +135,8 @@ class Trainer(implementation.Trainer):
             return taps[layer.name]
 
         logits = walk(self._model.body, applied, images)
-        return cross_entropy(logits, labels, self._sgd.label_smoothing), running, taps
+        main, *others = (cross_entropy(head, labels, self._sgd.label_smoothing) for head in tf.split(logits, self._model.heads, 1))
+        return sum((weight * loss for weight, loss in zip(self._model.auxiliary_weights, others, strict=True)), main), running, taps
 
     def _stepped(self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
         """Assigns the state after a step of ``Sgd``; the loss before it."""

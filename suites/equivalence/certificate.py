@@ -145,6 +145,8 @@ def _certify_one(
     thorough: bool = False,
 ) -> Record:
     about, manifest, suite = context.subject(cell.model), context.manifests[cell.implementation], SUITES[purpose]
+    if purpose == "training":
+        about = training.in_training(about)
     shown = about.as_record(cell.precision, None)
     if purpose == "training" and not manifest.trains:
         return context.record(suite, cell, "skipped", f"{manifest.title} has no training", model=shown)
@@ -214,7 +216,7 @@ def _examine(
         excused = {} if taps else {"E3": "it shows no intermediate outputs"}
     else:
         tiers = _training(context, workers, cell, about).run()
-        settings = training.settings()
+        settings = training.settings(context.subject(cell.model).model)
         compared = "taps, cotangents, gradients, masks, running statistics, parameters and momentum buffers"
     return Certificate(
         schema_version=documents.SCHEMA_VERSION,

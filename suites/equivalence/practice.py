@@ -32,7 +32,11 @@ class PracticeTrainer:
     def differentiate(self, batch: Batch) -> Derivatives:
         """The loss of a batch and its derivatives."""
         practice = self._practice
-        operations = Operations(practice.evaluate, practice.loss, practice.pull)
+
+        def loss(logits: Array, labels: Labels, smoothing: float, _: tuple[float, ...]) -> tuple[float, Array]:
+            return practice.loss(logits, labels, smoothing)
+
+        operations = Operations(practice.evaluate, loss, practice.pull)
         smoothing = practice.sgd.label_smoothing
         found = training.differentiate(practice.model, self._state.weights, batch.images, batch.labels, smoothing, operations=operations)
         # Where branches meet, a cotangent is a sum that no operation rounds.

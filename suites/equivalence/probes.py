@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from impls.oracle import forward
 from impls.oracle.rounding import largest_power
-from impls.spec import BatchNorm2d, Flatten, ModelSpec, layers
+from impls.spec import AdaptiveAvgPool2d, BatchNorm2d, ModelSpec, SpecError, layers, tap_shapes
 from results.certificate import Probe, Purpose
 from suites.harness import inputs
 from suites.harness.reference import held
@@ -27,7 +27,11 @@ Weights = Mapping[str, npt.NDArray[np.float32]]
 PROBE_BATCH = 2
 PROBE_SIZE = 64
 """Images of E1, E2 and E3 for ImageNet nets, in pixels: even at every stride, and the pooled area is a power of two. Nets that
-flatten a map take their own size."""
+take no such images have their own size."""
+
+POOLED_SIZE = 112
+"""Images of training for nets with adaptive pools. At 64 GoogLeNet's have as many windows as elements and do nothing; here they pool 7x7
+to 4x4, in windows of two and three rows that overlap."""
 
 ODD = {64: (33, 63), 32: (13, 31), 224: (225, 253)}
 """Height and width by the ordinary probe's size. Rows are odd at every stride, columns at the first, and the lattice still averages
@@ -48,7 +52,7 @@ def asked(model: ModelSpec, batch_sizes: tuple[int, ...], purpose: Purpose, *, t
 
 
 def _training(model: ModelSpec) -> tuple[Probe, ...]:
-    shape = (PROBE_BATCH, model.input_chw[0], *probe_size(model))
+    shape = (PROBE_BATCH, model.input_chw[0], *training_size(model))
     return (
         Probe("E2", "real", shape, "every derivative, and eight batches of a free run"),
         Probe("E3", "real", shape, "values and cotangents as they are in use"),
@@ -91,9 +95,19 @@ def _thorough(model: ModelSpec) -> tuple[Probe, ...]:
 def probe_size(model: ModelSpec) -> tuple[int, int]:
     """Height and width of the ordinary images of E1, E2 and E3."""
     height, width = model.input_chw[1:]
-    if any(isinstance(layer, Flatten) for layer in layers(model.body)):
+    size = min(height, PROBE_SIZE), min(width, PROBE_SIZE)
+    try:
+        tap_shapes(model, PROBE_BATCH, *size)
+    except SpecError:
         return height, width
-    return min(height, PROBE_SIZE), min(width, PROBE_SIZE)
+    return size
+
+
+def training_size(model: ModelSpec) -> tuple[int, int]:
+    """Height and width of the images of training."""
+    if any(isinstance(layer, AdaptiveAvgPool2d) for layer in layers(model.body)):
+        return POOLED_SIZE, POOLED_SIZE
+    return probe_size(model)
 
 
 def real(given: inputs.Inputs, height: int, width: int) -> Images:

@@ -56,9 +56,6 @@ RENAMED = (
 LEFT_OUT = (".num_batches_tracked",)
 """Ends of names of what no network computes with: a batch norm's count of training steps."""
 
-TRAINING_ONLY: Mapping[str, tuple[str, ...]] = {"googlenet": ("aux1.", "aux2.")}
-"""Beginnings of names of what a model has for training alone."""
-
 
 def _torch(tensors: Mapping[str, Array], model: ModelSpec) -> dict[str, Array]:
     for prefix in PREFIXES:
@@ -72,8 +69,8 @@ def _torch(tensors: Mapping[str, Array], model: ModelSpec) -> dict[str, Array]:
                 return name.replace(old, new)
         return name
 
-    dropped = TRAINING_ONLY.get(model.name, ())
-    return {renamed(name): tensor for name, tensor in tensors.items() if not name.endswith(LEFT_OUT) and not name.startswith(dropped)}
+    for_training = tensor_shapes(models.in_training(model)).keys() - known.keys()
+    return {renamed(name): tensor for name, tensor in tensors.items() if not name.endswith(LEFT_OUT) and name not in for_training}
 
 
 # --- Keras ---

@@ -22,7 +22,7 @@ except RuntimeError:
 
 
 ARGUMENTS = {"googlenet": {"aux_logits": False, "init_weights": False}}
-"""What a model is made with besides the number of classes: the spec's GoogLeNet has no auxiliary heads."""
+"""What a model is made with besides the number of classes: the spec's GoogLeNet has its auxiliary heads in training only."""
 
 
 def build(model: ModelSpec, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from impls.spec import Add, BatchNorm2d, Concat, Conv2d, Dropout, Flatten, GlobalAvgPool2d, Linear, MaxPool2d, PadShortcut, Relu
+from impls.spec import (
+    AdaptiveAvgPool2d,
+    Add,
+    BatchNorm2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    PadShortcut,
+    Relu,
+    windows,
+)
 
 
 def to_framework(array):
@@ -51,16 +65,23 @@ def pad_shortcut(layer, tensors, x):
     return np.pad(x[:, :: layer.stride, :: layer.stride], ((0, 0), (0, 0), (0, 0), (layer.channels_before, layer.channels_after)))
 
 
+def adaptive_avg_pool2d(layer, tensors, x):
+    """Mean over each window."""
+    rows, columns = (windows(length, layer.size) for length in x.shape[1:3])
+    return np.stack([np.stack([x[:, a:b, c:d].mean(axis=(1, 2)) for c, d in columns], 1) for a, b in rows], 1)
+
+
 FUNCTIONS = {
     Conv2d: conv2d,
     BatchNorm2d: batch_norm2d,
     Relu: lambda layer, tensors, x: np.maximum(x, 0),
     MaxPool2d: max_pool2d,
     GlobalAvgPool2d: lambda layer, tensors, x: x.mean(axis=(1, 2)),
+    AdaptiveAvgPool2d: adaptive_avg_pool2d,
     Flatten: lambda layer, tensors, x: x.transpose(0, 3, 1, 2).reshape(len(x), -1),
     Dropout: lambda layer, tensors, x: x,
     Linear: lambda layer, tensors, x: x @ tensors["weight"] + tensors["bias"],
     PadShortcut: pad_shortcut,
     Add: lambda layer, tensors, *inputs: sum(inputs[1:], inputs[0]),
-    Concat: lambda layer, tensors, *inputs: np.concatenate(inputs, axis=3),
+    Concat: lambda layer, tensors, *inputs: np.concatenate(inputs, axis=-1),
 }
