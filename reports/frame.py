@@ -534,8 +534,8 @@ def _flags(record: Record) -> list[str]:
 
 
 def process_times(records: Iterable[Record]) -> dict[int, float]:
-    """Seconds of one call by round, of the processes that are ok."""
-    timed = [record for record in records if record.status == "ok" and record.samples is not None]
+    """Seconds of one call by round, of the processes that are ok; not of one whose every block was disturbed."""
+    timed = [record for record in records if record.status == "ok" and record.samples is not None and not timing.left_out(record).all()]
     return {record.process.index: timing.call_s(record) for record in timed if record.process is not None}
 
 

