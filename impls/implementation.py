@@ -276,11 +276,44 @@ class Trainer(ABC):
 
     Images are (N, C, H, W) float32 (fp64: float64), labels (N,) int64 from 0 to classes - 1, which the caller has checked;
     batch norm takes the batch's statistics.
+
+    A batch goes ``put`` -> ``enqueue`` -> ``wait`` -> ``get``, as in ``Network``; these four are the timed path.
     """
 
+    host_layout: str
+    """As ``Network``'s."""
+
     @abstractmethod
+    def put(self, images: Any, labels: Any) -> Any:
+        """A batch to the device; the images in any memory order, best in that of ``host_layout``."""
+
+    @abstractmethod
+    def enqueue(self, batch: Any, learning_rate: float) -> Any:
+        """Enqueue one step of ``Sgd`` in the trainer's mode, and give the loss of this batch before it where it is computed.
+
+        The batch is left as it was, and of what the trainer holds nothing is copied to the host.
+        """
+
+    @abstractmethod
+    def wait(self, loss: Any) -> None:
+        """Return when the step that gave this loss is done, with all that it changes."""
+
+    @abstractmethod
+    def get(self, loss: Any) -> float:
+        """The loss on the host."""
+
+    @abstractmethod
+    def first_parameter(self) -> Any:
+        """The parameter that comes first in the network, which a backward pass reaches last, read from where the trainer holds it.
+
+        Any shape and layout, on the host, after all steps that were enqueued.
+        """
+
     def step(self, images: Any, labels: Any, learning_rate: float) -> float:
-        """One step of ``Sgd`` on a batch, in the trainer's mode; returns the loss of this batch before the step."""
+        """One step, waited for; returns the loss of this batch before it."""
+        loss = self.enqueue(self.put(images, labels), learning_rate)
+        self.wait(loss)
+        return self.get(loss)
 
     @abstractmethod
     def differentiate(self, images: Any, labels: Any) -> Derivatives:
@@ -293,6 +326,14 @@ class Trainer(ABC):
     @abstractmethod
     def momentum(self) -> dict[str, Any]:
         """The momentum buffer v of every parameter by tensor name, in canonical layout, float32 (fp64: float64)."""
+
+    @abstractmethod
+    def compilations(self) -> int:
+        """As ``Network.compilations``."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """As ``Network.settings``."""
 
 
 class Network(ABC):

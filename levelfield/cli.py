@@ -164,6 +164,9 @@ def request_options(command: F) -> F:
 with_energy = click.option("--energy", is_flag=True, help="Also energy per image, where the machine has a counter; takes long.")
 
 
+with_training = click.option("--training", is_flag=True, help="Training steps (forward, backward, SGD) instead of inference.")
+
+
 def run_options(command: F) -> F:
     """The options that say where things lie."""
     for option in reversed(
@@ -204,6 +207,7 @@ def _request(options: dict[str, Any]) -> planning.Request:
         zoo=options["zoo"],
         second_clock=options.get("second_clock", False),
         energy=options.get("energy", False),
+        training=options.get("training", False),
     )
 
 
@@ -220,6 +224,7 @@ def main() -> None:
 
 @main.command()
 @request_options
+@with_training
 @with_energy
 @run_options
 @resumed
@@ -556,6 +561,7 @@ def _require_device(device: str) -> None:
 
 @main.command()
 @request_options
+@with_training
 @with_energy
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 def plan(as_json: bool, **options: Any) -> None:

@@ -172,7 +172,7 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     device                        string   cpu or cuda
     batch_size                    Int64    images in a batch
     scope                         string   device (inputs and outputs stay there) or transfer (host to host)
-    scenario                      string   single_stream (a call is waited for) or offline (calls are enqueued in windows)
+    scenario                      string   single_stream (a call is waited for) or offline (calls in windows), training (the same of steps)
     threads                       Int64    threads asked for
     status                        string   ok, skipped, failed, timed_out, out_of_memory, not_certified
     reason                        string   why the status is not ok, or why there is no figure
@@ -196,7 +196,7 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     p90_calls_needed              Int64    where there is no such bound: the fewest calls of a process that give one
     p99_s                         Float64  the same of the 99th percentile, seconds
     p99_calls_needed              Int64    where there is none: the fewest calls
-    throughput_images_per_s       Float64  images per second of wall time, in scenario offline only
+    throughput_images_per_s       Float64  images per second of wall time, in scenarios offline and training
     throughput_low_images_per_s   Float64  lower end
     throughput_high_images_per_s  Float64  upper end
     ratio                         Float64  speed over the baseline's, above 1 is faster; paired by round
@@ -319,10 +319,10 @@ class _Run:
     def rows(self) -> list[dict[str, Any]]:
         """All rows: those that were timed, then those of which only something else is known."""
         timed: dict[Cell, list[Record]] = defaultdict(list)
-        for record in self.by_suite["inference"]:
+        for record in (*self.by_suite["inference"], *self.by_suite["training"]):
             timed[record.cell].append(record)
         others: dict[Cell, list[Record]] = defaultdict(list)
-        for suite in ("memory", "startup", "copies", "energy", "accuracy", "equivalence"):
+        for suite in ("memory", "startup", "copies", "energy", "accuracy", "equivalence", "training_equivalence"):
             for record in self.by_suite[suite]:
                 if not any(_covers(record, cell) for cell in timed):
                     others[record.cell.certificate_cell].append(record)
@@ -360,8 +360,10 @@ class _Run:
         return {"status": worst.status, "reason": f"{place}{worst.reason}"}
 
     def _certificate(self, cell: Cell, records: list[Record]) -> dict[str, Any]:
-        """Whether the certificate is there, passed, and is for what was run."""
-        found = [record for record in self.by_suite["equivalence"] if record.cell == cell.certificate_cell]
+        """Whether the certificate is there, passed, and is for what was run: of training where nothing else was."""
+        suites = {record.suite for record in records}
+        purpose = "training_equivalence" if suites <= {"training", "training_equivalence"} else "equivalence"
+        found = [record for record in self.by_suite[purpose] if record.cell == cell.certificate_cell]
         if not found:
             return {"certified": False, "certificate": None, "why": "no certificate for it was found in this run"}
         certificate = found[-1]
@@ -532,8 +534,8 @@ def _flags(record: Record) -> list[str]:
 
 
 def process_times(records: Iterable[Record]) -> dict[int, float]:
-    """Seconds of one call by round, of the processes that are ok."""
-    timed = [record for record in records if record.status == "ok" and record.samples is not None]
+    """Seconds of one call by round, of the processes that are ok; not of one whose every block was disturbed."""
+    timed = [record for record in records if record.status == "ok" and record.samples is not None and not timing.left_out(record).all()]
     return {record.process.index: timing.call_s(record) for record in timed if record.process is not None}
 
 

@@ -11,7 +11,7 @@ from impls.implementation import OURS, ROOT, ZOO, Manifest, ManifestError, Roofl
 
 SCOPES = {"transfer": "host to host", "device": "on the device", "pipeline": "from JPEG"}
 NAMES = {"googlenet": "GoogLeNet", "alexnet": "AlexNet"}
-SCENARIOS = {"single_stream": "latency", "offline": "throughput"}
+SCENARIOS = {"single_stream": "latency", "offline": "throughput", "training": "training"}
 
 _MODEL = re.compile(r"(?P<cifar>cifar_)?(?P<kind>resnet|plain|vgg)(?P<depth>\d+)(?P<suffix>(?:_\w+)?)")
 
@@ -85,7 +85,7 @@ def cell(
     what = [model(name), precision, *([device] if device != "cpu" else [])]
     what += [SCOPES.get(scope, scope)] if scope is not None else []
     what += [f"batch {batch_size}"] if batch_size is not None else []
-    return [*what, *([SCENARIOS["offline"]] if scenario == "offline" else [])]
+    return [*what, *([SCENARIOS[scenario]] if scenario in ("offline", "training") else [])]
 
 
 def joined(names: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pandas as pd
 
@@ -71,8 +72,13 @@ class Chapter:
     parts: tuple[Part, ...]
 
 
-Rates = Callable[[str, str, str, Iterable[int]], Mapping[str, Mapping[int, float]]]
-"""The rooflines of a run's GPU: of run, model, precision and batch sizes."""
+class Rates(Protocol):
+    """The rooflines of a run's GPU, of inference or of training, in images per second by batch size."""
+
+    def __call__(
+        self, run_id: str, model: str, precision: str, batch_sizes: Iterable[int], /, *, training: bool = False
+    ) -> Mapping[str, Mapping[int, float]]:
+        """Of run, model, precision and batch sizes, by line."""
 
 
 def render(frame: pd.DataFrame, content: Content, *, certificates: bool, rates: Rates) -> str:
@@ -107,6 +113,11 @@ def _chapters(frame: pd.DataFrame, content: Content, rates: Rates) -> Iterator[C
     for scenario, title, note in (
         ("single_stream", "Latency", LATENCY),
         ("offline", "Throughput", "Calls are enqueued in windows, and a window is waited for: images per second of wall time."),
+        (
+            "training",
+            "Training",
+            "Steps (forward, loss, backward, SGD) in windows that are waited for: images per second of wall time.",
+        ),
     ):
         chosen = [(section, part) for section, part in timed if part["scenario"].eq(scenario).fillna(False).iloc[0]]
         parts = [_timing(section, part) for section, part in chosen]
@@ -210,13 +221,14 @@ def _beside(
 
 
 def _curves(frame: pd.DataFrame, rates: Rates) -> Iterator[Part]:
-    on_gpu = frame[frame["device"].eq("cuda") & frame["scenario"].eq("offline").fillna(False)]
-    for (run_id, model, precision, _), rows in on_gpu.groupby(["run_id", "model", "precision", "scope"], sort=False):
+    on_gpu = frame[frame["device"].eq("cuda") & frame["scenario"].isin(["offline", "training"])]
+    for (run_id, model, precision, _, scenario), rows in on_gpu.groupby(["run_id", "model", "precision", "scope", "scenario"], sort=False):
         sizes = sorted({int(size) for size in rows["batch_size"]})
-        drawn = figures.throughput(rows, rates(str(run_id), str(model), str(precision), sizes))
+        drawn = figures.throughput(rows, rates(str(run_id), str(model), str(precision), sizes, training=scenario == "training"))
         if drawn:
             first = rows.iloc[0]
-            title = f"{_what(first)}  {labels.SCOPES.get(first['scope'], first['scope'])} (run {run_id})"
+            where = [labels.SCOPES.get(first["scope"], first["scope"]), *(["training"] if scenario == "training" else [])]
+            title = f"{_what(first)}  {'  '.join(where)} (run {run_id})"
             yield Part(title, figures=(Figure(drawn.svg, "Bars are 95 % intervals over processes."),))
 
 

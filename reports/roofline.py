@@ -16,9 +16,9 @@ from impls import models
 from impls.implementation import Roofline
 from impls.models import UnknownModelError
 from impls.precision import PRECISIONS
-from impls.traffic import kernels, least_time_s
+from impls.traffic import kernels, least_time_s, training_kernels
 from reports import labels
-from results.record import Record
+from results.record import Cell, Record
 
 LOW = 0.6
 """A row of a GPU below this share of its line is told to be looked at."""
@@ -48,7 +48,8 @@ def _least(record: Record, known: list[Record], machine: Mapping[str, object]) -
     max(2 * MACs * batch / peak, (weights + input - last-level cache) / bandwidth). The peak is the best FLOP rate that any
     implementation's probe reached in this precision, so arithmetic as the spec counts it takes no less. Of the weights and
     the input, each read once, at most the last-level cache's size can have stayed there since the call before; the rest
-    comes from memory, which a copy measures. Nothing is counted where the run does not know its ``cache_bytes``, and
+    comes from memory, which a copy measures. Of a step of training the arithmetic is also that of both gradients, and parameters
+    and momentum buffers are read and written. Nothing is counted where the run does not know its ``cache_bytes``, and
     activations, which may stay in the cache, are not counted. So this is a bound and no estimate of good code, with one
     exception: an algorithm with fewer multiplications than direct convolution (Winograd, FFT) may pass it.
     """
@@ -57,15 +58,29 @@ def _least(record: Record, known: list[Record], machine: Mapping[str, object]) -
     peaks = _best([each for each in known if each.cell.precision == record.cell.precision], "peak_flops_per_s")
     if peaks is None:
         return None
-    bounds = [(2 * record.model.macs * record.cell.batch_size / peaks[0], "FLOP rate", peaks[1])]
+    trains = record.cell.scenario == "training"
+    try:
+        macs = _training_macs(record.cell) if trains else record.model.macs * record.cell.batch_size
+    except UnknownModelError:
+        return None
+    bounds = [(2 * macs / peaks[0], "FLOP rate", peaks[1])]
     copy, cache = _best(known, "copy_bytes_per_s"), machine.get("cache_bytes")
     if copy is not None and isinstance(cache, int):
-        elements = record.model.parameters + math.prod(record.inputs.shape)
+        elements = (4 if trains else 1) * record.model.parameters + math.prod(record.inputs.shape)
         moved = elements * PRECISIONS[record.cell.precision].storage_bytes - cache
         bounds.append((moved / copy[0], "bandwidth", copy[1]))
     time_s, limit, source = max(bounds)
     doubt = f"the ceiling: the {limit} probe ({source}) measured too low, or the framework does fewer operations than direct convolution"
     return Bound(time_s, "bound", doubt)
+
+
+def _training_macs(cell: Cell) -> int:
+    """Multiply-accumulates of a step.
+
+    Raises:
+        UnknownModelError: the checkout has no such model.
+    """
+    return sum(kernel.macs for kernel in training_kernels(models.get(cell.model), "fused", cell.batch_size or 1))
 
 
 def _matching(record: Record, known: list[Record], machine: Mapping[str, object]) -> Bound | None:
@@ -77,7 +92,8 @@ def _matching(record: Record, known: list[Record], machine: Mapping[str, object]
         return None
     assert cell.batch_size is not None
     try:
-        time_s = line_s(cell.model, line, cell.precision, cell.batch_size, peak[0], copy[0])
+        trains = cell.scenario == "training"
+        time_s = line_s(cell.model, line, cell.precision, cell.batch_size, peak[0], copy[0], training=trains)
     except UnknownModelError:
         return None
     doubt = (
@@ -87,8 +103,13 @@ def _matching(record: Record, known: list[Record], machine: Mapping[str, object]
     return Bound(time_s, line, doubt)
 
 
-def rates(records: Iterable[Record], run_id: str, model: str, precision: str, batch_sizes: Iterable[int]) -> dict[str, dict[int, float]]:
-    """Images per second of every line on a run's GPU, at the batch sizes that have one; empty without probes."""
+def rates(
+    records: Iterable[Record], run_id: str, model: str, precision: str, batch_sizes: Iterable[int], *, training: bool = False
+) -> dict[str, dict[int, float]]:
+    """Images per second of every line on a run's GPU, at the batch sizes that have one; empty without probes.
+
+    Of training the folded line is the eager one, and left out.
+    """
     probes = [each for each in records if each.suite == "probe" and each.run_id == run_id and each.cell.device == "cuda"]
     known = [each for each in probes if each.status == "ok" and each.measurement]
     peak = _best([each for each in known if each.cell.precision == precision], "peak_flops_per_s")
@@ -96,19 +117,22 @@ def rates(records: Iterable[Record], run_id: str, model: str, precision: str, ba
     if peak is None or copy is None or model not in models.NAMES:
         return {}
     return {
-        line: {size: size / line_s(model, line, precision, size, peak[0], copy[0]) for size in sizes}
+        line: {size: size / line_s(model, line, precision, size, peak[0], copy[0], training=training) for size in sizes}
         for line in get_args(Roofline)
-        if sizes
+        if sizes and not (training and line == "folded")
     }
 
 
-def line_s(model: str, line: Roofline, precision: str, batch_size: int, flops_per_s: float, bytes_per_s: float) -> float:
-    """Seconds of one batch on a line.
+def line_s(
+    model: str, line: Roofline, precision: str, batch_size: int, flops_per_s: float, bytes_per_s: float, *, training: bool = False
+) -> float:
+    """Seconds of one batch, or of one step, on a line.
 
     Raises:
         UnknownModelError: the checkout has no such model.
     """
-    return least_time_s(kernels(models.get(model), line, batch_size), PRECISIONS[precision].storage_bytes, flops_per_s, bytes_per_s)
+    launched = (training_kernels if training else kernels)(models.get(model), line, batch_size)
+    return least_time_s(launched, PRECISIONS[precision].storage_bytes, flops_per_s, bytes_per_s)
 
 
 def _best(probes: Iterable[Record], name: str) -> tuple[float, str] | None:

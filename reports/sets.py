@@ -45,7 +45,7 @@ def over(cells: pd.DataFrame, records: Iterable[Record]) -> Iterator[Over]:
     """
     of_run: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.suite == "inference":
+        if record.suite in ("inference", "training"):
             of_run[record.run_id].append(record)
     compared = cells[cells["ratio"].notna()]
     for run_id, rows in compared.groupby("run_id", sort=False):

@@ -22,7 +22,7 @@ from reports.frame import GROUP, PERCENTILES
 from results.statistics import Ratio
 
 NO_CONCLUSION = (
-    "other machines, other batch sizes or models, other versions, training",
+    "other machines, other batch sizes or models, other versions",
     "a difference that the intervals do not show: a tie says that this run could not tell, not that two are equal",
     "cost or ease of use: they were not measured",
 )
@@ -119,9 +119,17 @@ def content(frame: pd.DataFrame, about: About, report: Path | None = None, allow
     allowed = [("Allowed to differ", ", ".join(allow_unlike))] if allow_unlike else []
     found = list(sets.over(frame, about.records))
     means = tuple(_set(each, f" of run {each.run_id}" if len(found) > 1 else "") for each in found)
-    limits = (*NO_CONCLUSION, *_of_energy(frame))
+    limits = (*_no_conclusion(frame), *_of_energy(frame))
     answers = tuple(_answers(frame, sections))
     return Content(headline(sections), answers, (*allowed, *about.facts()), sections, means, limits, tuple(footer))
+
+
+def _no_conclusion(frame: pd.DataFrame) -> tuple[str, ...]:
+    """What no run says, and whichever of inference and training was not timed."""
+    timed = frame.loc[frame["scenario"].notna(), "scenario"]
+    trains = timed.eq("training")
+    absent = "training" if not trains.any() else "inference" if trains.all() else None
+    return (", ".join(filter(None, (NO_CONCLUSION[0], absent))), *NO_CONCLUSION[1:])
 
 
 def _of_energy(frame: pd.DataFrame) -> Iterator[str]:
@@ -177,7 +185,7 @@ def groups(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def is_offline(row: pd.Series) -> bool:
     """Whether a row's figure is a throughput."""
-    return pd.notna(row["scenario"]) and bool(row["scenario"] == "offline")
+    return pd.notna(row["scenario"]) and bool(row["scenario"] in ("offline", "training"))
 
 
 def order(rows: pd.DataFrame) -> pd.DataFrame:

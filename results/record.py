@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 
 Suite = Literal[
     "inference",
+    "training",
     "startup",
     "memory",
     "copies",
@@ -54,7 +55,7 @@ class Cell:
     device: Literal["cpu", "cuda"]
     batch_size: int | None
     scope: Literal["device", "transfer", "pipeline"] | None
-    scenario: Literal["single_stream", "offline"] | None
+    scenario: Literal["single_stream", "offline", "training"] | None
     threads: int | None
 
     def __post_init__(self) -> None:
@@ -75,6 +76,11 @@ class Cell:
     def digest(self) -> str:
         """Twelve hexadecimal digits that stand for ``key`` in file names."""
         return hashlib.sha256(self.key.encode("ascii")).hexdigest()[:12]
+
+    @property
+    def timed_by(self) -> Literal["inference", "training"]:
+        """The suite that times it."""
+        return "training" if self.scenario == "training" else "inference"
 
     @property
     def certificate_cell(self) -> Cell:
@@ -212,7 +218,7 @@ class Record:
         coordinates = (self.cell.batch_size, self.cell.scope, self.cell.scenario, self.cell.threads)
         if self.suite in ("equivalence", "training_equivalence", "clean_seeds") and any(part is not None for part in coordinates):
             raise RecordError("cell: a certificate's batch_size, scope, scenario and threads are null")
-        timed = self.suite in ("inference", "aa", "regression")
+        timed = self.suite in ("inference", "training", "aa", "regression")
         if timed and any(part is None for part in coordinates):
             raise RecordError("cell: a timed cell has a batch_size, scope, scenario and threads")
         if timed and self.status == "ok":

@@ -1,6 +1,6 @@
 """What stands beside the samples of a timed process: its blocks, the machine's noise in each visit, and the audits of its timed path.
 
-It is the ``data`` of records that hold samples (suites inference, aa, regression). Blocks that the machine disturbed are left
+It is the ``data`` of records that hold samples (suites inference, training, aa, regression). Blocks that the machine disturbed are left
 out of every figure as a whole, in every process of the round, by rules that were written down before; a process whose audits
 failed has no figure.
 """
@@ -126,15 +126,15 @@ def disturbed(records: Iterable[Record]) -> str | None:
 def call_s(record: Record) -> float:
     """Seconds of one call in one process, of a record with samples.
 
-    In single_stream it is ``statistics.process_time``; in offline wall time over calls, all windows together, since a throughput
-    is images per wall time.
+    In single_stream it is ``statistics.process_time``; else wall time over calls, all windows together, since a throughput is images
+    per wall time.
 
     Raises:
         StatisticsError: no sample is left.
     """
     samples, out = record.samples, left_out(record)
     assert samples is not None
-    if record.cell.scenario != "offline":
+    if record.cell.scenario == "single_stream":
         return statistics.process_time(samples.visit, samples.duration_ns, samples.calls, list(out))
     if out.all():
         raise statistics.StatisticsError("every sample is left out")

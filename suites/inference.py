@@ -1,4 +1,4 @@
-"""Latency and throughput, measured in turns (``suites.harness.turns``).
+"""Latency and throughput, and the throughput of training steps, measured in turns (``suites.harness.turns``).
 
 In every round each arm (implementation, mode, precision) gets one fresh process; round k of one arm is paired with round k of another.
 On a CPU that process holds all its cells. A GPU's memory is smaller than what they would take, so there each batch size has
@@ -58,7 +58,7 @@ def run(
 
     def store(entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError) -> None:
         certificate = certificates[entrant.cell.certificate_cell]
-        context.store.append(record_of(context, "inference", entrant, seeds, outcome, certificate.record_id, **data))
+        context.store.append(record_of(context, entrant.cell.timed_by, entrant, seeds, outcome, certificate.record_id, **data))
         if isinstance(outcome, Taken) and entrant.cell.device == "cuda":
             # Audits take memory of their own, so where there are other rounds, those tell the peak.
             audited = bool(outcome.copies) and effort.processes > 1
@@ -86,7 +86,7 @@ def run(
             for cell, smaller in done.hopeless([cell for group in room for cell in group]):
                 reason = f"not tried: a batch of {smaller} did not fit into the GPU's memory"
                 certificate_id = certificates[cell.certificate_cell].record_id
-                context.store.append(context.record("inference", cell, "out_of_memory", reason, certificate_id=certificate_id))
+                context.store.append(context.record(cell.timed_by, cell, "out_of_memory", reason, certificate_id=certificate_id))
                 done.failed.add(cell)
             sound = [tuple(cell for cell in group if cell not in done.failed) for group in room]
             missing = [group for group in sound if group and done.whole_rounds(group) <= number]
@@ -115,7 +115,7 @@ def record_of(
     }
     if isinstance(outcome, WorkerError):
         return context.failure(suite, cell, outcome, **fields, data=dict(data) or None)
-    if suite != "inference":  # whose start-up and memory are measured in processes that do nothing else
+    if suite != cell.timed_by:  # whose start-up and memory are measured in processes that do nothing else
         fields["measurements"] = {**outcome.startup, **outcome.memory}
     failed = outcome.timing.failed_audits
     status = "ok" if not failed else "not_certified" if failed[0].name == "outputs" else "audit_failed"
@@ -152,7 +152,7 @@ class _Done:
         self.failed: set[Cell] = set()
         self._full: dict[Cell, int] = {}
         for record in context.store.read(context.run.run_id)[0]:
-            if record.suite != "inference":
+            if record.suite not in ("inference", "training"):
                 continue
             cell, arm = record.cell, record.cell.certificate_cell
             if record.process is not None:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from results.record import Cell, Record
-from suites.harness import inputs
+from suites.harness import requests
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
 from suites.harness.process import WorkerError, WorkerProcess
 
@@ -69,18 +69,14 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str, afterwar
         "certificate_id": certificate_id,
         "model": about.as_record(cell.precision, cell.batch_size),
     }
-    ring = inputs.ring_file(about.inputs, cell.batch_size, context.scratch)
-    shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
-    folds = context.manifests[cell.implementation].folds
+    (prepare, to_prepare), (put, to_put) = requests.prepare(context, cell, "cell"), requests.put(context, cell, "cell")
     before = context.card.used_bytes() if context.card else None
     try:
         with context.launch(cell, cell.precision, seeds, purpose=f"start-{cell.model}-{cell.batch_size}") as worker:
             hello = worker.call("start", START_TIMEOUT_S)
             imported = worker.call("memory", CALL_TIMEOUT_S, reset=False)
-            loaded = worker.call(
-                "prepare", BUILD_TIMEOUT_S, handle="cell", weights=str(about.path), mode=cell.mode, input_shape=shape, fold=folds
-            )
-            first = worker.call("put", BUILD_TIMEOUT_S, handle="cell", images=str(ring))
+            loaded = worker.call(prepare, BUILD_TIMEOUT_S, **to_prepare)
+            first = worker.call(put, BUILD_TIMEOUT_S, **to_put)
             built = worker.call("memory", CALL_TIMEOUT_S, reset=True)
             worker.call("visit", CALL_TIMEOUT_S, handle="cell", scope=cell.scope, samples=RUNNING_CALLS, calls=1)
             running = worker.call("memory", CALL_TIMEOUT_S, reset=False)

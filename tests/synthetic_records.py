@@ -77,11 +77,11 @@ class Run:
         self.store.append(record)
         return record
 
-    def certify(self, name: str, reason: str | None = None, **changes: Any) -> None:
-        """A certificate of the cell, passed unless there is a ``reason`` why not."""
+    def certify(self, name: str, reason: str | None = None, suite: str = "equivalence", **changes: Any) -> None:
+        """A certificate of the cell, passed unless there is a ``reason`` why not; ``suite`` says of what."""
         cell = self.cell(name, **changes).certificate_cell
         status = "ok" if reason is None else "not_certified"
-        self.certificates[cell] = self.append("equivalence", cell, status=status, reason=reason).record_id
+        self.certificates[cell] = self.append(suite, cell, status=status, reason=reason).record_id
 
     def process(
         self, name: str, index: int, seconds: float, measurement: bool = True, told: dict[str, Any] | None = None, **changes: Any
@@ -93,7 +93,7 @@ class Run:
         starts = tuple(turn * (10 * nanoseconds + 10) for turn in range(5))
         samples = Samples((0, 0, 0, 1, 1), starts, (9 * nanoseconds, *[nanoseconds] * 4), (calls,) * 5, (True, *[False] * 4))
         timer = Timer("time.perf_counter_ns", 1, 40)
-        self.append("inference", cell, index, **{"samples": samples, "timer": timer, "measurement": measurement, **(told or {})})
+        self.append(cell.timed_by, cell, index, **{"samples": samples, "timer": timer, "measurement": measurement, **(told or {})})
 
     def timed(
         self,

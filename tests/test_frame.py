@@ -590,3 +590,17 @@ def test_doubts_of_an_energy_are_remarks(run: Run) -> None:
     draw(run, "jax/jit", 1.0, 1.0, 1.0, data={"flags": ["8 % apart"]})
     remark = row(frame.load(run.folder), "jax/jit")["remark"]
     assert remark == "; ".join(f"energy: process {index}: 8 % apart" for index in range(3))
+
+
+def test_a_process_of_which_the_machine_left_nothing(run: Run) -> None:
+    """Every block disturbed in every process: a row that says so, and no traceback."""
+    pair(run, batch_size=8, scenario="offline")
+    beside = {"blocks": [0], "noise": [{}], "excluded": [{"block": 0, "flags": ["steal"]}], "audits": [], "second_clock": None}
+    for index in range(2):
+        run.process("onnx/ort", index, 0.01, batch_size=8, scenario="offline", told={"data": beside})
+    run.certify("onnx/ort")
+    cells = frame.load(run.folder)
+    found = row(cells, "onnx/ort")
+    assert found["reason"].startswith("INVALID-NOISY: 2 of 2 blocks were disturbed (steal)")
+    assert pd.isna(found["throughput_images_per_s"])
+    assert row(cells, "jax/jit")["throughput_images_per_s"] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from impls.implementation import Roofline
 from reports import frame, labels, roofline, table, write
 from reports.about import About
-from tests.synthetic_records import GPU_ARMS, Run, made_up_gpu
+from tests.synthetic_records import GPU_ARMS, GPU_MACHINE, Run, made_up_gpu
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +145,63 @@ def test_the_page_of_a_gpu(run: Run, tmp_path: Path) -> None:
     assert page.count(" roofline</text>") == 4 * 2
     assert "RESOURCE_EXHAUSTED: made up" in page
     assert "of the card MiB" in page
+
+
+def trained(root: Path, **changes: Any) -> Run:
+    """Two frameworks that train; on a GPU in TF32 at the lines' rates of ``tests/test_traffic.py``, with twice the bytes of bf16."""
+    run = Run(root, GPU_MACHINE if changes["device"] == "cuda" else None)
+    what = {"scope": "device", "scenario": "training", **changes}
+    run.probe(395e12 if changes["device"] == "cuda" else 500e9, 4.3e12, precision=changes["precision"], device=changes["device"])
+    for name, rate in (("pytorch/eager", 3_000), ("jax/jit", 4_000)):
+        run.certify(name, suite="training_equivalence", **what)
+        run.timed(name, changes["batch_size"] / (rate if changes["device"] == "cuda" else rate / 500), **what)
+    return run
+
+
+def test_steps_have_lines_of_their_own(tmp_path: Path) -> None:
+    """At 395 TFLOP/s and 4.3 TB/s: half of the rates at 790 TFLOP/s in bf16."""
+    run = trained(tmp_path, device="cuda", precision="tf32", batch_size=256, threads=1)
+    fractions = frame.load(run.folder).set_index("implementation")["roofline_fraction"]
+    assert fractions["pytorch"] == pytest.approx(3_000 / (8_170 / 2), rel=0.02)
+    assert fractions["jax"] == pytest.approx(4_000 / (11_178 / 2), rel=0.02)
+    loaded = frame.read(run.folder)
+    lines = roofline.rates(loaded.records, run.run.run_id, "resnet50", "tf32", [32, 256], training=True)
+    assert {line: set(points) for line, points in lines.items()} == {line: {256} for line in ("fused", "compile", "eager")}
+
+
+def test_a_step_on_a_cpu_has_three_passes_of_arithmetic(tmp_path: Path) -> None:
+    """24.30 GFLOP an image at 500 GFLOP/s."""
+    run = trained(tmp_path, device="cpu", precision="fp32", batch_size=8)
+    row = frame.load(run.folder).set_index("implementation").loc["jax"]
+    assert row["roofline_fraction"] == pytest.approx(row["throughput_images_per_s"] * 24.30 / 500, rel=1e-3)
+
+
+def test_what_training_says_and_does_not(tmp_path: Path) -> None:
+    """The headline names training, with the interval; it says nothing of inference, and inference nothing of it."""
+    content = write.comparison(trained(tmp_path / "gpu", device="cuda", precision="tf32", batch_size=256, threads=1).folder)
+    assert content.headline.startswith("ResNet-50  tf32  cuda  on the device  batch 256  training: JAX jit is the fastest, 1.3")
+    ((what, answer),) = content.answers
+    assert what == "ResNet-50  tf32  cuda  on the device  batch 256  training"
+    assert re.match(r"40\d\d \[\d+,\d+\] images/s by the fastest\. JAX jit|39\d\d \[\d+,\d+\] images/s by the fastest\. JAX jit", answer)
+    assert content.no_conclusion[0].endswith("other versions, inference")
+    other = Run(tmp_path / "other")
+    other.certify("jax/jit")
+    other.timed("jax/jit", 0.02)
+    assert write.comparison(other.folder).no_conclusion[0].endswith("other versions, training")
+
+
+def test_a_certificate_of_inference_gives_training_no_figure(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    what = {"scope": "device", "scenario": "training", "batch_size": 8}
+    run.certify("jax/jit")
+    run.timed("jax/jit", 0.5, **what)
+    (row,) = [each for _, each in frame.load(run.folder).iterrows()]
+    assert (bool(row["certified"]), row["reason"]) == (False, "no certificate for it was found in this run")
+    assert pd.isna(row["throughput_images_per_s"])
+    both = Run(tmp_path)
+    for suite, changes in (("training_equivalence", what), ("equivalence", {})):
+        both.certify("jax/jit", suite=suite)
+        both.timed("jax/jit", 0.5, **changes)
+    rows = frame.load(both.folder).set_index("scenario")
+    assert rows["certified"].all()
+    assert rows.loc["training", "certificate"] != rows.loc["single_stream", "certificate"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,7 +72,7 @@ class Runtime(implementation.Runtime):
         """Load the state; compilation waits for the first step."""
         _check_mode(mode)
         implementation.check_training(model, self._precision, input_shape)
-        return training.Trainer(model, weights, momentum, sgd, self._dtype)
+        return training.Trainer(model, weights, momentum, sgd, self._dtype, _settings, _compilations)
 
     def versions(self) -> dict[str, str]:
         """JAX's packages, NVIDIA's libraries that are installed beside them, and what XLA's backend says of itself."""
@@ -154,7 +153,7 @@ class Network(implementation.Network):
         self._params = [load(part, weights, dtype) for part in self._parts]
         batch, channels, height, width = input_shape
         lowered = jax.jit(partial(forward, self._parts)).lower(self._params, jax.ShapeDtypeStruct((batch, height, width, channels), dtype))
-        self._operand_precisions = sorted(set(re.findall(r"precision = \[(\w+)", lowered.as_text())))
+        self._operand_precisions = training.operand_precisions(lowered)
         self._forward = lowered.compile()
 
     def put(self, images: Array) -> jax.Array:
@@ -197,8 +196,8 @@ class Network(implementation.Network):
         return {f"{name}.{leaf}": to_canonical(_wide(array)) for name, held in self._held() for leaf, array in held.items()}
 
     def compilations(self) -> int:
-        """How often this process has compiled anything, conversions between types included."""
-        return _compiled_count
+        """See the contract."""
+        return _compilations()
 
     def arithmetic(self, batch: jax.Array) -> str:
         """See the contract; of the program that is timed."""
@@ -206,25 +205,8 @@ class Network(implementation.Network):
 
     def settings(self) -> dict[str, Any]:
         """What XLA was given and what its process shows."""
-        leaf = jax.tree.leaves(self._params)[0]
-        platform = leaf.device.platform
-        pool = sum(comm.read_text().strip() == "tf_XLAEigen" for comm in Path("/proc/self/task").glob("*/comm"))
-        flags = os.environ.get("XLA_FLAGS", "")
-        return {
-            "placed_on": {"gpu": "cuda"}.get(platform, platform),
-            "device": leaf.device.device_kind,
-            "precision": str(leaf.dtype),
-            "x64": bool(jax.config.jax_enable_x64),
-            "operand_precisions": self._operand_precisions,
-            "tf32": platform != "cpu" and leaf.dtype == jnp.float32 and self._operand_precisions != ["HIGHEST"],
-            "layout": "NHWC",
-            # The CPU backend divides work by shape and threads alone: 30 runs of resnet50 and cifar_resnet110 gave the same bits.
-            "deterministic": platform == "cpu" or "--xla_gpu_deterministic_ops=true" in flags,
-            "threads": pool or len(os.sched_getaffinity(0)),
-            "threads_read_from": "XLA's thread pool" if pool else "affinity mask",
-            "xla_flags": flags,
-            "scanned_blocks": sum(len(part.prefixes) for part in self._parts if len(part.prefixes) > 1),
-        }
+        scanned = sum(len(part.prefixes) for part in self._parts if len(part.prefixes) > 1)
+        return {**_settings(jax.tree.leaves(self._params)[0], self._operand_precisions), "scanned_blocks": scanned}
 
     def _held(self) -> Iterator[tuple[str, dict[str, Array]]]:
         """Each layer's name and its tensors on the host, in the dtype and layout that the device holds."""
@@ -235,12 +217,38 @@ class Network(implementation.Network):
                     yield prefix + name, {leaf: array[row] if len(part.prefixes) > 1 else array for leaf, array in held.items()}
 
 
+def _settings(leaf: jax.Array, operand_precisions: list[str]) -> dict[str, Any]:
+    """What XLA was given for programs with an array like ``leaf``, and what its process shows."""
+    platform = leaf.device.platform
+    pool = sum(comm.read_text().strip() == "tf_XLAEigen" for comm in Path("/proc/self/task").glob("*/comm"))
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {
+        "placed_on": {"gpu": "cuda"}.get(platform, platform),
+        "device": leaf.device.device_kind,
+        "precision": str(leaf.dtype),
+        "x64": bool(jax.config.jax_enable_x64),
+        "operand_precisions": operand_precisions,
+        "tf32": platform != "cpu" and leaf.dtype == jnp.float32 and operand_precisions != ["HIGHEST"],
+        "layout": "NHWC",
+        # The CPU backend divides work by shape and threads alone: 30 runs of resnet50 and cifar_resnet110 gave the same bits.
+        "deterministic": platform == "cpu" or "--xla_gpu_deterministic_ops=true" in flags,
+        "threads": pool or len(os.sched_getaffinity(0)),
+        "threads_read_from": "XLA's thread pool" if pool else "affinity mask",
+        "xla_flags": flags,
+    }
+
+
 _compiled_count = 0
 
 
 def _count_compilation(event: str, duration_s: float, **_: object) -> None:
     global _compiled_count  # noqa: PLW0603 - JAX tells listeners of the process, not of a network
     _compiled_count += event == "/jax/core/compile/backend_compile_duration"
+
+
+def _compilations() -> int:
+    """How often this process has compiled anything, conversions between types included."""
+    return _compiled_count
 
 
 jax.monitoring.register_event_duration_secs_listener(_count_compilation)

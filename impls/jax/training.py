@@ -6,6 +6,8 @@ layer is the one of ``layers``. The step is compiled unrolled, without scans, an
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -119,10 +121,26 @@ def step(
 
 
 class Trainer(implementation.Trainer):
-    """One model's state, and its step, compiled when it is first taken."""
+    """One model's state, and its step, compiled when it is first taken.
 
-    def __init__(self, model: ModelSpec, weights: Mapping[str, Array], momentum: Mapping[str, Array], sgd: Sgd, dtype: Any) -> None:
-        self._model, self._sgd, self._dtype = model, sgd, dtype
+    ``told`` reads the settings back from an array of the state and the step's operand precisions, ``compilations`` counts them.
+    """
+
+    host_layout = "NHWC"
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        weights: Mapping[str, Array],
+        momentum: Mapping[str, Array],
+        sgd: Sgd,
+        dtype: Any,
+        told: Callable[[jax.Array, list[str]], dict[str, Any]],
+        compilations: Callable[[], int],
+    ) -> None:
+        self._model, self._sgd, self._dtype, self._told, self._compilations = model, sgd, dtype, told, compilations
+        self._operand_precisions: list[str] = []
+        self._rate = math.nan, jnp.zeros(())  # as it was given, and on the device
         parameters = parameter_names(model)
         loaded = {name: jnp.array(to_framework(array), dtype) for name, array in weights.items()}
         self._state = State(
@@ -130,12 +148,35 @@ class Trainer(implementation.Trainer):
             {name: array for name, array in loaded.items() if name not in parameters},
             {name: jnp.array(to_framework(momentum[name]), dtype) for name in parameters},
         )
-        self._step = jax.jit(partial(step, model, sgd), donate_argnums=0)
+        self._step: Callable[..., tuple[State, jax.Array]] | None = None
 
-    def step(self, images: Array, labels: Array, learning_rate: float) -> float:
+    def put(self, images: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
+        """See the contract. On a CPU the batch may be the host's own memory, as ``runtime.Network.put``'s."""
+        return jax.device_put(images.transpose(0, 2, 3, 1)).astype(self._dtype), jnp.asarray(labels, jnp.int32)
+
+    def enqueue(self, batch: tuple[jax.Array, jax.Array], learning_rate: float) -> jax.Array:
+        """See the contract. The old state's memory is the new one's, so it can be used no more."""
+        if learning_rate != self._rate[0]:
+            self._rate = learning_rate, jnp.asarray(learning_rate, self._dtype)
+        arguments = self._state, *batch, self._rate[1]
+        if self._step is None:
+            lowered = jax.jit(partial(step, self._model, self._sgd), donate_argnums=0).lower(*arguments)
+            self._operand_precisions = operand_precisions(lowered)
+            self._step = lowered.compile()
+        self._state, loss = self._step(*arguments)
+        return loss
+
+    def wait(self, loss: jax.Array) -> None:
+        """See the contract. A later step needs the state of this one, so the state at hand is the one to wait for."""
+        jax.block_until_ready((loss, self._state))
+
+    def get(self, loss: jax.Array) -> float:
         """See the contract."""
-        self._state, loss = self._step(self._state, *self._put(images, labels), jnp.asarray(learning_rate, self._dtype))
         return float(loss)
+
+    def first_parameter(self) -> Array:
+        """See the contract."""
+        return np.asarray(self._state.parameters[parameter_names(self._model)[0]])
 
     def differentiate(self, images: Array, labels: Array) -> Derivatives:
         """See the contract. Forward and backward of each layer are programs of their own, so nothing is fused across layers."""
@@ -148,7 +189,7 @@ class Trainer(implementation.Trainer):
 
         differentiated = jax.value_and_grad(partial(loss_of, self._model, self._sgd.label_smoothing, by_itself), (0, 1), has_aux=True)
         (loss, (_, taps)), (gradients, cotangents) = differentiated(
-            self._state.parameters, nudges, self._state.statistics, *self._put(images, labels)
+            self._state.parameters, nudges, self._state.statistics, *self.put(images, labels)
         )
         return Derivatives(float(loss), _nchw(taps), _nchw(cotangents), _canonical(gradients))
 
@@ -160,8 +201,18 @@ class Trainer(implementation.Trainer):
         """See the contract."""
         return _canonical(self._state.momentum)
 
-    def _put(self, images: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.asarray(images.transpose(0, 2, 3, 1), self._dtype), jnp.asarray(labels, jnp.int32)
+    def compilations(self) -> int:
+        """See the contract."""
+        return self._compilations()
+
+    def settings(self) -> dict[str, Any]:
+        """See the contract; operand precisions are there once a step has been taken."""
+        return self._told(jax.tree.leaves(self._state)[0], self._operand_precisions)
+
+
+def operand_precisions(lowered: Any) -> list[str]:
+    """The precisions that a lowered program gives the operands of its products."""
+    return sorted(set(re.findall(r"precision = \[(\w+)", lowered.as_text())))
 
 
 def _nhwc(shape: Shape) -> Shape:

@@ -10,6 +10,7 @@ import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,6 @@ class Network(implementation.Network):
 
     def __init__(self, settings: Settings, model: Model, mode: str, execution: Execution) -> None:
         self._mode, self._execution = mode, execution
-        self._compiled = execution.compiler is not None
         self._device = torch.device(settings.device)
         self._dtype = next(model.parameters()).dtype
         self._computed = DTYPES[settings.precision]
@@ -171,8 +171,8 @@ class Network(implementation.Network):
         return {name: layers.to_canonical(tensor.to(self._computed)) for name, tensor in self._model.state_dict().items()}
 
     def compilations(self) -> int:
-        """See the contract. Dynamo counts the graphs of the whole process."""
-        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) if self._compiled else 0
+        """See the contract."""
+        return _compilations(self._execution)
 
     def arithmetic(self, batch: Tensor) -> str:
         """See the contract. oneDNN reports its kernels; of products that PyTorch computes itself only the operators have names."""
@@ -194,36 +194,47 @@ class Network(implementation.Network):
 
     def settings(self) -> dict[str, Any]:
         """See the contract."""
-        held = self._model.state_dict().values()
-        kernels = [tensor for tensor in held if tensor.dim() == 4]
-        is_channels_last = all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in kernels)
-        compiled = self._compiled
-        autocast = self._computed != self._dtype
-        return {
-            "mode": self._mode,
-            "placed_on": ", ".join(sorted({tensor.device.type for tensor in held})),
-            "device": ", ".join(sorted({str(tensor.device) for tensor in held})),
-            "precision": str(self._computed).removeprefix("torch.") if autocast else _dtypes(held),
-            "weights_precision": _dtypes(held),
-            "autocast": autocast,
-            "layout": "NHWC" if is_channels_last else "NCHW",
-            "threads": torch.get_num_threads(),
-            "interop_threads": torch.get_num_interop_threads(),
-            "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
-            "tf32_convolution": torch.backends.cudnn.allow_tf32,
-            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
-            "reduced_precision_reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-            or torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-            "onednn": torch.backends.mkldnn.enabled,
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-            "cudnn_benchmark": torch.backends.cudnn.benchmark,
-            "training": self._model.training,
-            "compiler": "inductor" if compiled else "none",
-            "compiler_mode": self._execution.compiler,
-            "cuda_graphs": self._execution.replays_graphs,
-            "freezing": compiled and _inductor_config().freezing,
-            "weight_prepack": compiled and self._device.type == "cpu" and _inductor_config().cpp.weight_prepack,
-        }
+        return _settings(self._mode, self._execution, self._model, self._computed)
+
+
+def _compilations(execution: Execution) -> int:
+    """The graphs of the whole process, as Dynamo counts them."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"]) if execution.compiler is not None else 0
+
+
+def _settings(mode: str, execution: Execution, model: Model, computed: torch.dtype) -> dict[str, Any]:
+    """What PyTorch says of a model that computes in ``computed``, and of itself."""
+    held = model.state_dict().values()
+    kernels = [tensor for tensor in held if tensor.dim() == 4]
+    is_channels_last = all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in kernels)
+    compiled = execution.compiler is not None
+    on_cpu = all(tensor.device.type == "cpu" for tensor in held)
+    autocast = _dtypes(held) != str(computed).removeprefix("torch.")
+    return {
+        "mode": mode,
+        "placed_on": ", ".join(sorted({tensor.device.type for tensor in held})),
+        "device": ", ".join(sorted({str(tensor.device) for tensor in held})),
+        "precision": str(computed).removeprefix("torch.") if autocast else _dtypes(held),
+        "weights_precision": _dtypes(held),
+        "autocast": autocast,
+        "layout": "NHWC" if is_channels_last else "NCHW",
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
+        "tf32_convolution": torch.backends.cudnn.allow_tf32,
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "reduced_precision_reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+        or torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        "onednn": torch.backends.mkldnn.enabled,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "training": model.training,
+        "compiler": "inductor" if compiled else "none",
+        "compiler_mode": execution.compiler,
+        "cuda_graphs": execution.replays_graphs,
+        "freezing": compiled and _inductor_config().freezing,
+        "weight_prepack": compiled and on_cpu and _inductor_config().cpp.weight_prepack,
+    }
 
 
 def _dtypes(tensors: Iterable[Tensor]) -> str:
@@ -311,7 +322,9 @@ class Runtime(implementation.Runtime):
         memory_format = torch.channels_last if execution.channels_last else torch.contiguous_format
         module = module.to(memory_format=memory_format)
         call = module if execution.compiler is None else _compiled(module, execution.compiler)
-        return training.Trainer(module, call, self._tensors(momentum), sgd, model.auxiliary_weights, memory_format)
+        told = partial(_settings, mode, execution, module, DTYPES[self._settings.precision])
+        counted = partial(_compilations, execution)
+        return training.Trainer(module, call, self._tensors(momentum), sgd, model.auxiliary_weights, memory_format, told, counted)
 
     def _execution(self, mode: str) -> Execution:
         """What the mode is on this device.

@@ -23,7 +23,8 @@ from impls.spec import ModelSpec, Shape
 class Trainer(implementation.Trainer):
     """A module in training mode, its loss and its optimizer.
 
-    ``call`` is how a step runs the module: itself, or compiled; ``memory_format`` is the memory order of its images.
+    ``call`` is how a step runs the module: itself, or compiled; ``memory_format`` is the memory order of its images; ``told`` reads
+    the settings back, ``compilations`` counts them.
     """
 
     def __init__(
@@ -34,8 +35,12 @@ class Trainer(implementation.Trainer):
         sgd: Sgd,
         auxiliary_weights: tuple[float, ...],
         memory_format: torch.memory_format,
+        told: Callable[[], dict[str, Any]],
+        compilations: Callable[[], int],
     ) -> None:
         self._module, self._call, self._memory_format = module, call, memory_format
+        self._told, self._compilations = told, compilations
+        self.host_layout = "NHWC" if memory_format == torch.channels_last else "NCHW"
         self._label_smoothing = sgd.label_smoothing
         self._auxiliary_weights = auxiliary_weights
         self._parameters = dict(module.named_parameters())
@@ -49,21 +54,40 @@ class Trainer(implementation.Trainer):
             maximize=False,
             foreach=False,
             differentiable=False,
-            fused=False,
+            fused=True,  # one pass over all parameters, where the loop makes three of each
         )
         for name, parameter in self._parameters.items():
             self._optimizer.state[parameter]["momentum_buffer"] = momentum[name]
 
-    def step(self, images: Any, labels: Any, learning_rate: float) -> float:
+    def put(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+        """See the contract. On a CPU the batch is a view of ``images`` when neither dtype nor memory order has to change."""
+        like = next(iter(self._parameters.values()))
+        batch = torch.from_numpy(images).to(like.device, like.dtype, memory_format=self._memory_format)
+        return batch, torch.from_numpy(labels).to(like.device)
+
+    def enqueue(self, batch: tuple[Tensor, Tensor], learning_rate: float) -> Tensor:
         """See the contract."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
-        batch, targets = self._put(images, labels)
-        loss = self._loss(self._call(batch), targets)
+        images, targets = batch
+        loss = self._loss(self._call(images), targets)
         loss.backward()
         self._optimizer.step()
+        return loss.detach()  # which holds no activations
+
+    def wait(self, loss: Tensor) -> None:
+        """See the contract."""
+        if loss.is_cuda:
+            torch.cuda.current_stream(loss.device).synchronize()
+
+    def get(self, loss: Tensor) -> float:
+        """See the contract."""
         return float(loss)
+
+    def first_parameter(self) -> Any:
+        """See the contract."""
+        return next(iter(self._parameters.values())).detach().to("cpu").numpy()
 
     def differentiate(self, images: Any, labels: Any) -> Derivatives:
         """See the contract. Eager in every mode; batch norm updates copies of the running statistics."""
@@ -75,7 +99,7 @@ class Trainer(implementation.Trainer):
         named = [(name, module) for name, module in self._module.named_modules() if not list(module.children())]
         hooks = [module.register_forward_hook(keep(name)) for name, module in named]
         buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
-        batch, targets = self._put(images, labels)
+        batch, targets = self.put(images, labels)
         try:
             loss = self._loss(functional_call(self._module, buffers, (batch,)), targets)
         finally:
@@ -98,10 +122,13 @@ class Trainer(implementation.Trainer):
         state = self._optimizer.state
         return {name: layers.to_canonical(state[parameter]["momentum_buffer"]) for name, parameter in self._parameters.items()}
 
-    def _put(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-        like = next(iter(self._parameters.values()))
-        batch = torch.from_numpy(images).to(like.device, like.dtype, memory_format=self._memory_format)
-        return batch, torch.from_numpy(labels).to(like.device)
+    def compilations(self) -> int:
+        """See the contract."""
+        return self._compilations()
+
+    def settings(self) -> dict[str, Any]:
+        """See the contract."""
+        return self._told()
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         main, *others = (

@@ -66,7 +66,7 @@ class Runtime(implementation.Runtime):
         """Load the state and trace the step; optimisation and compilation wait for the first."""
         _check_mode(mode)
         implementation.check_training(model, self._precision, input_shape)
-        return training.Trainer(model, weights, momentum, sgd, mode, self._dtype, input_shape)
+        return training.Trainer(model, weights, momentum, sgd, mode, self._dtype, input_shape, _settings)
 
     def versions(self) -> dict[str, str]:
         """TensorFlow, what it was built with, and NVIDIA's libraries that are installed beside it."""
@@ -156,7 +156,7 @@ class Network(implementation.Network):
 
     def arithmetic(self, batch: tf.Tensor) -> str:
         """See the contract. XLA's is that of a small program, since that of the network would have to be compiled again to be seen."""
-        if self._compiled():
+        if _is_compiled(self._forward):
             return _xla_arithmetic(self._dtype)
         if self._on_gpu:
             return f"{kernels.UNTOLD}: it is read from oneDNN, which is for CPUs"
@@ -164,29 +164,8 @@ class Network(implementation.Network):
 
     def settings(self) -> dict[str, Any]:
         """What TensorFlow says of the function and of itself."""
-        gpus = tf.config.get_visible_devices("GPU")
-        dtypes = sorted({array.dtype.name for array in self._held().values()})
-        return {
-            "placed_on": "cuda" if gpus else "cpu",
-            "device": tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "CPU",
-            "precision": ", ".join(dtypes),
-            "tf32": self._on_gpu and dtypes == ["float32"] and tf.config.experimental.tensor_float_32_execution_enabled(),
-            "layout": "NHWC",
-            "deterministic": is_op_determinism_enabled(),
-            "threads": tf.config.threading.get_intra_op_parallelism_threads(),
-            "interop_threads": tf.config.threading.get_inter_op_parallelism_threads(),
-            "jit_compile": self._compiled(),
-            "weights_are_constants": not self._forward.captured_inputs,
-            "onednn": _pywrap_util_port.IsMklEnabled(),
-            "onednn_variable": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
-            "graph_optimizer": dict(tf.config.optimizer.get_experimental_options()),
-            "xla_flags": os.environ.get("TF_XLA_FLAGS", ""),
-            "synchronous": tf.config.experimental.get_synchronous_execution(),
-        }
-
-    def _compiled(self) -> bool:
-        """Whether XLA must compile the function."""
-        return bool(self._forward.function_def.attr["_XlaMustCompile"].b)
+        dtypes = ", ".join(sorted({array.dtype.name for array in self._held().values()}))
+        return {**_settings(self._forward, dtypes), "weights_are_constants": not self._forward.captured_inputs}
 
     def _held(self) -> dict[str, Array]:
         """Each tensor on the host, in the dtype and layout that TensorFlow holds."""
@@ -194,6 +173,32 @@ class Network(implementation.Network):
         names = [name for name in tensor_shapes(self._model) if name not in variables]
         graph = self._forward.graph
         return variables | {name: tf.make_ndarray(graph.get_operation_by_name(name).get_attr("value")) for name in names}
+
+
+def _is_compiled(function: Any) -> bool:
+    """Whether XLA must compile a concrete function."""
+    return bool(function.function_def.attr["_XlaMustCompile"].b)
+
+
+def _settings(function: Any, dtypes: str) -> dict[str, Any]:
+    """What TensorFlow says of a concrete function that computes in ``dtypes``, and of itself."""
+    gpus = tf.config.get_visible_devices("GPU")
+    return {
+        "placed_on": "cuda" if gpus else "cpu",
+        "device": tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "CPU",
+        "precision": dtypes,
+        "tf32": bool(gpus) and dtypes == "float32" and tf.config.experimental.tensor_float_32_execution_enabled(),
+        "layout": "NHWC",
+        "deterministic": is_op_determinism_enabled(),
+        "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "interop_threads": tf.config.threading.get_inter_op_parallelism_threads(),
+        "jit_compile": _is_compiled(function),
+        "onednn": _pywrap_util_port.IsMklEnabled(),
+        "onednn_variable": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
+        "graph_optimizer": dict(tf.config.optimizer.get_experimental_options()),
+        "xla_flags": os.environ.get("TF_XLA_FLAGS", ""),
+        "synchronous": tf.config.experimental.get_synchronous_execution(),
+    }
 
 
 @functools.cache

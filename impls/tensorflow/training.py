@@ -6,7 +6,8 @@ layer is the one of ``layers``, and ``tf.GradientTape`` differentiates. No Keras
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,9 @@ def apply(layer: Layer, tensors: Tensors, *inputs: tf.Tensor) -> tuple[tf.Tensor
 
 
 class Trainer(implementation.Trainer):
-    """One model's state in variables, and its step traced for one shape of batches."""
+    """One model's state in variables, and its step traced for one shape of batches; ``told`` reads settings of a function back."""
+
+    host_layout = "NHWC"
 
     def __init__(
         self,
@@ -75,8 +78,11 @@ class Trainer(implementation.Trainer):
         mode: str,
         dtype: tf.DType,
         input_shape: Shape,
+        told: Callable[[Any, str], dict[str, Any]],
     ) -> None:
-        self._model, self._sgd, self._dtype = model, sgd, dtype
+        self._model, self._sgd, self._dtype, self._told = model, sgd, dtype, told
+        self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        self._rate = math.nan, tf.zeros(())  # as it was given, and on the device
 
         def variable(array: Array) -> tf.Variable:
             return tf.Variable(to_framework(array).astype(dtype.as_numpy_dtype), trainable=False)
@@ -86,18 +92,37 @@ class Trainer(implementation.Trainer):
         self._momentum = {name: variable(momentum[name]) for name in self._parameters}
         batch, channels, height, width = input_shape
         signature = [tf.TensorSpec((batch, height, width, channels), dtype), tf.TensorSpec((batch,), tf.int64), tf.TensorSpec((), dtype)]
-        self._step = tf.function(self._stepped, input_signature=signature, jit_compile=mode == "xla", autograph=False)
-        self._step = self._step.get_concrete_function()
+        self._traced = tf.function(self._stepped, input_signature=signature, jit_compile=mode == "xla", autograph=False)
+        self._step = self._traced.get_concrete_function()
 
-    def step(self, images: Array, labels: Array, learning_rate: float) -> float:
+    def put(self, images: Array, labels: Array) -> tuple[tf.Tensor, tf.Tensor]:
         """See the contract."""
-        return float(self._step(*self._put(images, labels), tf.constant(learning_rate, self._dtype)))
+        return tf.cast(tf.convert_to_tensor(images.transpose(0, 2, 3, 1)), self._dtype), tf.convert_to_tensor(labels)
+
+    def enqueue(self, batch: tuple[tf.Tensor, tf.Tensor], learning_rate: float) -> tf.Tensor:
+        """See the contract."""
+        if learning_rate != self._rate[0]:
+            self._rate = learning_rate, tf.constant(learning_rate, self._dtype)
+        return self._step(*batch, self._rate[1])
+
+    def wait(self, loss: tf.Tensor) -> None:
+        """See the contract."""
+        if self._on_gpu:  # on a CPU a call of a function returns with its variables assigned
+            tf.test.experimental.sync_devices()
+
+    def get(self, loss: tf.Tensor) -> float:
+        """See the contract."""
+        return float(loss)
+
+    def first_parameter(self) -> Array:
+        """See the contract."""
+        return self._tensors[self._parameters[0]].numpy()
 
     def differentiate(self, images: Array, labels: Array) -> Derivatives:
         """See the contract. Operation by operation in both modes, so nothing is fused."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             parameters = self._watched(tape)
-            loss, _, taps = self._loss(tape, parameters, *self._put(images, labels))
+            loss, _, taps = self._loss(tape, parameters, *self.put(images, labels))
         gradients, cotangents = tape.gradient(loss, (parameters, taps))
         return Derivatives(float(loss), _nchw(taps), _nchw(cotangents), _canonical(gradients))
 
@@ -109,8 +134,14 @@ class Trainer(implementation.Trainer):
         """See the contract."""
         return _canonical(self._momentum)
 
-    def _put(self, images: Array, labels: Array) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.cast(tf.convert_to_tensor(images.transpose(0, 2, 3, 1)), self._dtype), tf.convert_to_tensor(labels)
+    def compilations(self) -> int:
+        """See the contract. With one signature XLA compiles a trace once."""
+        return int(self._traced.experimental_get_tracing_count())
+
+    def settings(self) -> dict[str, Any]:
+        """See the contract."""
+        dtypes = sorted({variable.dtype.name for held in (self._tensors, self._momentum) for variable in held.values()})
+        return self._told(self._step, ", ".join(dtypes))
 
     def _watched(self, tape: tf.GradientTape) -> dict[str, tf.Tensor]:
         """The values of the parameters, watched by ``tape``."""

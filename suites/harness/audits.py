@@ -77,6 +77,32 @@ def outputs(worker: WorkerProcess, handle: str, context: Context, cell: Cell) ->
     return Audit("outputs", tier.passed, tier.worst_error, tier.bound, reason)
 
 
+def trained(worker: WorkerProcess, handle: str, context: Context, cell: Cell) -> Audit:
+    """Timed steps were steps of a training: between those that were kept the first parameter moved, and all is finite and was moved.
+
+    Not how far: steps at the timed shape are free ones, which rounding leads astray, and the certificate judges free steps.
+    """
+    out = context.scratch / f"kept-{worker.pid}.safetensors"
+    worker.call("kept", CALL_TIMEOUT_S, handle=handle, out=str(out))
+    learnt = worker.call("learnt", CALL_TIMEOUT_S, handle=handle, weights=str(context.subject(cell.model).path))
+    return judge_trained(load_file(out)["logits"], **learnt)
+
+
+def judge_trained(kept: npt.NDArray[np.float64], unchanged: Sequence[str], not_finite: Sequence[str]) -> Audit:
+    """``kept`` are losses of timed steps, each with the first parameter then, (steps, 1 + elements); tensors by name after all steps."""
+    stood = len(kept) - len(np.unique(kept[:, 1:], axis=0))
+    reason = None
+    if not np.isfinite(kept).all():
+        reason = "a timed step gave a loss or a parameter that is not finite"
+    elif not_finite:
+        reason = f"{not_finite[0]} is not finite after the timed steps"
+    elif unchanged:
+        reason = f"{len(unchanged)} tensors are the same before and after the timed steps, {unchanged[0]} among them"
+    elif stood or len(kept) < 2:
+        reason = f"of {len(kept)} timed steps {stood} left the first parameter as another had left it"
+    return Audit("trained", reason is None, float(stood + len(unchanged) + len(not_finite)), 0.0, reason)
+
+
 def declared(cell: Cell, settings: Mapping[str, Any]) -> list[Audit]:
     """Threads and device as the framework reports them."""
     threads, place = settings.get("threads"), settings.get("placed_on")

@@ -87,14 +87,23 @@ def ring_size(batch_size: int) -> int:
     return min(RING, max(2, MOST_IMAGES // batch_size))
 
 
-def ring_file(images: Inputs, batch_size: int, folder: Path) -> Path:
-    """The ring as a safetensors file in ``folder``, "images" (ring, batch_size, 3, H, W), written where it is not there yet."""
-    path = folder / f"ring-{images.sha256[:16]}-{batch_size}.safetensors"
+def ring_file(images: Inputs, batch_size: int, folder: Path, classes: int | None = None) -> Path:
+    """The ring as a safetensors file in ``folder``, "images" (ring, batch_size, 3, H, W), written where it is not there yet.
+
+    With ``classes`` it is for training and holds "labels" (ring, batch_size) too.
+    """
+    path = folder / f"ring-{images.sha256[:16]}-{batch_size}-{classes or 'unlabelled'}.safetensors"
     if not path.is_file():
         unfinished = path.with_suffix(f".{threading.get_ident()}")
-        save({"images": images.ring(batch_size)}, unfinished)
+        labels = {} if classes is None else {"labels": pool_labels(classes)[images.members(batch_size)]}
+        save({"images": images.ring(batch_size), **labels}, unfinished)
         unfinished.replace(path)
     return path
+
+
+def pool_labels(classes: int) -> npt.NDArray[np.int64]:
+    """A label for each image of a pool, drawn from a seed: what is learnt changes no time, and the photographs have none."""
+    return np.random.Generator(np.random.PCG64(POOL)).integers(0, classes, POOL)
 
 
 @functools.cache

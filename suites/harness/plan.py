@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from impls import models
-from impls.implementation import Device, Manifest, Mode
+from impls.implementation import TRAINING_PRECISIONS, CannotError, Device, Manifest, Mode, check_training
 from impls.precision import PRECISIONS
 from impls.spec import ModelSpec, macs
 from results.record import Cell
@@ -42,6 +42,14 @@ DEFAULTS: Mapping[str, Defaults] = {
     # Throughput grows little above a batch of 256 on any card; a size that does not fit is a row, and larger ones are not tried.
     "cuda": Defaults(("resnet50",), ("bf16", "tf32"), (1, 32, 256, 1024), ("device", "transfer"), device_only=(32, 1024)),
 }
+
+
+TRAINING_DEFAULTS: Mapping[str, Defaults] = {
+    "cpu": Defaults(("cifar_resnet20",), ("fp32",), (32,), ("device",)),
+    # A step of a batch of 256 is what published throughputs are of; smaller ones fit where it does not.
+    "cuda": Defaults(("resnet50",), ("bf16", "tf32"), (64, 256), ("device",)),
+}
+"""The same of training steps, whose batches stay on the device."""
 
 
 class UsageError(ValueError):
@@ -105,6 +113,12 @@ class Request:
     zoo: bool = False
     second_clock: bool = False
     energy: bool = False
+    training: bool = False
+
+    @property
+    def defaults(self) -> Defaults:
+        """What is measured where the request names nothing."""
+        return (TRAINING_DEFAULTS if self.training else DEFAULTS)[self.device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +224,7 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
     """
     if request.device not in DEVICES:
         raise _unknown("device", request.device, DEVICES)
-    defaults = DEFAULTS[request.device]
+    defaults = request.defaults
     chosen = choose("implementation", request.implementations or ("all",), manifests)
     all_modes = tuple(dict.fromkeys(mode for name in manifests for mode in manifests[name].modes_on(request.device)))
     modes = choose("mode", request.modes or ("all",), all_modes)
@@ -240,6 +254,8 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
                         reason, cause = f"{manifest.title} has no {model.name}; it has {', '.join(manifest.models)}", "model"
                     elif why := precision_reason(manifest, device, precision, timed=timed):
                         reason, cause = why, "precision"
+                    elif request.training and (found := training_reason(manifest, model, precision)):
+                        reason, cause = found
                     elif why := its_modes[mode].cannot.get(precision) or mode_reason(its_modes[mode]):
                         reason, cause = why, "mode"
                     else:
@@ -250,8 +266,10 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
     return tuple(cells), tuple(skips)
 
 
-def scenario(batch_size: int) -> Literal["single_stream", "offline"]:
-    """Batch 1 is measured as latency, larger batches as throughput."""
+def scenario(batch_size: int, *, training: bool = False) -> Literal["single_stream", "offline", "training"]:
+    """Batch 1 is measured as latency, larger batches as throughput; training always as throughput."""
+    if training:
+        return "training"
     return "single_stream" if batch_size == 1 else "offline"
 
 
@@ -264,8 +282,9 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
     threads = available_threads() if request.threads is None else request.threads
     if not 1 <= threads <= available_threads():
         raise UsageError(f"--threads {threads}: this process may use 1 to {available_threads()} cores")
+    _check_training(request)
     able, skips = arms(request, manifests, timed=True)
-    defaults = DEFAULTS[request.device]
+    defaults = request.defaults
     batch_sizes = request.batch_sizes or defaults.batch_sizes
     if min(batch_sizes) < 1:
         raise UsageError(f"--batch-sizes {min(batch_sizes)}: a batch holds at least one image")
@@ -277,7 +296,7 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
             raise UsageError("--processes: at least 1")
         effort = dataclasses.replace(effort, processes=request.processes)
     cells = tuple(
-        dataclasses.replace(arm, batch_size=size, scope=scope, scenario=scenario(size), threads=threads)  # type: ignore[arg-type]
+        dataclasses.replace(arm, batch_size=size, scope=scope, scenario=scenario(size, training=request.training), threads=threads)  # type: ignore[arg-type]
         for arm in sorted(able, key=lambda arm: names.index(arm.model))
         for size in dict.fromkeys(batch_sizes)
         for scope in (scopes if request.scopes else defaults.scopes_at(size))
@@ -288,6 +307,30 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
     clocked = _clocked(cells, manifests) if request.second_clock else ()
     plan = Plan(cells, skips, effort, 0.0, (), request.smoke, clocked, energy_absent)
     return _within_budget(plan, manifests, request.budget_s)
+
+
+def _check_training(request: Request) -> None:
+    """Refuse what is not measured of training steps.
+
+    Raises:
+        UsageError: a second clock, energy, model zoos, or copies between host and device.
+    """
+    asked = {"--second-clock": request.second_clock, "--energy": request.energy, "--zoo": request.zoo}
+    asked["--scopes"] = request.scopes is not None and request.scopes != ("device",)
+    if request.training and (given := [name for name, value in asked.items() if value]):
+        raise UsageError(f"{given[0]} is for inference: steps are timed with batches that lie on the device; leave it out with --training")
+
+
+def training_reason(manifest: Manifest, model: ModelSpec, precision: str) -> tuple[str, str] | None:
+    """Why a model is not trained in a precision by this implementation, or by none, and which word of a request asked for that."""
+    if not manifest.trains:
+        return f"{manifest.title} has no training", "implementation"
+    for tried, cause in ((TRAINING_PRECISIONS[0], "model"), (precision, "precision")):
+        try:
+            check_training(model, tried, (2, *model.input_chw))
+        except CannotError as error:
+            return str(error), cause
+    return None
 
 
 def _clocked(cells: tuple[Cell, ...], manifests: Mapping[str, Manifest]) -> tuple[Cell, ...]:
@@ -413,6 +456,12 @@ def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     return _estimate_on_cpu_s(plan, manifests)
 
 
+def _flops(cell: Cell) -> float:
+    """Of a call; a step also goes backward, by weights and by inputs."""
+    assert cell.batch_size is not None
+    return 2 * macs(models.get(cell.model)) * cell.batch_size * (3 if cell.scenario == "training" else 1)
+
+
 def _estimate_on_gpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     """Every batch size has processes of its own; those of a round start and build at the same time."""
     effort, builds = plan.effort, {cell.certificate_cell: 0.0 for cell in plan.cells}
@@ -420,7 +469,7 @@ def _estimate_on_gpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     rooms: dict[tuple[object, ...], float] = {}
     for cell in plan.cells:
         assert cell.batch_size is not None
-        call_s = 2 * macs(models.get(cell.model)) * cell.batch_size / ASSUMED_GPU_FLOPS + ASSUMED_CALL_OVERHEAD_S
+        call_s = _flops(cell) / ASSUMED_GPU_FLOPS + ASSUMED_CALL_OVERHEAD_S
         visit_s = max(effort.visit_s, effort.samples * max(ASSUMED_OFFLINE_S if cell.batch_size > 1 else 0.0, call_s))
         measuring += effort.processes * (max(effort.warmup_s, 3 * call_s) + effort.blocks * visit_s + ASSUMED_AUDITS_S)
         build_s = manifests[cell.implementation].modes_on(cell.device)[cell.mode].build_s
@@ -444,8 +493,7 @@ def _estimate_on_cpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     for cell in plan.cells:
         assert cell.batch_size is not None
         assert cell.threads is not None
-        flops = 2 * macs(models.get(cell.model)) * cell.batch_size
-        call_s = flops / (ASSUMED_FLOPS_PER_CORE * cell.threads) + ASSUMED_CALL_OVERHEAD_S
+        call_s = _flops(cell) / (ASSUMED_FLOPS_PER_CORE * cell.threads) + ASSUMED_CALL_OVERHEAD_S
         build_s = manifests[cell.implementation].modes_on(cell.device)[cell.mode].build_s
         visit_s = max(effort.visit_s, 2 * effort.samples * call_s)
         measuring += max(effort.warmup_s, 3 * call_s) + effort.blocks * visit_s + 8 * call_s

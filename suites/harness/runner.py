@@ -170,8 +170,9 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
     for line in planned.reductions:
         options.say(f"to keep within the budget: {line}")
     options.say(f"{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes")
+    purpose: Purpose = "training" if request.training else "inference"
     with opened(request, planned, options, planned.cells, asked=[cell.key for cell in planned.clocked]) as context:
-        _record_skips(context, planned.skips)
+        _record_skips(context, planned.skips, purpose)
         sizes = proved_sizes(request.device, tuple({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
         certificates: dict[Cell, Record] = {}
 
@@ -180,12 +181,12 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
 
         left_s = planned.estimated_s
         for chapter in chapters(planned.cells):
-            certificates |= certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in chapter)), sizes)
+            certificates |= certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in chapter)), sizes, purpose)
             for cell in chapter:
                 certificate = certificates[cell.certificate_cell]
-                if certificate.status != "ok" and not context.store.has(context.run.run_id, "inference", cell, None):
+                if certificate.status != "ok" and not context.store.has(context.run.run_id, cell.timed_by, cell, None):
                     context.store.append(
-                        context.record("inference", cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
+                        context.record(cell.timed_by, cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
                     )
             sound = tuple(cell for cell in chapter if certificates[cell.certificate_cell].status == "ok")
             options.say(f"measuring; about {max(1, round(left_s / 60))} minutes are left")
@@ -194,7 +195,8 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
             inference.run(context, sound, planned.effort, certificates, measured, clocks)
             left_s -= time.monotonic() - began
         certified = tuple(cell for cell in planned.cells if certificates[cell.certificate_cell].status == "ok")
-        probing, classifying = _probing(certified, manifests), accuracy.largest(certified)
+        probing, classified = _probing(certified, manifests), () if request.training else certified
+        classifying = accuracy.largest(classified)
 
         def afterwards(cell: Cell, worker: WorkerProcess, hello: Mapping[str, Any], handle: str) -> None:
             if cell.certificate_cell in probing and not request.smoke:
@@ -202,9 +204,10 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
             if cell in classifying:
                 accuracy.of_process(context, cell, worker, hello, handle, certificates[cell.certificate_cell].record_id)
 
-        options.say(f"start-up, memory and accuracy, one process at a time; about {max(1, round(left_s / 60))} minutes are left")
+        what = "start-up and memory" if request.training else "start-up, memory and accuracy"
+        options.say(f"{what}, one process at a time; about {max(1, round(left_s / 60))} minutes are left")
         startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured)
-        accuracy.run(context, certified, certificates)  # those whose start-up process failed
+        accuracy.run(context, classified, certificates)  # those whose start-up process failed
         if planned.energy_absent is not None:
             energy.skip(context, certified, planned.energy_absent)
         elif planned.effort.energy is not None:
@@ -228,9 +231,9 @@ def certify(
     arms, skips = plan.arms(request, manifests, timed=False)
     if not arms:
         raise NothingToRunError(skips[0].reason if skips else "the request names no cell")
-    sizes = proved_sizes(request.device, request.batch_sizes or plan.DEFAULTS[request.device].batch_sizes)
+    sizes = proved_sizes(request.device, request.batch_sizes or request.defaults.batch_sizes)
     with opened(request, None, options, arms, brought or None, asked=(purpose, sizes, thorough)) as context:
-        _record_skips(context, skips)
+        _record_skips(context, skips, purpose)
         certificates = certificates_of(context, arms, sizes, purpose, thorough=thorough)
         (context.folder / FINISHED).touch()
     return context.folder, certificates, skips
@@ -296,11 +299,12 @@ def chapters(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     return [tuple(cell for cell in cells if cell.model == name) for name in names]
 
 
-def _record_skips(context: Context, skips: tuple[plan.Skip, ...]) -> None:
+def _record_skips(context: Context, skips: tuple[plan.Skip, ...], purpose: Purpose) -> None:
+    suite = SUITES[purpose]
     for skip in skips:
         cell = Cell(skip.implementation, skip.mode, skip.model, skip.precision, skip.device, None, None, None, None)  # type: ignore[arg-type]
-        if not context.store.has(context.run.run_id, "equivalence", cell, None):
-            context.store.append(context.record("equivalence", cell, "skipped", skip.reason))
+        if not context.store.has(context.run.run_id, suite, cell, None):
+            context.store.append(context.record(suite, cell, "skipped", skip.reason))
 
 
 def _probing(cells: tuple[Cell, ...], manifests: Mapping[str, Manifest]) -> tuple[Cell, ...]:

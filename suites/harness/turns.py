@@ -22,7 +22,7 @@ from results import statistics
 from results.record import Cell
 from results.schema import encode
 from results.timing import Audit, Excluded, SecondClock, Timing
-from suites.harness import audits, inputs, noise
+from suites.harness import audits, noise, requests
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
 from suites.harness.noise import Noise
 from suites.harness.plan import Effort
@@ -288,7 +288,7 @@ class Round:
         if (left := self.effort.warmup_s - WARMUP_CALLS * call_s) > 0:
             call_s = turn.warm_up(min(1000, math.ceil(left / call_s)))
         turn.rewarm_calls = min(self.effort.rewarm_calls, math.ceil(REWARM_S / call_s))
-        if turn.entrant.cell.scenario == "offline":
+        if turn.entrant.cell.scenario != "single_stream":
             turn.calls = max(2, math.ceil(OFFLINE_WINDOW_S / call_s))
         turn.samples = min(1000, max(self.effort.samples, math.ceil(self.effort.visit_s / (call_s * turn.calls))))
 
@@ -300,23 +300,26 @@ class Round:
         if second is not None:
             made += (audits.judge_second_clock(second),)
         timing = Timing(tuple(turn.blocks), tuple(map(encode, turn.noise)), excluded, made, second)
-        copies = _copies(turn) if self.audited and turn.entrant.cell.device == "cuda" else {}
+        cell = turn.entrant.cell
+        copies = _copies(turn) if self.audited and cell.device == "cuda" and cell.scenario != "training" else {}
         taken = Taken(turn.settings, turn.hello["packages"], turn.hello["timer"], turn.columns, timing, turn.startup, memory, copies)
         self.store(turn.entrant, self.seeds[turn.entrant.arm], taken)
 
     def _audits(self, turn: Turn) -> Iterator[Audit]:
         cell, context, worker = turn.entrant.cell, turn.entrant.context, turn.worker
         assert cell.scope is not None
+        trains = cell.scenario == "training"
         yield from audits.declared(cell, turn.settings)
         yield audits.recompilation(turn.recompiled)
-        yield audits.outputs(worker, turn.handle, context, cell)
+        yield audits.trained(worker, turn.handle, context, cell) if trains else audits.outputs(worker, turn.handle, context, cell)
         if self.audited:
             if turn.entrant.arm in self._probed:
                 yield self._probed[turn.entrant.arm]
             call_s = statistics.process_time(*(turn.columns[name] for name in ("visit", "duration_ns", "calls", "warmup")))
             yield audits.unfinished_work(worker, turn.handle, cell.scope)
             yield audits.linearity(worker, turn.handle, cell.scope, turn.calls, call_s, self.random)
-            yield audits.caching(worker, turn.handle, cell.scope, call_s)
+            if not trains:  # each step computes from what the one before it left
+                yield audits.caching(worker, turn.handle, cell.scope, call_s)
         yield audits.timer(turn.hello["timer"], turn.columns)  # last: what was left undone is fast, too, and better named
 
     def _second_clock(self, turn: Turn) -> SecondClock | None:
@@ -357,15 +360,9 @@ def _copies(turn: Turn) -> dict[str, float]:
 
 
 def _prepare_request(entrant: Entrant) -> tuple[str, dict[str, Any]]:
-    cell, context = entrant.cell, entrant.context
-    about = context.subject(cell.model)
-    shape = [cell.batch_size, *about.inputs.pool.shape[1:]]
-    folds = context.manifests[cell.implementation].folds
-    return "prepare", {"handle": _handle(cell), "weights": str(about.path), "mode": cell.mode, "input_shape": shape, "fold": folds}
+    return requests.prepare(entrant.context, entrant.cell, _handle(entrant.cell))
 
 
 def _put_request(entrant: Entrant) -> tuple[str, dict[str, Any]]:
-    cell, context = entrant.cell, entrant.context
-    assert cell.batch_size is not None
-    ring = inputs.ring_file(context.subject(cell.model).inputs, cell.batch_size, context.scratch)
-    return "put", {"handle": _handle(cell), "images": str(ring), "slowdown": entrant.slowdown}
+    operation, arguments = requests.put(entrant.context, entrant.cell, _handle(entrant.cell))
+    return operation, {**arguments, "slowdown": entrant.slowdown}

@@ -97,8 +97,21 @@ class Worker:
         self.networks[handle] = network
         return {"load_s": time.perf_counter() - began, "settings": {**network.settings(), "folded": fold}}
 
+    def prepare_steps(
+        self, handle: str, weights: str, mode: str, input_shape: list[int], sgd: dict[str, Any], learning_rate: float
+    ) -> dict[str, Any]:
+        """Load a weight file to take steps from it that are timed, with momentum buffers of zero; ``put`` wants labels then."""
+        from suites.harness.steps import Steps
+
+        began = time.perf_counter()
+        self.networks[handle] = steps = Steps(self._trainer(weights, sgd, mode, input_shape, None), learning_rate)
+        return {"load_s": time.perf_counter() - began, "settings": {**steps.settings(), "sgd": sgd, "learning_rate": learning_rate}}
+
     def put(self, handle: str, images: str, slowdown: float = 0.0) -> dict[str, Any]:
-        """Take a ring of batches, (ring, N, C, H, W), arrange each in the network's memory order, and run the first."""
+        """Take a ring of batches, (ring, N, C, H, W), arrange each in the network's memory order, and run the first.
+
+        For training the file holds labels, (ring, N), too.
+        """
         from suites.harness import clock
 
         network = self.networks[handle]
@@ -238,6 +251,10 @@ class Worker:
 
         ``state`` is a file that ``trained`` wrote: its weights and momentum buffers take the place of the file's and of zeros.
         """
+        self.trainer = self._trainer(weights, sgd, mode, input_shape, state)
+        return {}
+
+    def _trainer(self, weights: str, sgd: dict[str, Any], mode: str, input_shape: list[int], state: str | None) -> Any:
         import numpy as np
         from safetensors.numpy import load_file
 
@@ -251,8 +268,7 @@ class Worker:
         for name, tensor in (load_file(state) if state else {}).items():
             kind, _, own = name.partition(":")
             {"weights": tensors, "momentum": momentum}[kind][own] = tensor
-        self.trainer = self.runtime.prepare_training(loaded.model, tensors, momentum, Sgd(**sgd), mode, tuple(input_shape))
-        return {}
+        return self.runtime.prepare_training(loaded.model, tensors, momentum, Sgd(**sgd), mode, tuple(input_shape))
 
     def train(self, batches: str, learning_rates: list[float]) -> dict[str, Any]:
         """A step on each of the batches, images (steps, N, C, H, W) and labels (steps, N); the loss of each."""
@@ -261,6 +277,19 @@ class Worker:
         arrays = load_file(batches)
         steps = zip(arrays["images"].astype(self._host_dtype()), arrays["labels"], learning_rates, strict=True)
         return {"losses": [self.trainer.step(images, labels, rate) for images, labels, rate in steps]}
+
+    def learnt(self, handle: str, weights: str) -> dict[str, Any]:
+        """What steps that were timed made of the weight file that they began with: tensors that are as they were, and not finite ones."""
+        import numpy as np
+
+        from impls.weights import file
+
+        before, trainer = file.load(Path(weights)).weights, self.networks[handle].trainer
+        after, momentum = trainer.weights(), trainer.momentum()
+        return {
+            "unchanged": [name for name, tensor in before.items() if np.array_equal(tensor, after[name])],
+            "not_finite": [name for held in (after, momentum) for name, tensor in held.items() if not np.isfinite(tensor).all()],
+        }
 
     def trained(self, out: str) -> dict[str, Any]:
         """The state of training: "weights:NAME" and "momentum:NAME", canonical."""
@@ -291,16 +320,17 @@ class Worker:
         return {}
 
     def _hosts(self, network: Any, images: str) -> Iterator[Any]:
-        """The batches of a file, each in the type and memory order that the network is given on the host."""
+        """The batches of a file, each in the type and memory order that the network is given on the host; with labels as pairs."""
         import numpy as np
         from safetensors.numpy import load_file
 
-        dtype = self._host_dtype()
-        for batch in load_file(images)["images"]:
+        dtype, held = self._host_dtype(), load_file(images)
+        for place, batch in enumerate(held["images"]):
             if network.host_layout == "NHWC":
-                yield np.ascontiguousarray(batch.transpose(0, 2, 3, 1), dtype).transpose(0, 3, 1, 2)
+                host = np.ascontiguousarray(batch.transpose(0, 2, 3, 1), dtype).transpose(0, 3, 1, 2)
             else:
-                yield np.ascontiguousarray(batch, dtype)
+                host = np.ascontiguousarray(batch, dtype)
+            yield (host, held["labels"][place]) if "labels" in held else host
 
     def _host_dtype(self) -> str:
         return "float64" if self.arguments.precision == "fp64" else "float32"
@@ -347,7 +377,7 @@ def error_of(error: BaseException) -> dict[str, str]:
 
 OPERATIONS = (
     *("start", "prepare", "put", "visit", "sustain", "kept", "windows", "reads", "copies", "unlike", "loadgen", "outputs", "arithmetic"),
-    *("classify", "settings", "weights", "memory", "release"),
+    *("prepare_steps", "learnt", "classify", "settings", "weights", "memory", "release"),
     *("taps", "examine", "export", "prepare_training", "train", "trained", "differentiate"),
 )
 

@@ -1,0 +1,1 @@
+"""A trainer for audits of the timed path."""
