@@ -22,7 +22,8 @@ from reports import layers
 MANIFESTS = find()
 KINDS = [kind.__name__ for kind in get_args(spec.Layer)]
 FUNCTIONS = [
-    "conv2d", "batch_norm2d", "relu", "max_pool2d", "global_avg_pool2d", "flatten", "dropout", "linear", "pad_shortcut", "add", "concat",
+    "conv2d", "batch_norm2d", "relu", "max_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d", "flatten", "dropout", "linear",
+    "pad_shortcut", "add", "concat",
 ]  # fmt: skip
 
 
