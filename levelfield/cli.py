@@ -225,9 +225,17 @@ def main() -> None:
 @resumed
 @click.option("--second-clock", is_flag=True, help="Let MLCommons LoadGen time one cell of each implementation too (docs/measuring.md).")
 @click.option("--baseline", default="pytorch/eager", show_default=True, help="IMPLEMENTATION/MODE that ratios are against.")
+@click.option("--weights", multiple=True, type=click.Path(path_type=Path, dir_okay=False), help="Your own weight files, one for a model.")
 @allowing
 def bench(
-    env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, baseline: str, allow_unlike: tuple[str, ...], **options: Any
+    env: tuple[str, ...],
+    store: Path | None,
+    fresh: bool,
+    as_json: bool,
+    baseline: str,
+    weights: tuple[Path, ...],
+    allow_unlike: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Certify, measure, store, print the comparison and write the report."""
     with plain_errors():
@@ -239,7 +247,7 @@ def bench(
         request = _request(options)
         _require_device(request.device)
         with screen.live(quiet=as_json, baseline=baseline, allow_unlike=allow_unlike) as live:
-            folder, planned = runner.bench(request, _options(runner, env, store, fresh, live.say, live.show))
+            folder, planned = runner.bench(request, _options(runner, env, store, fresh, live.say, live.show), weights)
         out = runner.REPORTS / folder.name
         write.write(folder, out, baseline, allow_unlike)
         frame = _frame(folder, baseline)

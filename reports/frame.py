@@ -98,12 +98,16 @@ DTYPES: Mapping[str, str] = {
     "roofline": "string",
     "roofline_fraction": "Float64",
     "roofline_error": "string",
+    "dataset": "string",
     "top1": "Float64",
     "top1_absent": "string",
     "top1_low": "Float64",
     "top1_high": "Float64",
     "images": "Int64",
     "flips": "Int64",
+    "parameters": "Int64",
+    "macs": "Int64",
+    "weights_sha256": "string",
     "layout": "string",
     "folded": "boolean",
     "tf32": "boolean",
@@ -232,12 +236,16 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     roofline                      string   what the mode is held against: bound, or (cuda) fused, compile, folded, eager
     roofline_fraction             Float64  least possible time over measured time (``reports.roofline``), 0 to 1
     roofline_error                string   why there is none although there were probes: it came out above 1
+    dataset                       string   the labelled images that top1 is of
     top1                          Float64  fraction of images classified as labelled
     top1_absent                   string   why there is no top1, where that was recorded: "bring weights: ...", or "failed"
     top1_low                      Float64  lower end of its 95 % Wilson interval
     top1_high                     Float64  upper end
     images                        Int64    images that top1 is of
     flips                         Int64    of those, images whose class differs from the baseline's
+    parameters                    Int64    of the network, batch norm's statistics not counted
+    macs                          Int64    multiply-accumulates of one image
+    weights_sha256                string   the weights that were run: hash of their names, shapes and bytes
     layout                        string   NCHW or NHWC, read back
     folded                        boolean  batch norm was folded into the weights beforehand
     tf32                          boolean  TF32 was on, read back
@@ -344,6 +352,8 @@ class _Run:
         row |= {"created_utc": newest.created_utc, "measurement": all(record.measurement for record in records)}
         row |= {"versions": labels.versions(cell.implementation, newest.software)}
         row |= {name: newest.settings.get(name) for name in ("layout", "folded", "tf32", "deterministic")}
+        if newest.model is not None:
+            row |= {name: getattr(newest.model, name) for name in ("parameters", "macs", "weights_sha256")}
         row |= self._status(cell, records)
         row |= self._certificate(cell, records)
         row |= {"processes": len(times), "noise": timing.disturbed(records), "steady": _steady(records), "mixed": _mixed(records)}
@@ -427,6 +437,7 @@ class _Run:
         top1 = float(record.measurements["top1"] or 0)
         low, high = statistics.wilson(round(top1 * images), images)
         row: dict[str, Any] = {"top1": top1, "top1_low": low, "top1_high": high, "images": images}
+        row["dataset"] = (record.data or {}).get("dataset")
         implementation, mode = self.baseline.split("/", 1)
         other = self._classified(Cell(implementation, mode, cell.model, cell.precision, cell.device, None, None, None, None))
         mine, theirs = _predictions(record), _predictions(other)

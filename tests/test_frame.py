@@ -590,3 +590,12 @@ def test_doubts_of_an_energy_are_remarks(run: Run) -> None:
     draw(run, "jax/jit", 1.0, 1.0, 1.0, data={"flags": ["8 % apart"]})
     remark = row(frame.load(run.folder), "jax/jit")["remark"]
     assert remark == "; ".join(f"energy: process {index}: 8 % apart" for index in range(3))
+
+
+def test_a_row_tells_its_network_and_data(field: pd.DataFrame) -> None:
+    """Parameters, multiply-accumulates and weights of what was run; the data set where the record names it."""
+    timed = field[field["status"].eq("ok") & field["latency_s"].notna()]
+    assert set(timed["parameters"]) == {25_557_032}
+    assert set(timed["macs"]) == {4_089_184_256}
+    assert set(timed["weights_sha256"]) == {SHA}
+    assert field["dataset"].isna().all()

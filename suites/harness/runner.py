@@ -157,12 +157,15 @@ def _unfinished(store: Store, machine: Mapping[str, object], details: Mapping[st
     return run if same else None
 
 
-def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
+def bench(request: plan.Request, options: Options, weights: Sequence[Path] = ()) -> tuple[Path, plan.Plan]:
     """Certify, measure and store; returns the run's folder. ``options.show`` is called whenever there is more to see.
 
+    ``weights`` are the user's own files, each for the model that it names.
+
     Raises:
-        UsageError, EnvironmentBuildError, NothingToRunError, StoreError.
+        UsageError, WeightFileError, EnvironmentBuildError, NothingToRunError, StoreError.
     """
+    request, brought = _with_weights_of_models(request, weights)
     manifests = find(zoo=request.zoo)
     planned = plan.make(request, manifests)
     if not planned.cells:
@@ -170,7 +173,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
     for line in planned.reductions:
         options.say(f"to keep within the budget: {line}")
     options.say(f"{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes")
-    with opened(request, planned, options, planned.cells, asked=[cell.key for cell in planned.clocked]) as context:
+    with opened(request, planned, options, planned.cells, brought or None, asked=[cell.key for cell in planned.clocked]) as context:
         _record_skips(context, planned.skips)
         sizes = proved_sizes(request.device, tuple({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
         certificates: dict[Cell, Record] = {}
@@ -249,6 +252,24 @@ def with_own_weights(request: plan.Request, weights: Path | None) -> tuple[plan.
     name = plan.chosen_models(request.models or (file.load(weights).model.name,))[0].name
     subject(name, weights)  # refuses another network's
     return dataclasses.replace(request, models=(name,)), {name: weights}
+
+
+def _with_weights_of_models(request: plan.Request, paths: Sequence[Path]) -> tuple[plan.Request, dict[str, Path]]:
+    """The request for the models that the files are for, or for those that it names, and each file by its model's name.
+
+    Raises:
+        UsageError, WeightFileError.
+    """
+    brought: dict[str, Path] = {}
+    for path in paths:
+        _, own = with_own_weights(dataclasses.replace(request, models=None), path)
+        (name,) = own
+        if name in brought:
+            raise plan.UsageError(f"--weights {path} and {brought[name]} are both for {name}: a run measures one of them")
+        if request.models is not None and name not in {model.name for model in plan.chosen_models(request.models)}:
+            raise plan.UsageError(f"--weights {path} is for {name}, which --models does not name")
+        brought |= own
+    return dataclasses.replace(request, models=request.models or tuple(brought) or None), brought
 
 
 def clean_seeds(request: plan.Request, seeds: int, options: Options) -> tuple[Path, dict[Cell, Record]]:
