@@ -247,7 +247,7 @@ def bench(
         request = _request(options)
         _require_device(request.device)
         with screen.live(quiet=as_json, baseline=baseline, allow_unlike=allow_unlike) as live:
-            folder, planned = runner.bench(request, _options(runner, env, store, fresh, live.say, live.show), weights)
+            folder, planned = runner.bench(request, _options(runner, env, store, fresh, live), weights)
         out = runner.REPORTS / folder.name
         write.write(folder, out, baseline, allow_unlike)
         frame = _frame(folder, baseline)
@@ -299,7 +299,7 @@ def certify(
         request = _request(options)
         _require_device(request.device)
         with screen.live(quiet=as_json, baseline=None) as live:
-            arguments = _options(runner, env, store, fresh, live.say, live.show)
+            arguments = _options(runner, env, store, fresh, live)
             if clean_seeds is not None:
                 folder, records = runner.clean_seeds(request, clean_seeds, arguments)
                 found = screen.clean_document(records)
@@ -391,7 +391,7 @@ def aa(
 
         request = _gate_request(options)
         with screen.live(quiet=as_json, baseline=None) as live:
-            arguments = _options(runner, env, store, True, live.say, live.show)
+            arguments = _options(runner, env, store, True, live)
             entries = []
             for entry in suite.run(request, arguments, ledger, "burner" if burner else "quiet", inject_slowdown):
                 live.say(judged.compared(entry))
@@ -429,7 +429,7 @@ def regress(
         request = _gate_request(options)
         sides = revisions.revision(base), revisions.revision(head) if head else revisions.working_tree()
         with screen.live(quiet=as_json, baseline=None) as live:
-            arguments = _options(runner, env, store, True, live.say, live.show)
+            arguments = _options(runner, env, store, True, live)
             folder, found = suite.run(request, *sides, arguments, ledger, inject_slowdown, lambda each: live.say(judged.verdict(each)))
         written = regressions.write(folder, runner.REPORTS / folder.name) if folder else ()
         if as_json:
@@ -450,7 +450,7 @@ def rerun(env: tuple[str, ...], store: Path | None, as_json: bool, record: Path)
         from suites.harness import runner
 
         with screen.live(quiet=as_json, baseline=None) as live:
-            arguments = _options(runner, env, store, True, live.say, live.show)
+            arguments = _options(runner, env, store, True, live)
             folder, found = suite.run(suite.read(record, arguments), arguments)
         if as_json:
             _print_json(repeated.document(found))
@@ -507,7 +507,7 @@ def accuracy(
         _require_device(request.device)
         asked = evaluation.Asked(dataset, data_dir, weights, preprocess, ten_crop)
         with screen.live(quiet=as_json, baseline=None) as live:
-            found = evaluation.run(request, asked, _options(runner, env, store, fresh, live.say, live.show))
+            found = evaluation.run(request, asked, _options(runner, env, store, fresh, live))
         if as_json:
             _print_json(classified.document(found))
         else:
@@ -543,8 +543,8 @@ def train(model: str, dataset: str, out: Path, epochs: int | None, seed: int, th
         click.echo(f"{out}: {model}, {100 * top1:.1f} % of the test images of {dataset} right")
 
 
-def _options(runner: Any, env: tuple[str, ...], store: Path | None, fresh: bool, say: Any, show: Any) -> Options:
-    return runner.Options(store or runner.LOCAL, env, fresh, say, show)  # type: ignore[no-any-return]
+def _options(runner: Any, env: tuple[str, ...], store: Path | None, fresh: bool, live: Any) -> Options:
+    return runner.Options(store or runner.LOCAL, env, fresh, live.say, live.show, live.count)  # type: ignore[no-any-return]
 
 
 def _frame(folder: Path, baseline: str) -> Any:

@@ -28,7 +28,7 @@ from suites import accuracy, energy, inference, startup
 from suites.equivalence import clean
 from suites.equivalence.certificate import SUITES, certificates_for
 from suites.harness import environments, gpu, plan, probe
-from suites.harness.context import Context, subject
+from suites.harness.context import Context, subject, uncounted
 from suites.harness.process import WorkerProcess
 from suites.harness.revisions import Revision
 
@@ -53,6 +53,7 @@ class Options:
     fresh: bool
     say: Callable[[str], None]
     show: Callable[[Path], None]
+    count: Callable[[str, int, int], None] = uncounted
 
 
 def interpreters(
@@ -116,7 +117,9 @@ def opened(
     else:
         run = store.create_run(machine, details)
     threads = request.threads or plan.available_threads()
-    context = Context(manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {}, card=card)
+    context = Context(
+        manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {}, card=card, count=options.count
+    )
     try:
         with threadpool_limits(1):  # the oracle's products are small: a second BLAS thread mostly waits for the first
             yield context
