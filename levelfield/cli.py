@@ -54,6 +54,20 @@ class Listed(click.ParamType[tuple[Any, ...], Any]):
         return words
 
 
+class BatchSizes(Listed):
+    """Numbers, and at the end maybe ``...``: twice as many each time, as long as they fit."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda word: ... if word == "..." else int(word))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """As a list of numbers; the dots follow a number and end it."""
+        sizes = super().convert(value, param, ctx)
+        if ... in sizes[:-1] or sizes == (...,):
+            self.fail(f"{value!r}: ... stands at the end, behind the size that is doubled first, as in 1,32,...", param, ctx)
+        return sizes
+
+
 class Duration(click.ParamType[float, Any]):
     """Seconds, minutes or hours: ``90s``, ``5m``, ``1h``."""
 
@@ -147,7 +161,7 @@ def request_options(command: F) -> F:
             click.option("--impls", type=Listed(), help="Implementations: pytorch, jax, tensorflow, onnx."),
             click.option("--modes", type=Listed(), help="Modes: eager, compile, jit, graph, xla, ort."),
             click.option("--precisions", type=Listed(), help="Precisions: fp64, fp32, tf32, bf16, fp16. Default: fp32."),
-            click.option("--batch-sizes", type=Listed(int), help="Batch sizes. Default: 1,8."),
+            click.option("--batch-sizes", type=BatchSizes(), help="Batch sizes. Default: 1,8. On a GPU 1,32,... doubles while they fit."),
             click.option("--scopes", type=Listed(), help="device, transfer (host to host). Default: transfer."),
             click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
             click.option("--threads", type=int, help="Threads per process. Default: the cores that this process may use."),
@@ -161,6 +175,9 @@ def request_options(command: F) -> F:
     return command
 
 
+with_cold = click.option(
+    "--cold", is_flag=True, help="On a GPU: start-up with empty compiler caches too; takes minutes. On a CPU it is always."
+)
 with_energy = click.option("--energy", is_flag=True, help="Also energy per image, where the machine has a counter; takes long.")
 
 
@@ -186,15 +203,20 @@ allowing = click.option(
 resumed = click.option("--fresh", is_flag=True, help="Start a new run even if an unfinished one of the same plan is there.")
 
 
-def _request(options: dict[str, Any]) -> planning.Request:
+def _request(options: dict[str, Any], *, doubling: bool = False) -> planning.Request:
     from suites.harness.plan import Request
 
+    sizes = options["batch_sizes"] or ()
+    if ... in sizes and not doubling:
+        fail("--batch-sizes: only bench and plan take ..., which doubles")
     return Request(
         models=options["models"],
         implementations=options["impls"],
         modes=options["modes"],
         precisions=options["precisions"],
-        batch_sizes=options["batch_sizes"],
+        batch_sizes=tuple(size for size in sizes if size is not ...) or None,
+        doubling=... in sizes,
+        cold=options.get("cold", False),
         scopes=options["scopes"],
         device=options["device"],
         threads=options["threads"],
@@ -221,6 +243,7 @@ def main() -> None:
 @main.command()
 @request_options
 @with_energy
+@with_cold
 @run_options
 @resumed
 @click.option("--second-clock", is_flag=True, help="Let MLCommons LoadGen time one cell of each implementation too (docs/measuring.md).")
@@ -244,7 +267,7 @@ def bench(
         from suites.harness import runner
 
         likeness.require_liftable(allow_unlike)
-        request = _request(options)
+        request = _request(options, doubling=True)
         _require_device(request.device)
         with screen.live(quiet=as_json, baseline=baseline, allow_unlike=allow_unlike) as live:
             folder, planned = runner.bench(request, _options(runner, env, store, fresh, live), weights)
@@ -565,6 +588,7 @@ def _require_device(device: str) -> None:
 @main.command()
 @request_options
 @with_energy
+@with_cold
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 def plan(as_json: bool, **options: Any) -> None:
     """Show what would be measured, what not and why, and about how long it takes."""
@@ -573,7 +597,7 @@ def plan(as_json: bool, **options: Any) -> None:
         from levelfield import lists
         from suites.harness import plan as planning
 
-        request = _request(options)
+        request = _request(options, doubling=True)
         manifests = find(zoo=request.zoo)
         planned = planning.make(request, manifests)
         if as_json:

@@ -162,8 +162,10 @@ def _interval(row: Mapping[str, Any], pattern: str) -> dict[str, Any]:
 
 def bench_code(cells: pd.DataFrame, planned: Plan) -> int:
     """0; 1 where a cell failed, is not certified or was asked for by name in vain; 2 where nothing ran; 3 where nothing is valid."""
-    bad = cells["status"].isin(["failed", "timed_out", "out_of_memory", "not_certified"]).any()
-    if bad or any(skip.by_name for skip in planned.skips):
+    bad = cells["status"].isin(["failed", "timed_out", "out_of_memory", "not_certified"])
+    if planned.doubled_from is not None:  # that a batch does not fit is what doubling looks for
+        bad &= ~(cells["status"].eq("out_of_memory") & cells["batch_size"].gt(planned.doubled_from).fillna(False))
+    if bad.any() or any(skip.by_name for skip in planned.skips):
         return NO
     if (cells["status"] == "skipped").all():
         return USAGE

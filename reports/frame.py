@@ -93,6 +93,8 @@ DTYPES: Mapping[str, str] = {
     "import_s": "Float64",
     "load_s": "Float64",
     "first_call_s": "Float64",
+    "cold_load_s": "Float64",
+    "cold_first_call_s": "Float64",
     "copy_in_s": "Float64",
     "copy_out_s": "Float64",
     "roofline": "string",
@@ -129,6 +131,8 @@ ENERGY_PROCESSES = 3
 """Fewer have seen too few phases of the sensor for an energy."""
 NO_ENERGY = "not asked for: --energy"
 STARTUP = ("import_s", "load_s", "first_call_s")
+COLD_STARTUP = {"cold_load_s": "load_s", "cold_first_call_s": "first_call_s"}
+"""The measurement that is in each column, of processes that found their compiler's caches empty."""
 COPIES = ("copy_in_s", "copy_out_s")
 MEMORY: Mapping[str, Mapping[str, str]] = {
     "cpu": {"peak_memory_bytes": "peak_memory_bytes"},
@@ -230,7 +234,9 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     energy_absent                 string   why there is no energy: not asked for, no counter, or a failure
     import_s                      Float64  seconds to import the framework, median over processes
     load_s                        Float64  seconds to load the weights and build the network, median
-    first_call_s                  Float64  seconds of the first call, compilation included, median
+    first_call_s                  Float64  seconds of the first call, compilation included, median; what a compiler keeps on disk is there
+    cold_load_s                   Float64  seconds to load where the compiler's caches were empty, of modes that keep some, median
+    cold_first_call_s             Float64  seconds of the first call there, median
     copy_in_s                     Float64  cuda: seconds to bring one batch from host memory to the device as the network takes it, median
     copy_out_s                    Float64  cuda: seconds to bring the logits of one batch to host memory, median
     roofline                      string   what the mode is held against: bound, or (cuda) fused, compile, folded, eager
@@ -330,7 +336,7 @@ class _Run:
         for record in self.by_suite["inference"]:
             timed[record.cell].append(record)
         others: dict[Cell, list[Record]] = defaultdict(list)
-        for suite in ("memory", "startup", "copies", "energy", "accuracy", "equivalence"):
+        for suite in ("memory", "startup", "cold_startup", "copies", "energy", "accuracy", "equivalence"):
             for record in self.by_suite[suite]:
                 if not any(_covers(record, cell) for cell in timed):
                     others[record.cell.certificate_cell].append(record)
@@ -406,7 +412,7 @@ class _Run:
         """What the other suites say of a cell."""
         row: dict[str, Any] = {}
         remarks = []
-        for suite in ("memory", "startup", "copies", "accuracy"):
+        for suite in ("memory", "startup", "cold_startup", "copies", "accuracy"):
             records = [record for record in self.by_suite[suite] if _covers(record, cell)]
             remarks += [
                 f"{suite}: {record.status.replace('_', ' ')}: {record.reason}"
@@ -419,6 +425,7 @@ class _Run:
         row |= {column: self._median("memory", cell, name) for column, name in MEMORY[cell.device].items()}
         row |= {name: self._median("copies", cell, name) for name in COPIES}
         row |= {name: self._median("startup", cell, name) for name in STARTUP}
+        row |= {column: self._median("cold_startup", cell, name) for column, name in COLD_STARTUP.items()}
         row |= _energy(energies, cell) if self.by_suite["energy"] else {"energy_absent": NO_ENERGY}
         return row | self._accuracy(cell)
 

@@ -12,8 +12,8 @@ from reports.frame import DTYPES, FIGURES
 from reports.publish import environment
 from reports.table import Content, Line, Section
 
-STARTUP = ["import_s", "load_s", "first_call_s"]
-STARTUP_HEADINGS = ("implementation", "import s", "load s", "first call s")
+STARTUP = ["import_s", "load_s", "first_call_s", "cold_load_s", "cold_first_call_s"]
+STARTUP_HEADINGS = ("implementation", "import s", "load s", "first call s", "cold load s", "cold first call s")
 LATENCY = (
     "Each call is waited for before the next. Unlike rows are never compared. Percentiles are upper bounds with 99 % confidence in a "
     "process (MLPerf's early stopping), the largest over processes; they take a process's calls for independent."
@@ -138,7 +138,9 @@ def _chapters(frame: pd.DataFrame, content: Content, rates: Rates) -> Iterator[C
     yield Chapter(
         "startup",
         "Start-up",
-        "From an empty process: importing the framework, loading the weights, and the first call with any compilation. Medians.",
+        "From an empty process: importing the framework, loading the weights, and the first call with any compilation. Medians. What a "
+        "compiler keeps on the disk was there, left by one process before; what that one took, with nothing there, is told as cold. Modes "
+        "without such files have no cold figures.",
         tuple(_beside(frame, figures.startup, _startup_row, STARTUP_HEADINGS, STARTUP)),
     )
     yield Chapter(

@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 Suite = Literal[
     "inference",
     "startup",
+    "cold_startup",
     "memory",
     "copies",
     "energy",

@@ -218,8 +218,8 @@ class Context:
         except EnvironmentBuildError as error:
             raise WorkerError("failed", str(error)) from None
 
-    def launch(self, cell: Cell, precision: str, seeds: Seeds | None = None, *, purpose: str) -> WorkerProcess:
-        """Start (not yet ask) a worker for a cell's implementation.
+    def launch(self, cell: Cell, precision: str, seeds: Seeds | None = None, *, purpose: str, caches: Path | None = None) -> WorkerProcess:
+        """Start (not yet ask) a worker for a cell's implementation. Its compiler's caches lie in ``caches``, else where they always do.
 
         Raises:
             WorkerError: there is no environment for it, or it cannot be started.
@@ -228,6 +228,8 @@ class Context:
         python = self.python(name)
         package = self.manifests[name].package
         variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(self.threads)}
+        if caches is not None:
+            variables |= compiler_caches(caches)
         if self.card is not None:
             variables["CUDA_VISIBLE_DEVICES"] = gpu.uuid(self.card)
         if seeds is None:  # it measures no time, and another works beside it, whose core a thread that waits must not take

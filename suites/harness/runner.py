@@ -175,8 +175,12 @@ def bench(request: plan.Request, options: Options, weights: Sequence[Path] = ())
         raise NothingToRunError(planned.skips[0].reason if planned.skips else "the request names no cell")
     for line in planned.reductions:
         options.say(f"to keep within the budget: {line}")
-    options.say(f"{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes")
-    with opened(request, planned, options, planned.cells, brought or None, asked=[cell.key for cell in planned.clocked]) as context:
+    most = "" if planned.doubled_from is None else "at most "
+    options.say(
+        f"{most}{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes"
+    )
+    asked: list[object] = [[cell.key for cell in planned.clocked], planned.doubled_from, [arm.key for arm in planned.cold]]
+    with opened(request, planned, options, planned.cells, brought or None, asked=asked) as context:
         _record_skips(context, planned.skips)
         sizes = proved_sizes(request.device, tuple({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
         certificates: dict[Cell, Record] = {}
@@ -189,7 +193,11 @@ def bench(request: plan.Request, options: Options, weights: Sequence[Path] = ())
             certificates |= certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in chapter)), sizes)
             for cell in chapter:
                 certificate = certificates[cell.certificate_cell]
-                if certificate.status != "ok" and not context.store.has(context.run.run_id, "inference", cell, None):
+                if (
+                    certificate.status != "ok"
+                    and not planned.is_doubled(cell)
+                    and not context.store.has(context.run.run_id, "inference", cell, None)
+                ):
                     context.store.append(
                         context.record("inference", cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
                     )
@@ -197,9 +205,9 @@ def bench(request: plan.Request, options: Options, weights: Sequence[Path] = ())
             options.say(f"measuring; about {max(1, round(left_s / 60))} minutes are left")
             began = time.monotonic()
             clocks = {cell: environments.second_clock(context.python(cell.implementation)) for cell in sound if cell in planned.clocked}
-            inference.run(context, sound, planned.effort, certificates, measured, clocks)
+            inference.run(context, sound, planned.effort, certificates, measured, clocks, planned.doubled_from)
             left_s -= time.monotonic() - began
-        certified = tuple(cell for cell in planned.cells if certificates[cell.certificate_cell].status == "ok")
+        certified = tuple(cell for cell in _with_room(context, planned) if certificates[cell.certificate_cell].status == "ok")
         probing, classifying = _probing(certified, manifests), accuracy.largest(certified)
 
         def afterwards(cell: Cell, worker: WorkerProcess, hello: Mapping[str, Any], handle: str) -> None:
@@ -209,7 +217,7 @@ def bench(request: plan.Request, options: Options, weights: Sequence[Path] = ())
                 accuracy.of_process(context, cell, worker, hello, handle, certificates[cell.certificate_cell].record_id)
 
         options.say(f"start-up, memory and accuracy, one process at a time; about {max(1, round(left_s / 60))} minutes are left")
-        startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured)
+        startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured, planned.cold)
         accuracy.run(context, certified, certificates)  # those whose start-up process failed
         if planned.energy_absent is not None:
             energy.skip(context, certified, planned.energy_absent)
@@ -217,6 +225,13 @@ def bench(request: plan.Request, options: Options, weights: Sequence[Path] = ())
             energy.run(context, certified, planned.effort.energy, certificates, measured)
         (context.folder / FINISHED).touch()
     return context.folder, planned
+
+
+def _with_room(context: Context, planned: plan.Plan) -> tuple[Cell, ...]:
+    """The cells that did not run out of memory when they were timed; those that doubling did not come to have no record."""
+    timed = [record for record in context.store.read(context.run.run_id)[0] if record.suite == "inference"]
+    known, full = {record.cell for record in timed}, {record.cell for record in timed if record.status == "out_of_memory"}
+    return tuple(cell for cell in planned.cells if cell not in full and (cell in known or not planned.is_doubled(cell)))
 
 
 def certify(
