@@ -41,7 +41,8 @@ class Mode:
     """A way of executing: its name, how people see it, and the executables it needs on the PATH (any one of ``needs``).
 
     ``build_s`` is about how long one ResNet-50 takes to build, in seconds; only the plan's estimate uses it. ``cannot`` holds the
-    precisions in which this mode does not run although its device does, each with the reason.
+    precisions in which this mode does not run although its device does, each with the reason. A mode that ``caches`` keeps what it compiled
+    on the disk for other processes, so that its start-up is measured from empty caches too.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Mode:
     needs: tuple[str, ...]
     build_s: float
     cannot: Mapping[str, str] = field(default_factory=dict, hash=False)
+    caches: bool = False
 
 
 Roofline = Literal["fused", "compile", "folded", "eager"]
@@ -61,7 +63,8 @@ class Device:
 
     ``precisions`` can be certified. Those in ``untimed`` are not measured and those in ``cannot`` do not run at all;
     each comes with its reason. ``modes`` are those that only this device has. ``rooflines`` says what each mode is held against.
-    ``distribution`` is the package that stands for the framework here, None where it is the manifest's.
+    ``distribution`` is the package that stands for the framework here, None where it is the manifest's. Where it ``caches``, all modes
+    keep on the disk what was compiled, as those do that say so of themselves.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Device:
     modes: Mapping[str, Mode] = field(default_factory=dict)
     rooflines: Mapping[str, Roofline] = field(default_factory=dict)
     distribution: str | None = None
+    caches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,10 @@ class Manifest:
     modes: Mapping[str, Mode]
     devices: Mapping[str, Device]
 
+    def caches(self, mode: str, device: str) -> bool:
+        """Whether a mode keeps on the disk what it compiled, for other processes to find."""
+        return self.devices[device].caches or self.modes_on(device)[mode].caches
+
     def modes_on(self, device: str) -> Mapping[str, Mode]:
         """The modes of every device, and those that only this one has."""
         return {**self.modes, **(self.devices[device].modes if device in self.devices else {})}
@@ -114,7 +122,14 @@ class Manifest:
 def _modes(tables: dict[str, Any]) -> dict[str, Mode]:
     """The modes of a table of them; the keys that are understood are taken out of it."""
     return {
-        name: Mode(name, entry.pop("title"), tuple(entry.pop("needs", ())), float(entry.pop("build_s")), dict(entry.pop("cannot", {})))
+        name: Mode(
+            name,
+            entry.pop("title"),
+            tuple(entry.pop("needs", ())),
+            float(entry.pop("build_s")),
+            dict(entry.pop("cannot", {})),
+            bool(entry.pop("caches", False)),
+        )
         for name, entry in tables.items()
     }
 
@@ -140,6 +155,7 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
                 _modes(own_tables[name]),
                 dict(entry.pop("rooflines", {})),
                 entry.pop("distribution", None),
+                bool(entry.pop("caches", False)),
             )
             for name, entry in device_tables.items()
         }

@@ -54,6 +54,20 @@ class Listed(click.ParamType[tuple[Any, ...], Any]):
         return words
 
 
+class BatchSizes(Listed):
+    """Numbers, and at the end maybe ``...``: twice as many each time, as long as they fit."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda word: ... if word == "..." else int(word))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """As a list of numbers; the dots follow a number and end it."""
+        sizes = super().convert(value, param, ctx)
+        if ... in sizes[:-1] or sizes == (...,):
+            self.fail(f"{value!r}: ... stands at the end, behind the size that is doubled first, as in 1,32,...", param, ctx)
+        return sizes
+
+
 class Duration(click.ParamType[float, Any]):
     """Seconds, minutes or hours: ``90s``, ``5m``, ``1h``."""
 
@@ -147,7 +161,7 @@ def request_options(command: F) -> F:
             click.option("--impls", type=Listed(), help="Implementations: pytorch, jax, tensorflow, onnx."),
             click.option("--modes", type=Listed(), help="Modes: eager, compile, jit, graph, xla, ort."),
             click.option("--precisions", type=Listed(), help="Precisions: fp64, fp32, tf32, bf16, fp16. Default: fp32."),
-            click.option("--batch-sizes", type=Listed(int), help="Batch sizes. Default: 1,8."),
+            click.option("--batch-sizes", type=BatchSizes(), help="Batch sizes. Default: 1,8. On a GPU 1,32,... doubles while they fit."),
             click.option("--scopes", type=Listed(), help="device, transfer (host to host). Default: transfer."),
             click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
             click.option("--threads", type=int, help="Threads per process. Default: the cores that this process may use."),
@@ -161,6 +175,9 @@ def request_options(command: F) -> F:
     return command
 
 
+with_cold = click.option(
+    "--cold", is_flag=True, help="On a GPU: start-up with empty compiler caches too; takes minutes. On a CPU it is always."
+)
 with_energy = click.option("--energy", is_flag=True, help="Also energy per image, where the machine has a counter; takes long.")
 
 
@@ -189,15 +206,20 @@ allowing = click.option(
 resumed = click.option("--fresh", is_flag=True, help="Start a new run even if an unfinished one of the same plan is there.")
 
 
-def _request(options: dict[str, Any]) -> planning.Request:
+def _request(options: dict[str, Any], *, doubling: bool = False) -> planning.Request:
     from suites.harness.plan import Request
 
+    sizes = options["batch_sizes"] or ()
+    if ... in sizes and not doubling:
+        fail("--batch-sizes: only bench and plan take ..., which doubles")
     return Request(
         models=options["models"],
         implementations=options["impls"],
         modes=options["modes"],
         precisions=options["precisions"],
-        batch_sizes=options["batch_sizes"],
+        batch_sizes=tuple(size for size in sizes if size is not ...) or None,
+        doubling=... in sizes,
+        cold=options.get("cold", False),
         scopes=options["scopes"],
         device=options["device"],
         threads=options["threads"],
@@ -226,13 +248,22 @@ def main() -> None:
 @request_options
 @with_training
 @with_energy
+@with_cold
 @run_options
 @resumed
 @click.option("--second-clock", is_flag=True, help="Let MLCommons LoadGen time one cell of each implementation too (docs/measuring.md).")
 @click.option("--baseline", default="pytorch/eager", show_default=True, help="IMPLEMENTATION/MODE that ratios are against.")
+@click.option("--weights", multiple=True, type=click.Path(path_type=Path, dir_okay=False), help="Your own weight files, one for a model.")
 @allowing
 def bench(
-    env: tuple[str, ...], store: Path | None, fresh: bool, as_json: bool, baseline: str, allow_unlike: tuple[str, ...], **options: Any
+    env: tuple[str, ...],
+    store: Path | None,
+    fresh: bool,
+    as_json: bool,
+    baseline: str,
+    weights: tuple[Path, ...],
+    allow_unlike: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Certify, measure, store, print the comparison and write the report."""
     with plain_errors():
@@ -241,10 +272,10 @@ def bench(
         from suites.harness import runner
 
         likeness.require_liftable(allow_unlike)
-        request = _request(options)
+        request = _request(options, doubling=True)
         _require_device(request.device)
         with screen.live(quiet=as_json, baseline=baseline, allow_unlike=allow_unlike) as live:
-            folder, planned = runner.bench(request, _options(runner, env, store, fresh, live.say, live.show))
+            folder, planned = runner.bench(request, _options(runner, env, store, fresh, live), weights)
         out = runner.REPORTS / folder.name
         write.write(folder, out, baseline, allow_unlike)
         frame = _frame(folder, baseline)
@@ -296,7 +327,7 @@ def certify(
         request = _request(options)
         _require_device(request.device)
         with screen.live(quiet=as_json, baseline=None) as live:
-            arguments = _options(runner, env, store, fresh, live.say, live.show)
+            arguments = _options(runner, env, store, fresh, live)
             if clean_seeds is not None:
                 folder, records = runner.clean_seeds(request, clean_seeds, arguments)
                 found = screen.clean_document(records)
@@ -388,7 +419,7 @@ def aa(
 
         request = _gate_request(options)
         with screen.live(quiet=as_json, baseline=None) as live:
-            arguments = _options(runner, env, store, True, live.say, live.show)
+            arguments = _options(runner, env, store, True, live)
             entries = []
             for entry in suite.run(request, arguments, ledger, "burner" if burner else "quiet", inject_slowdown):
                 live.say(judged.compared(entry))
@@ -426,7 +457,7 @@ def regress(
         request = _gate_request(options)
         sides = revisions.revision(base), revisions.revision(head) if head else revisions.working_tree()
         with screen.live(quiet=as_json, baseline=None) as live:
-            arguments = _options(runner, env, store, True, live.say, live.show)
+            arguments = _options(runner, env, store, True, live)
             folder, found = suite.run(request, *sides, arguments, ledger, inject_slowdown, lambda each: live.say(judged.verdict(each)))
         written = regressions.write(folder, runner.REPORTS / folder.name) if folder else ()
         if as_json:
@@ -447,7 +478,7 @@ def rerun(env: tuple[str, ...], store: Path | None, as_json: bool, record: Path)
         from suites.harness import runner
 
         with screen.live(quiet=as_json, baseline=None) as live:
-            arguments = _options(runner, env, store, True, live.say, live.show)
+            arguments = _options(runner, env, store, True, live)
             folder, found = suite.run(suite.read(record, arguments), arguments)
         if as_json:
             _print_json(repeated.document(found))
@@ -504,7 +535,7 @@ def accuracy(
         _require_device(request.device)
         asked = evaluation.Asked(dataset, data_dir, weights, preprocess, ten_crop)
         with screen.live(quiet=as_json, baseline=None) as live:
-            found = evaluation.run(request, asked, _options(runner, env, store, fresh, live.say, live.show))
+            found = evaluation.run(request, asked, _options(runner, env, store, fresh, live))
         if as_json:
             _print_json(classified.document(found))
         else:
@@ -540,8 +571,8 @@ def train(model: str, dataset: str, out: Path, epochs: int | None, seed: int, th
         click.echo(f"{out}: {model}, {100 * top1:.1f} % of the test images of {dataset} right")
 
 
-def _options(runner: Any, env: tuple[str, ...], store: Path | None, fresh: bool, say: Any, show: Any) -> Options:
-    return runner.Options(store or runner.LOCAL, env, fresh, say, show)  # type: ignore[no-any-return]
+def _options(runner: Any, env: tuple[str, ...], store: Path | None, fresh: bool, live: Any) -> Options:
+    return runner.Options(store or runner.LOCAL, env, fresh, live.say, live.show, live.count)  # type: ignore[no-any-return]
 
 
 def _frame(folder: Path, baseline: str) -> Any:
@@ -563,6 +594,7 @@ def _require_device(device: str) -> None:
 @request_options
 @with_training
 @with_energy
+@with_cold
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 def plan(as_json: bool, **options: Any) -> None:
     """Show what would be measured, what not and why, and about how long it takes."""
@@ -571,7 +603,7 @@ def plan(as_json: bool, **options: Any) -> None:
         from levelfield import lists
         from suites.harness import plan as planning
 
-        request = _request(options)
+        request = _request(options, doubling=True)
         manifests = find(zoo=request.zoo)
         planned = planning.make(request, manifests)
         if as_json:

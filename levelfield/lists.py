@@ -29,6 +29,7 @@ def plan_document(planned: Plan) -> dict[str, Any]:
         "reductions": list(planned.reductions),
         "smoke": planned.smoke,
         "energy_absent": planned.energy_absent,
+        "doubled_from": planned.doubled_from,
     }
 
 
@@ -44,6 +45,8 @@ def plan(planned: Plan, manifests: Mapping[str, Manifest]) -> None:
         console.print(f"To keep within the budget: {line}.")
     if planned.energy_absent is not None:
         console.print(Text(f"Energy will not be measured: {planned.energy_absent}."))
+    if planned.doubled_from is not None:
+        console.print(f"Above {planned.doubled_from} images each mode is tried until a batch does not fit.")
     shown = Table(box=None, pad_edge=False)
     for heading in ("model", "precision", "batch", "scope", "scenario", "implementations"):
         shown.add_column(heading)

@@ -9,12 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +29,18 @@ from results.record import Cell, Record
 from results.store import Store
 from suites.equivalence.certificate import SUITES
 from suites.harness.plan import Plan, Skip
+
+SAY_EVERY_S = 10.0
+
+
+@dataclass(slots=True)
+class _Count:
+    """Something that is being counted: when it began and was told last, how much was done at first, and its bar."""
+
+    began: float
+    said: float
+    first: int
+    bar: TaskID | None = None
 
 
 class Progress:
@@ -39,12 +54,14 @@ class Progress:
         self._began = time.monotonic()
         self._live: Live | None = None
         self._shown: Any = Text("")
+        self._bars = Bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+        self._counts: dict[str, _Count] = {}
         self._first_ratio = False
 
     def start(self) -> None:
         """Take over the bottom of a terminal; elsewhere lines are printed one after the other."""
         if self._console.is_terminal:
-            self._live = Live(self._shown, console=self._console, refresh_per_second=2, transient=True)
+            self._live = Live(Group(self._shown, self._bars), console=self._console, refresh_per_second=2, transient=True)
             self._live.start()
 
     def stop(self) -> None:
@@ -57,6 +74,23 @@ class Progress:
         elapsed = time.monotonic() - self._began
         self._console.print(Text(f"{elapsed // 60:3.0f}:{elapsed % 60:02.0f}  {line}", style="dim"), soft_wrap=True)
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """How far something has come: a bar on a terminal, elsewhere a line now and then; nothing where a document is printed."""
+        if self._quiet:
+            return
+        now = time.monotonic()
+        one = self._counts.setdefault(what, _Count(now, now, done))
+        if self._live:
+            if one.bar is None:
+                one.bar = self._bars.add_task(what, total=total, completed=done)
+            self._bars.update(one.bar, completed=done, visible=done < total)
+        elif now > one.said + SAY_EVERY_S and one.first < done < total:
+            one.said = now
+            left_s = (now - one.began) / (done - one.first) * (total - done)
+            self.say(f"{done} of {total} images, about {left_s:.0f} s are left")
+        if done >= total:
+            del self._counts[what]
+
     def show(self, folder: Path) -> None:
         """The comparison so far."""
         if self._baseline is None or self._quiet:
@@ -66,7 +100,7 @@ class Progress:
         except frame.NoRecordsError:
             return
         if self._live:
-            self._live.update(self._shown, refresh=True)
+            self._live.update(Group(self._shown, self._bars), refresh=True)
         elif not self._first_ratio and bool(frame.load(folder, self._baseline, self._allow_unlike)["ratio"].notna().any()):
             self._first_ratio = True
             self._console.print(self._shown)
@@ -128,8 +162,10 @@ def _interval(row: Mapping[str, Any], pattern: str) -> dict[str, Any]:
 
 def bench_code(cells: pd.DataFrame, planned: Plan) -> int:
     """0; 1 where a cell failed, is not certified or was asked for by name in vain; 2 where nothing ran; 3 where nothing is valid."""
-    bad = cells["status"].isin(["failed", "timed_out", "out_of_memory", "not_certified"]).any()
-    if bad or any(skip.by_name for skip in planned.skips):
+    bad = cells["status"].isin(["failed", "timed_out", "out_of_memory", "not_certified"])
+    if planned.doubled_from is not None:  # that a batch does not fit is what doubling looks for
+        bad &= ~(cells["status"].eq("out_of_memory") & cells["batch_size"].gt(planned.doubled_from).fillna(False))
+    if bad.any() or any(skip.by_name for skip in planned.skips):
         return NO
     if (cells["status"] == "skipped").all():
         return USAGE

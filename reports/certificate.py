@@ -102,7 +102,8 @@ def write(run_folder: Path, out: Path) -> Path | None:
         replace(out / page, render(certificate, path.name).encode())
         kind = "measured" if certificate.passed else "uncertified"
         says = certificate.reason or ", ".join(f"{name} {_worst(tier)}" for name, tier in certificate.tiers.items())
-        listed.append(Listed(title(certificate), certificate.purpose, page, kind, _verdict(certificate), says))
+        of = f"{title(certificate)}, weights {labels.short(certificate.sha256['weights'])}"
+        listed.append(Listed(of, certificate.purpose, page, kind, _verdict(certificate), says))
     if not listed:
         return None
     index = out / "index.html"

@@ -11,7 +11,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from reports import labels
 
@@ -196,6 +197,111 @@ def throughput(rows: pd.DataFrame, lines: Mapping[str, Mapping[int, float]]) -> 
         f"Images per second against batch size for {len(groups)} implementations; most is {best['throughput_images_per_s']:.4g} at batch "
         f"{best['batch_size']} by {name(best)}; the numbers stand in the tables.",
     )
+
+
+@mpl.rc_context(STYLE)
+def accuracy_against_size(rows: pd.DataFrame) -> Picture | None:
+    """Top-1 with its 95 % interval against parameters and multiply-accumulates, a point per row; None unless there are two models."""
+    shown = rows[rows[["top1", "parameters", "macs"]].notna().all(axis=1)]
+    if shown["model"].nunique() < 2:
+        return None
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    left = figure.add_subplot(1, 2, 1)
+    panels = (
+        (left, "parameters", 1e-6, "parameters, millions"),
+        (figure.add_subplot(1, 2, 2, sharey=left), "macs", 1e-9, "multiply-accumulates of an image, billions"),
+    )
+    for axes, column, scale, unit in panels:
+        across = shown[column].astype(float) * scale
+        axes.errorbar(
+            across, shown["top1"].astype(float) * 100, yerr=_top1_bars(shown), color=BLUE, marker="o", ms=5, ls="", lw=1, capsize=2
+        )
+        _decades(axes, across)
+        axes.set_xlabel(unit)
+        axes.set_ylabel("top-1, % [95 %]" if axes is left else "")
+    for axes, column, scale, _ in panels:
+        across = shown[column].astype(float) * scale
+        _name_models(axes, shown, across, list(zip(across, shown["top1"].astype(float) * 100, strict=True)))
+    told = [
+        f"{labels.model(row['model'])} {row['top1'] * 100:.1f} % with {row['parameters'] * 1e-6:.3g} million parameters and "
+        f"{row['macs'] * 1e-9:.3g} billion multiply-accumulates"
+        for _, row in shown.iterrows()
+    ]
+    return picture(figure, f"Top-1 against size: {'; '.join(told)}.")
+
+
+@mpl.rc_context(STYLE)
+def accuracy_against_speed(rows: pd.DataFrame) -> Picture | None:
+    """Top-1 against images per second, both with 95 % intervals, a point per implementation and model; None unless there are two models."""
+    shown = rows[rows["top1"].notna() & rows["time_per_batch_s"].notna()]
+    if shown["model"].nunique() < 2:
+        return None
+    figure, axes = drawing(4.0)
+    batch = shown["batch_size"].astype(float)
+    speeds = batch / shown["time_per_batch_s"].astype(float)
+    below = (speeds - batch / shown["time_per_batch_high_s"].astype(float)).fillna(0)
+    above = (batch / shown["time_per_batch_low_s"].astype(float) - speeds).fillna(0)
+    for index, ((implementation, mode), part) in enumerate(shown.groupby(["implementation", "mode"], sort=True)):
+        at = part.index
+        axes.errorbar(
+            speeds[at],
+            part["top1"].astype(float) * 100,
+            xerr=[below[at], above[at]],
+            yerr=_top1_bars(part),
+            color=CYCLE[index % len(CYCLE)],
+            marker=MARKERS[index % len(MARKERS)],
+            mfc=None if index < len(CYCLE) else "none",
+            ls="",
+            ms=5,
+            lw=1,
+            capsize=2,
+            label=labels.implementation(str(implementation), str(mode)),
+        )
+    fastest = shown.loc[speeds.groupby([shown["model"], shown["weights_sha256"]]).idxmax()]
+    _decades(axes, speeds)
+    axes.set_xlabel("images per second (right is faster)")
+    axes.set_ylabel("top-1, % [95 %]")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    _name_models(axes, fastest, speeds[fastest.index], list(zip(speeds, shown["top1"].astype(float) * 100, strict=True)))
+    told = [
+        f"{labels.model(row['model'])} {row['top1'] * 100:.1f} % at {speed:.4g} by {name(row)}"
+        for speed, (_, row) in zip(speeds[fastest.index], fastest.iterrows(), strict=True)
+    ]
+    return picture(figure, f"Top-1 against images per second, of each model the fastest: {'; '.join(told)}.")
+
+
+def _top1_bars(rows: pd.DataFrame) -> list[pd.Series]:
+    percent = rows[["top1", "top1_low", "top1_high"]].astype(float) * 100
+    return [percent["top1"] - percent["top1_low"], percent["top1_high"] - percent["top1"]]
+
+
+SIDES = (("left", 6, "bottom", 3), ("right", -6, "bottom", 3), ("left", 6, "top", -3), ("right", -6, "top", -3), ("left", 10, "center", 0))
+"""Where a name may stand beside its point: alignment and offset in points, across and up."""
+
+
+def _name_models(axes: Axes, rows: pd.DataFrame, across: Iterable[float], points: Sequence[tuple[float, float]]) -> None:
+    """Each model's name beside its point, where it covers no other name and none of ``points``; all else must be drawn before."""
+    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(points)]
+    for x, (_, row) in zip(across, rows.iterrows(), strict=True):
+        where = (x, float(row["top1"]) * 100)
+        name = axes.annotate(labels.model(row["model"]), where, (0, 0), textcoords="offset points", fontsize=8)
+        for ha, right, va, up in SIDES:
+            name.set(ha=ha, va=va)
+            name.xyann = (right, up)
+            box = name.get_window_extent()
+            if not box.count_overlaps(taken) and axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1:
+                break
+        taken.append(box)
+
+
+def _decades(axes: Axes, across: pd.Series) -> None:
+    """A logarithmic axis with room at its ends and plain numbers."""
+    axes.set_xscale("log")
+    axes.set_xlim(across.min() / 1.3, across.max() * 1.3)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def memory(rows: pd.DataFrame) -> Picture | None:

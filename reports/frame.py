@@ -93,17 +93,23 @@ DTYPES: Mapping[str, str] = {
     "import_s": "Float64",
     "load_s": "Float64",
     "first_call_s": "Float64",
+    "cold_load_s": "Float64",
+    "cold_first_call_s": "Float64",
     "copy_in_s": "Float64",
     "copy_out_s": "Float64",
     "roofline": "string",
     "roofline_fraction": "Float64",
     "roofline_error": "string",
+    "dataset": "string",
     "top1": "Float64",
     "top1_absent": "string",
     "top1_low": "Float64",
     "top1_high": "Float64",
     "images": "Int64",
     "flips": "Int64",
+    "parameters": "Int64",
+    "macs": "Int64",
+    "weights_sha256": "string",
     "layout": "string",
     "folded": "boolean",
     "tf32": "boolean",
@@ -125,6 +131,8 @@ ENERGY_PROCESSES = 3
 """Fewer have seen too few phases of the sensor for an energy."""
 NO_ENERGY = "not asked for: --energy"
 STARTUP = ("import_s", "load_s", "first_call_s")
+COLD_STARTUP = {"cold_load_s": "load_s", "cold_first_call_s": "first_call_s"}
+"""The measurement that is in each column, of processes that found their compiler's caches empty."""
 COPIES = ("copy_in_s", "copy_out_s")
 MEMORY: Mapping[str, Mapping[str, str]] = {
     "cpu": {"peak_memory_bytes": "peak_memory_bytes"},
@@ -226,18 +234,24 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     energy_absent                 string   why there is no energy: not asked for, no counter, or a failure
     import_s                      Float64  seconds to import the framework, median over processes
     load_s                        Float64  seconds to load the weights and build the network, median
-    first_call_s                  Float64  seconds of the first call, compilation included, median
+    first_call_s                  Float64  seconds of the first call, compilation included, median; what a compiler keeps on disk is there
+    cold_load_s                   Float64  seconds to load where the compiler's caches were empty, of modes that keep some, median
+    cold_first_call_s             Float64  seconds of the first call there, median
     copy_in_s                     Float64  cuda: seconds to bring one batch from host memory to the device as the network takes it, median
     copy_out_s                    Float64  cuda: seconds to bring the logits of one batch to host memory, median
     roofline                      string   what the mode is held against: bound, or (cuda) fused, compile, folded, eager
     roofline_fraction             Float64  least possible time over measured time (``reports.roofline``), 0 to 1
     roofline_error                string   why there is none although there were probes: it came out above 1
+    dataset                       string   the labelled images that top1 is of
     top1                          Float64  fraction of images classified as labelled
     top1_absent                   string   why there is no top1, where that was recorded: "bring weights: ...", or "failed"
     top1_low                      Float64  lower end of its 95 % Wilson interval
     top1_high                     Float64  upper end
     images                        Int64    images that top1 is of
     flips                         Int64    of those, images whose class differs from the baseline's
+    parameters                    Int64    of the network, batch norm's statistics not counted
+    macs                          Int64    multiply-accumulates of one image
+    weights_sha256                string   the weights that were run: hash of their names, shapes and bytes
     layout                        string   NCHW or NHWC, read back
     folded                        boolean  batch norm was folded into the weights beforehand
     tf32                          boolean  TF32 was on, read back
@@ -322,7 +336,7 @@ class _Run:
         for record in (*self.by_suite["inference"], *self.by_suite["training"]):
             timed[record.cell].append(record)
         others: dict[Cell, list[Record]] = defaultdict(list)
-        for suite in ("memory", "startup", "copies", "energy", "accuracy", "equivalence", "training_equivalence"):
+        for suite in ("memory", "startup", "cold_startup", "copies", "energy", "accuracy", "equivalence", "training_equivalence"):
             for record in self.by_suite[suite]:
                 if not any(_covers(record, cell) for cell in timed):
                     others[record.cell.certificate_cell].append(record)
@@ -344,6 +358,8 @@ class _Run:
         row |= {"created_utc": newest.created_utc, "measurement": all(record.measurement for record in records)}
         row |= {"versions": labels.versions(cell.implementation, newest.software)}
         row |= {name: newest.settings.get(name) for name in ("layout", "folded", "tf32", "deterministic")}
+        if newest.model is not None:
+            row |= {name: getattr(newest.model, name) for name in ("parameters", "macs", "weights_sha256")}
         row |= self._status(cell, records)
         row |= self._certificate(cell, records)
         row |= {"processes": len(times), "noise": timing.disturbed(records), "steady": _steady(records), "mixed": _mixed(records)}
@@ -398,7 +414,7 @@ class _Run:
         """What the other suites say of a cell."""
         row: dict[str, Any] = {}
         remarks = []
-        for suite in ("memory", "startup", "copies", "accuracy"):
+        for suite in ("memory", "startup", "cold_startup", "copies", "accuracy"):
             records = [record for record in self.by_suite[suite] if _covers(record, cell)]
             remarks += [
                 f"{suite}: {record.status.replace('_', ' ')}: {record.reason}"
@@ -411,6 +427,7 @@ class _Run:
         row |= {column: self._median("memory", cell, name) for column, name in MEMORY[cell.device].items()}
         row |= {name: self._median("copies", cell, name) for name in COPIES}
         row |= {name: self._median("startup", cell, name) for name in STARTUP}
+        row |= {column: self._median("cold_startup", cell, name) for column, name in COLD_STARTUP.items()}
         row |= _energy(energies, cell) if self.by_suite["energy"] else {"energy_absent": NO_ENERGY}
         return row | self._accuracy(cell)
 
@@ -429,6 +446,7 @@ class _Run:
         top1 = float(record.measurements["top1"] or 0)
         low, high = statistics.wilson(round(top1 * images), images)
         row: dict[str, Any] = {"top1": top1, "top1_low": low, "top1_high": high, "images": images}
+        row["dataset"] = (record.data or {}).get("dataset")
         implementation, mode = self.baseline.split("/", 1)
         other = self._classified(Cell(implementation, mode, cell.model, cell.precision, cell.device, None, None, None, None))
         mine, theirs = _predictions(record), _predictions(other)

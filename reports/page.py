@@ -13,8 +13,8 @@ from reports.frame import DTYPES, FIGURES
 from reports.publish import environment
 from reports.table import Content, Line, Section
 
-STARTUP = ["import_s", "load_s", "first_call_s"]
-STARTUP_HEADINGS = ("implementation", "import s", "load s", "first call s")
+STARTUP = ["import_s", "load_s", "first_call_s", "cold_load_s", "cold_first_call_s"]
+STARTUP_HEADINGS = ("implementation", "import s", "load s", "first call s", "cold load s", "cold first call s")
 LATENCY = (
     "Each call is waited for before the next. Unlike rows are never compared. Percentiles are upper bounds with 99 % confidence in a "
     "process (MLPerf's early stopping), the largest over processes; they take a process's calls for independent."
@@ -149,14 +149,19 @@ def _chapters(frame: pd.DataFrame, content: Content, rates: Rates) -> Iterator[C
     yield Chapter(
         "startup",
         "Start-up",
-        "From an empty process: importing the framework, loading the weights, and the first call with any compilation. Medians.",
+        "From an empty process: importing the framework, loading the weights, and the first call with any compilation. Medians. What a "
+        "compiler keeps on the disk was there, left by one process before; what that one took, with nothing there, is told as cold. Modes "
+        "without such files have no cold figures.",
         tuple(_beside(frame, figures.startup, _startup_row, STARTUP_HEADINGS, STARTUP)),
     )
     yield Chapter(
         "accuracy",
         "Accuracy",
         "Images classified as labelled, with Wilson's 95 % interval; flips are images whose class differs from the baseline's.",
-        tuple(_beside(frame, None, _accuracy_row, ("implementation", "top-1 % [95 %]", "images", "flips"), ["top1"])),
+        (
+            *_against_cost(frame),
+            *_beside(frame, None, _accuracy_row, ("implementation", "top-1 % [95 %]", "images", "flips"), ["top1"]),
+        ),
     )
 
 
@@ -260,8 +265,50 @@ def _startup_row(row: pd.Series) -> tuple[str, ...]:
 
 
 def _accuracy_row(row: pd.Series) -> tuple[str, ...]:
-    interval = f"{row['top1'] * 100:.2f} [{row['top1_low'] * 100:.2f},{row['top1_high'] * 100:.2f}]"
-    return (figures.name(row), interval, _number(row["images"], 1, 0), _number(row["flips"], 1, 0))
+    return (figures.name(row), _percent(row), _number(row["images"], 1, 0), _number(row["flips"], 1, 0))
+
+
+CLASSIFIED = ["implementation", "mode", "model", "precision", "device", "weights_sha256"]
+"""What an accuracy holds for: the same network with the same weights, in the same mode and precision."""
+
+
+def _against_cost(frame: pd.DataFrame) -> Iterator[Part]:
+    """Accuracy against size and measured speed, where two models have one of the same data set.
+
+    A speed may be of another run than the accuracy, for an accuracy depends on no machine; two machines are never in one figure.
+    """
+    scores = frame[frame["top1"].notna() & frame["dataset"].notna()].drop_duplicates([*CLASSIFIED, "dataset"])
+    timed = frame[frame["time_per_batch_s"].notna()].drop(columns=["top1", "top1_low", "top1_high"])
+    for (dataset, precision, device), rows in scores.groupby(["dataset", "precision", "device"], sort=False):
+        sizes = rows.sort_values(["parameters", "model", "is_baseline"], ascending=[True, True, False])
+        sizes = sizes.drop_duplicates(["model", "weights_sha256"])
+        drawn = figures.accuracy_against_size(sizes)
+        if drawn is None:
+            continue
+        whose = (
+            "Of each model the baseline's top-1, or else the first implementation's; where they differ, the tables below say by how much."
+        )
+        pictures = [Figure(drawn.svg, f"Bars are Wilson's 95 % intervals over images. {whose}")]
+        of_these = timed.merge(rows[[*CLASSIFIED, "top1", "top1_low", "top1_high"]], on=CLASSIFIED)
+        for (run_id, size, scope, _), part in of_these.groupby(["run_id", "batch_size", "scope", "threads"], sort=False):
+            if (speeds := figures.accuracy_against_speed(part)) is not None:
+                where = labels.SCOPES.get(str(scope), str(scope))
+                caption = f"Measured speed at batch {size}, {where} (run {run_id}). The name of a model stands at its fastest."
+                pictures.append(Figure(speeds.svg, caption))
+        lines = tuple(Row("measured", _size_row(row)) for _, row in sizes.iterrows())
+        title = f"{dataset}  {precision}  {device}: accuracy against size and speed"
+        yield Part(title, "", tuple(pictures), SIZE_HEADINGS, lines, right=(1, 2, 3))
+
+
+SIZE_HEADINGS = ("model", "parameters M", "GMAC", "top-1 % [95 %]")
+
+
+def _size_row(row: pd.Series) -> tuple[str, ...]:
+    return (labels.model(row["model"]), _number(row["parameters"], 1e-6, 3), _number(row["macs"], 1e-9, 4), _percent(row))
+
+
+def _percent(row: pd.Series) -> str:
+    return f"{row['top1'] * 100:.2f} [{row['top1_low'] * 100:.2f},{row['top1_high'] * 100:.2f}]"
 
 
 def _number(value: float, scale: float, decimals: int) -> str:

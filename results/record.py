@@ -22,6 +22,7 @@ Suite = Literal[
     "inference",
     "training",
     "startup",
+    "cold_startup",
     "memory",
     "copies",
     "energy",

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,8 +48,6 @@ TOP = 5
 
 NONE = -1
 """The prediction for an image that could not be read; it is counted, and is not right."""
-
-SAY_EVERY_S = 10.0
 
 MOST_JUDGED = 64
 """Flips of a group whose bound is computed, those with the largest margins; each costs the oracle a few passes."""
@@ -312,10 +309,11 @@ def _classify(context: Context, arm: Cell, worker: WorkerProcess, handle: str, t
     size, count = shape[0], len(test.labels)
     own = f"{arm.implementation}-{arm.mode}-{arm.model}-{arm.precision}.safetensors"  # others may be classifying beside this one
     sent, out = context.scratch / f"images-{own}", context.scratch / f"logits-{own}"
-    said = began = time.monotonic()
-    before = first = kept.batches * size
-    if before:
-        context.say(f"{min(before, count)} of {count} images were classified before the interrupt")
+    what = f"{test.name}, {arm.implementation} {arm.mode} {arm.model}"
+    first = kept.batches * size
+    if first:
+        context.say(f"{min(first, count)} of {count} images were classified before the interrupt")
+    context.count(what, min(first, count), count)
     with ThreadPoolExecutor(context.threads) as pool:
         ahead = _ahead(pool, test, first, size)
         while ahead:
@@ -333,9 +331,7 @@ def _classify(context: Context, arm: Cell, worker: WorkerProcess, handle: str, t
             if not np.isfinite(scores).all():
                 raise LogitsError(f"the logits of {np.count_nonzero(~np.isfinite(scores).all(axis=1))} images are not finite")
             kept.append(Batch(scores, digests, unreadable))
-            if time.monotonic() > said + SAY_EVERY_S and ahead:
-                said = time.monotonic()
-                context.say(f"{first} of {count} images, about {(said - began) / (first - before) * (count - first):.0f} s are left")
+            context.count(what, min(first, count), count)
 
 
 def _ahead(pool: ThreadPoolExecutor, test: TestSet, first: int, size: int) -> list[Future[Images | str]]:

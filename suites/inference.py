@@ -44,6 +44,7 @@ def run(
     certificates: Mapping[Cell, Record],
     measured: Callable[[], None],
     second_clocks: Mapping[Cell, Path],
+    doubled_from: int | None = None,
     **data: object,
 ) -> None:
     """Measure certified cells until each group has ``effort.processes`` whole rounds; ``measured`` is called after each group.
@@ -52,7 +53,7 @@ def run(
 
     Rounds that the store already holds are not measured again. A cell of which a process failed takes no further part: its row
     holds no figure, and one that hangs would hang in every round. ``second_clocks`` are the folders of
-    LoadGen for the cells that it times too.
+    LoadGen for the cells that it times too. Above ``doubled_from`` images a mode is tried until one size ends without a figure.
     """
     crowded_out: list[Entrant] = []
 
@@ -83,6 +84,8 @@ def run(
         shared = rooms(groups([cell for cell in cells if cell.precision == precision]))
         for number, room in itertools.product(range(effort.processes), shared):
             done = _Done(context)
+            if doubled_from is not None and (room[0][0].batch_size or 0) > doubled_from:
+                done.failed |= {cell for group in room for cell in group if done.ended(cell)}
             for cell, smaller in done.hopeless([cell for group in room for cell in group]):
                 reason = f"not tried: a batch of {smaller} did not fit into the GPU's memory"
                 certificate_id = certificates[cell.certificate_cell].record_id
@@ -144,6 +147,10 @@ def _beside(context: Context, entrant: Entrant, seeds: Seeds, taken: Taken, cert
             context.store.append(context.record(suite, entrant.cell, measurements=measurements, **fields))
 
 
+ENDS = ("out_of_memory", "failed", "timed_out")
+"""What ends doubling: no memory, or what a library says of tensors that it has no index for."""
+
+
 class _Done:
     """What the store holds of this run's timed processes."""
 
@@ -151,6 +158,7 @@ class _Done:
         self._rounds: dict[Cell, set[int]] = {}
         self.failed: set[Cell] = set()
         self._full: dict[Cell, int] = {}
+        self._ends: dict[Cell, int] = {}
         for record in context.store.read(context.run.run_id)[0]:
             if record.suite not in ("inference", "training"):
                 continue
@@ -159,8 +167,14 @@ class _Done:
                 self._rounds.setdefault(cell, set()).add(record.process.index)
             if record.status != "ok":
                 self.failed.add(cell)
+            if record.status in ENDS and cell.batch_size is not None:
+                self._ends[arm] = min(cell.batch_size, self._ends.get(arm, cell.batch_size))
             if record.status == "out_of_memory" and cell.batch_size is not None:
                 self._full[arm] = min(cell.batch_size, self._full.get(arm, cell.batch_size))
+
+    def ended(self, cell: Cell) -> bool:
+        """Whether a smaller batch of the same arm ended without a figure."""
+        return cell.batch_size is not None and self._ends.get(cell.certificate_cell, cell.batch_size) < cell.batch_size
 
     def hopeless(self, cells: Sequence[Cell]) -> list[tuple[Cell, int]]:
         """The cells of a GPU of which no process was tried yet and a smaller batch did not fit, each with the size of that."""

@@ -204,7 +204,7 @@ def _measure(context: Context, cells: tuple[Cell, ...], processes: int, about: M
                 given = {"certificate_id": certificate.record_id, "data": about}
                 context.store.append(context.record("inference", cell, certificate.status, certificate.reason, **given))
         sound = tuple(cell for cell in chapter if certificates[cell.certificate_cell].status == "ok")
-        inference.run(context, sound, effort, certificates, lambda: None, {}, **about)
+        inference.run(context, sound, effort, certificates, lambda: None, {}, None, **about)
     return certificates
 
 

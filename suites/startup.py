@@ -1,9 +1,10 @@
 """Start-up time and peak host memory of a fresh process that does nothing but one cell.
 
 Start-up is split into import (framework and settings), load (weight file, folding, building) and first call (tracing, compiling,
-first execution). It is measured at each arm's smallest batch, in a process that has the machine to itself. Memory is VmHWM,
-the largest resident size that the kernel saw: after the import, over everything, and while it runs. What runs beside a process
-does not change its memory, so the larger batches' processes go two at a time.
+first execution). It is measured at each arm's smallest batch, in a process that has the machine to itself. Of a mode whose compiler
+keeps files, there are two such processes: a cold one, which finds its caches empty, and a warm one, which finds what the cold one left.
+Memory is VmHWM, the largest resident size that the kernel saw: after the import, over everything, and while it runs. What runs beside
+a process does not change its memory, so the larger batches' processes go two at a time.
 
 On a GPU only the smallest batch has such a process, which has the card to itself: what the card's memory grew by is the process's, with
 its context and libraries. Of larger batches the processes that time them tell what their allocators took (``suites.inference``).
@@ -12,9 +13,11 @@ its context and libraries. Of larger batches the processes that time them tell w
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from results.record import Cell, Record
@@ -37,21 +40,28 @@ def run(
     certificates: Mapping[Cell, Record],
     afterwards: Afterwards,
     measured: Callable[[], None],
+    cold: Collection[Cell] = (),
 ) -> None:
-    """Measure each cell in ``processes`` fresh processes; what the store holds already is not measured again."""
+    """Measure each cell in ``processes`` fresh processes, the arms in ``cold`` also with empty caches.
+
+    What the store holds already is not measured again.
+    """
     smallest: dict[Cell, Cell] = {}
     for cell in sorted(cells, key=lambda cell: cell.batch_size or 0):
         smallest.setdefault(cell.certificate_cell, cell)
     for number in range(processes):
 
-        def one(cell: Cell, *, times: bool, number: int = number) -> None:
+        def one(cell: Cell, *, times: bool, caches: Path | None = None, number: int = number) -> None:
             what = "start-up and memory" if times else "memory"
             context.say(f"{what} of {cell.implementation} {cell.mode} {cell.model} batch {cell.batch_size}")
-            _one(context, cell, number, certificates[cell.certificate_cell].record_id, afterwards, times=times)
+            _one(context, cell, number, certificates[cell.certificate_cell].record_id, afterwards, times=times, caches=caches)
 
         for cell in cells:
             if smallest[cell.certificate_cell] == cell and not context.store.has(context.run.run_id, "startup", cell, number):
-                one(cell, times=True)
+                with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+                    certificate_id, caches = certificates[cell.certificate_cell].record_id, Path(folder)
+                    warmed = cell.certificate_cell in cold and _cold(context, cell, number, certificate_id, caches)
+                    one(cell, times=True, caches=caches if warmed else None)
                 measured()
         with ThreadPoolExecutor(2) as executor:
             larger = [cell for cell in cells if cell.device == "cpu" and smallest[cell.certificate_cell] != cell]
@@ -60,8 +70,41 @@ def run(
                 measured()
 
 
-def _one(context: Context, cell: Cell, index: int, certificate_id: str, afterwards: Afterwards, *, times: bool) -> None:
-    assert cell.batch_size is not None
+def _cold(context: Context, cell: Cell, index: int, certificate_id: str, caches: Path) -> bool:
+    """Start a process with the empty folder ``caches`` for what its compiler keeps, and store what that took.
+
+    Whether the caches are filled now; a failure is a record.
+    """
+    context.say(f"start-up with empty caches of {cell.implementation} {cell.mode} {cell.model} batch {cell.batch_size}")
+    about, seeds = context.subject(cell.model), Seeds(index, secrets.randbits(31))
+    fields: dict[str, Any] = {
+        "process": seeds.as_record(),
+        "certificate_id": certificate_id,
+        "model": about.as_record(cell.precision, cell.batch_size),
+    }
+    try:
+        with context.launch(cell, cell.precision, seeds, purpose=f"cold-{cell.model}-{cell.batch_size}", caches=caches) as worker:
+            hello = worker.call("start", START_TIMEOUT_S)
+            loaded, first = _built(context, cell, worker)
+    except WorkerError as error:
+        context.store.append(context.failure("cold_startup", cell, error, **fields))
+        return False
+    taken = {"import_s": hello["import_s"], "load_s": loaded["load_s"], "first_call_s": first["first_call_s"]}
+    fields |= {"settings": first["settings"], "software": hello["packages"]}
+    context.store.append(context.record("cold_startup", cell, measurements=taken, **fields))
+    return True
+
+
+def _built(context: Context, cell: Cell, worker: WorkerProcess) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What the worker says of loading the network and of its first call."""
+    (prepare, to_prepare), (put, to_put) = requests.prepare(context, cell, "cell"), requests.put(context, cell, "cell")
+    loaded = worker.call(prepare, BUILD_TIMEOUT_S, **to_prepare)
+    return loaded, worker.call(put, BUILD_TIMEOUT_S, **to_put)
+
+
+def _one(
+    context: Context, cell: Cell, index: int, certificate_id: str, afterwards: Afterwards, *, times: bool, caches: Path | None
+) -> None:
     about = context.subject(cell.model)
     seeds = Seeds(index, secrets.randbits(31))
     fields: dict[str, Any] = {
@@ -69,14 +112,12 @@ def _one(context: Context, cell: Cell, index: int, certificate_id: str, afterwar
         "certificate_id": certificate_id,
         "model": about.as_record(cell.precision, cell.batch_size),
     }
-    (prepare, to_prepare), (put, to_put) = requests.prepare(context, cell, "cell"), requests.put(context, cell, "cell")
     before = context.card.used_bytes() if context.card else None
     try:
-        with context.launch(cell, cell.precision, seeds, purpose=f"start-{cell.model}-{cell.batch_size}") as worker:
+        with context.launch(cell, cell.precision, seeds, purpose=f"start-{cell.model}-{cell.batch_size}", caches=caches) as worker:
             hello = worker.call("start", START_TIMEOUT_S)
             imported = worker.call("memory", CALL_TIMEOUT_S, reset=False)
-            loaded = worker.call(prepare, BUILD_TIMEOUT_S, **to_prepare)
-            first = worker.call(put, BUILD_TIMEOUT_S, **to_put)
+            loaded, first = _built(context, cell, worker)
             built = worker.call("memory", CALL_TIMEOUT_S, reset=True)
             worker.call("visit", CALL_TIMEOUT_S, handle="cell", scope=cell.scope, samples=RUNNING_CALLS, calls=1)
             running = worker.call("memory", CALL_TIMEOUT_S, reset=False)

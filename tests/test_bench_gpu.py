@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from impls.implementation import find
 from reports import frame
 from results.record import Cell, Record
 from results.store import Store
-from suites.harness import plan
+from suites.harness import plan, runner
 from suites.inference import groups, rooms
 from tests.checkouts import ROOT, Checkout, bench, records
 
@@ -164,3 +165,48 @@ def test_no_record_of_the_fake_card_is_published() -> None:
     """What was made up stays in the tests."""
     published = Store(ROOT / "results" / "records").read()[0]
     assert not [each for each in published if each.cell.implementation == "card"]
+
+
+DOUBLING = (
+    CARD
+    + """
+from suites.harness import plan
+plan.LARGEST_BATCH = 16
+"""
+)
+
+
+def test_doubling_ends_where_nothing_fits(checkout: Checkout, tmp_path: Path) -> None:
+    """Each mode goes up to the first size without memory, which is a row and no failure; larger ones are neither tried nor rows."""
+    options = ("--device", "cuda", "--precisions", "fp32", "--scopes", "device", "--baseline", "card/eager", "--modes", "eager,small")
+    code, document = checkout.document(*bench("card", store=tmp_path, batch_sizes="1,2,..."), *options, before=DOUBLING)
+    assert code == 0
+    found = {mode: {row["batch_size"]: row["status"] for row in document["rows"] if row["mode"] == mode} for mode in ("eager", "small")}
+    assert found["eager"] == dict.fromkeys((1, 2, 4, 8, 16), "ok")
+    assert found["small"] == {**dict.fromkeys((1, 2, 4), "ok"), 8: "out_of_memory"}
+    timed = {each.cell: each.status for each in of(records(tmp_path), "inference")}
+    untried = dataclasses.replace(next(cell for cell in timed if cell.mode == "small"), batch_size=16)
+    planned = plan.Plan((*timed, untried), (), plan.SMOKE, 0.0, (), smoke=False, doubled_from=2)
+    store = Store(tmp_path)
+    context: Any = SimpleNamespace(store=store, run=store.latest_run())
+    assert set(runner._with_room(context, planned)) == {cell for cell, status in timed.items() if status == "ok"}
+
+
+def test_doubling_is_planned_as_far_as_a_card_may_go() -> None:
+    """Up to the bound; the estimate counts no more than a card of 80 GB may hold, and a budget says where doubling ends."""
+    request = plan.Request(device="cuda", precisions=("bf16",), batch_sizes=(1, 32), doubling=True, scopes=("device",))
+    made = plan.make(request, find())
+    assert {cell.batch_size for cell in made.cells} == {1, *(32 << n for n in range(12))}
+    assert made.doubled_from == 32
+    named = dataclasses.replace(request, doubling=False, batch_sizes=(1, *(32 << n for n in range(10))))
+    assert plan.make(named, find()).estimated_s == made.estimated_s
+    short = plan.make(dataclasses.replace(request, budget_s=600), find())
+    assert short.estimated_s <= 600
+    (line,) = [line for line in short.reductions if "doubled" in line]
+    assert line == f"batch sizes are doubled to {max(cell.batch_size or 0 for cell in short.cells)} at most"
+
+
+def test_only_a_gpu_has_an_end_to_double_to() -> None:
+    """A CPU's memory ends with a process that the kernel kills."""
+    with pytest.raises(plan.UsageError, match=r"^--batch-sizes with \.\.\. is for a GPU"):
+        plan.make(plan.Request(batch_sizes=(1,), doubling=True), find())

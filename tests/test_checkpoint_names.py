@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +274,32 @@ def test_round_trip_through_torchvision(name: str, tmp_path: Path) -> None:
     found = imported(dict(checkpoints.read(tmp_path / "a.pth").tensors), name)
     assert same(found.weights, weights)
     assert found.model == model
+
+
+OF_TORCHVISION = {
+    "resnet18": (122, "fcc3e68eb7d4c6b4"),
+    "resnet34": (218, "4e4163928dfedf02"),
+    "resnet50": (320, "bec98b1f5761a8d0"),
+    "resnet101": (626, "ec04b6f8f814ac3e"),
+    "resnet152": (932, "35a820c1f6b157df"),
+    "vgg16": (32, "08248c3310654be3"),
+    "vgg19": (38, "9619636d8d5d538e"),
+    "vgg16_bn": (97, "6c3ac00f20474339"),
+    "vgg19_bn": (118, "92cd561be6ddc418"),
+    "googlenet": (344, "96fa9b7bec5fd2b1"),
+    "alexnet": (16, "a8e3813ef4e97631"),
+}
+"""Of ``torchvision.models.NAME().state_dict()``, torchvision 0.28.0 (GoogLeNet with ``aux_logits=False``): how many tensors, and the first
+digits of the SHA-256 of the sorted lines ``NAME SHAPE DTYPE``. Strict loading asks for exactly these names and shapes."""
+
+
+@pytest.mark.parametrize("name", state_dict.TORCHVISION)
+def test_torchvision_would_load_strictly(name: str) -> None:
+    """What is exported has the names, shapes and types of torchvision's class, no more and no fewer."""
+    model = models.get(name)
+    nothing = {key: np.broadcast_to(np.float32(0), shape) for key, shape in tensor_shapes(model).items()}
+    lines = sorted(f"{key} {tensor.shape} {tensor.dtype}" for key, tensor in state_dict._tensors(model, nothing))
+    assert (len(lines), hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]) == OF_TORCHVISION[name]
 
 
 def test_pytorch_loads_what_is_exported(tmp_path: Path) -> None:

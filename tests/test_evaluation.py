@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from rich.console import Console
 
 from impls import models
 from impls.weights import file, synthesis
 from levelfield import cli
+from levelfield.screen import Progress
+from results.certificate import load
 from results.record import Cell, Record
 from suites import accuracy, evaluation
 from suites.data import cifar
@@ -213,3 +219,49 @@ def test_the_command_with_a_real_worker(checkout: Checkout, tmp_path: Path, weig
     (run,) = (tmp_path / "store").iterdir()
     (kept,) = (run / "scores").iterdir()
     assert len(kept.read_text().splitlines()) == 11
+
+
+def test_each_file_of_an_ensemble_keeps_its_certificate(checkout: Checkout, tmp_path: Path, weights: Callable[..., Path]) -> None:
+    """Two files of one model: two documents, each named by a record of these weights."""
+    files = [argument for seed in (0, 1) for argument in ("--weights", str(weights(seed)))]
+    code, document = checkout.document(
+        "accuracy", *files, "--impls", "honest", "--env", "current", "--batch-sizes", "50", "--store", str(tmp_path / "store")
+    )
+    assert code == 0
+    (folder,) = (tmp_path / "store").iterdir()
+    found = {load(path).sha256["weights"] for path in (folder / "certificates").iterdir()}
+    assert found == {row["weights_sha256"] for row in document["rows"]}
+    assert len(found) == 2
+
+
+def watched(*, terminal: bool, quiet: bool = False) -> tuple[Progress, io.StringIO]:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=110)
+    return Progress(console, quiet, None, ()), out
+
+
+def test_a_terminal_shows_a_bar() -> None:
+    """It names what is counted and how far that is, and is gone at the end."""
+    progress, out = watched(terminal=True)
+    progress.start()
+    progress.count("digits, honest eager", 0, 500)
+    progress.count("digits, honest eager", 200, 500)
+    progress._live.refresh()  # type: ignore[union-attr]
+    assert re.search(r"digits, honest eager .*200/500", out.getvalue())
+    progress.count("digits, honest eager", 500, 500)
+    progress.stop()
+    assert "500/500" not in out.getvalue()
+
+
+def test_elsewhere_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more often than every ten seconds, with what is left by the speed since the first; nothing where a document is printed."""
+    now = iter((0.0, 0.0, 5.0, 20.0, 20.0, 21.0, 22.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    progress, out = watched(terminal=False)
+    for done in (100, 150, 300, 350, 500):
+        progress.count("digits, honest eager", done, 500)
+    assert out.getvalue().splitlines() == ["  0:20  300 of 500 images, about 20 s are left"]
+    monkeypatch.undo()
+    progress, out = watched(terminal=False, quiet=True)
+    progress.count("digits, honest eager", 0, 500)
+    assert out.getvalue() == ""

@@ -604,3 +604,12 @@ def test_a_process_of_which_the_machine_left_nothing(run: Run) -> None:
     assert found["reason"].startswith("INVALID-NOISY: 2 of 2 blocks were disturbed (steal)")
     assert pd.isna(found["throughput_images_per_s"])
     assert row(cells, "jax/jit")["throughput_images_per_s"] > 0
+
+
+def test_a_row_tells_its_network_and_data(field: pd.DataFrame) -> None:
+    """Parameters, multiply-accumulates and weights of what was run; the data set where the record names it."""
+    timed = field[field["status"].eq("ok") & field["latency_s"].notna()]
+    assert set(timed["parameters"]) == {25_557_032}
+    assert set(timed["macs"]) == {4_089_184_256}
+    assert set(timed["weights_sha256"]) == {SHA}
+    assert field["dataset"].isna().all()

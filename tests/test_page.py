@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from reports import figures, frame, write
-from tests.synthetic_records import Run, field_of_four
+from results.record import Model
+from tests.synthetic_records import SHA, Run, field_of_four
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -220,3 +221,50 @@ def test_nothing_of_this_machine_leaks(written: Path, tmp_path: Path) -> None:
     """No path of the machine that wrote the report stands in what is published."""
     for name in ("index.html", "report.md", "cells.csv"):
         assert str(written.parent) not in (written / name).read_text(encoding="utf-8")
+
+
+def of_two_sizes(run: Run, weights: dict[str, str], *, timed: bool = True, classified: bool = True) -> None:
+    """ResNet-18 and -50 in PyTorch eager: certified, and timed or classified, with the weights that are named."""
+    for (model, sha256), (parameters, macs, top1) in zip(
+        weights.items(), ((11_689_512, 1_814_073_344, 0.698), (25_557_032, 4_089_184_256, 0.761)), strict=True
+    ):
+        about = {"model": Model(sha256, SHA, parameters, macs, None)}
+        cell = run.cell("pytorch/eager", model=model).certificate_cell
+        run.certificates[cell] = run.append("equivalence", cell, **about).record_id
+        if timed:
+            run.timed("pytorch/eager", macs / 4e11, processes=3, told=about, model=model)
+        if classified:
+            run.append("accuracy", cell, measurements={"top1": top1, "images": 50_000.0}, data={"dataset": "imagenet"}, **about)
+
+
+def accuracy_chapter(folder: Path, out: Path) -> str:
+    page = write.write(folder, out)[0].read_text(encoding="utf-8")
+    return page[page.index('<section id="accuracy"') :].split("</section>")[0]
+
+
+TWO = {"resnet18": "01" * 32, "resnet50": "02" * 32}
+
+
+def test_accuracy_is_drawn_against_size_and_speed(run: Run) -> None:
+    """Two pictures that say their numbers, and the numbers of a paper's table."""
+    of_two_sizes(run, TWO)
+    chapter = accuracy_chapter(run.folder, run.folder.parent.parent / "out")
+    against_size, against_speed = re.findall(r'<svg role="img" aria-label="(.*?)"', chapter)
+    assert "ResNet-50 76.1 % with 25.6 million parameters and 4.09 billion multiply-accumulates" in against_size
+    assert re.search(r"ResNet-18 69\.8 % at 2\d\d.* by PyTorch eager", against_speed)
+    assert '<td class="number">25.557</td><td class="number">4.0892</td><td class="number">76.10 [75.72,76.47]</td>' in chapter
+
+
+@pytest.mark.parametrize(("weights", "pictures"), [(TWO, 2), ({"resnet18": "03" * 32, "resnet50": "04" * 32}, 1)])
+def test_accuracy_of_another_run_is_of_the_same_weights(tmp_path: Path, weights: dict[str, str], pictures: int) -> None:
+    """A speed stands beside the accuracy of its own weights, in whichever run that was taken, and of no other's."""
+    of_two_sizes(Run(tmp_path / "records"), TWO, timed=False)
+    of_two_sizes(Run(tmp_path / "records"), weights, classified=False)
+    assert accuracy_chapter(tmp_path / "records", tmp_path / "out").count("<svg") == pictures
+
+
+def test_one_model_is_not_drawn_against_size(written: Path) -> None:
+    """There is nothing to compare it with; its accuracy is a table."""
+    page = (written / "index.html").read_text(encoding="utf-8")
+    assert "accuracy against size" not in page
+    assert "94.40 [" in page

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from impls.models import get
+from impls.weights.file import load, save, tensor_sha256
+from impls.weights.synthesis import synthesize
 from results.record import Record
 from results.store import Store
-from tests.checkouts import BRIEF, Checkout, bench, records, wait_until, workers_of
+from suites.harness import inputs
+from tests.checkouts import BRIEF, MODEL, Checkout, bench, records, wait_until, workers_of
 
 TWO = ("honest", "villain")
 MODES = "eager,chatty"
@@ -148,3 +152,32 @@ def test_a_finished_run_is_not_gone_on_with(checkout: Checkout, tmp_path: Path) 
     for _ in range(2):
         assert checkout.run(*arguments).returncode == 0
     assert [len(list((run / "records").iterdir())) for run in tmp_path.iterdir()] == [5, 5]
+
+
+def test_own_weights_are_each_for_a_model(checkout: Checkout, tmp_path: Path) -> None:
+    """A run is of the models of its weight files, and its records are of these weights; two files of one model are refused."""
+    paths = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
+    for seed, path in zip((1, 2), paths, strict=True):
+        save(path, get(MODEL), synthesize(get(MODEL), seed), source="a test", preprocess=dict(inputs.DIGITS_PREPROCESS), licence="CC0-1.0")
+    options = (
+        "--impls",
+        "honest",
+        "--modes",
+        "eager",
+        "--batch-sizes",
+        "1",
+        "--env",
+        "current",
+        "--smoke",
+        "--store",
+        str(tmp_path / "store"),
+    )
+    done = checkout.run("bench", "--weights", str(paths[1]), *options, "--baseline", "honest/eager")
+    assert done.returncode == 0, done.stderr
+    assert {each.model.weights_sha256 for each in records(tmp_path / "store") if each.model} == {tensor_sha256(load(paths[1]).weights)}
+    both = checkout.run("bench", "--weights", str(paths[0]), "--weights", str(paths[1]), *options)
+    assert (both.returncode, both.stdout) == (2, "")
+    assert f"are both for {MODEL}: a run measures one of them" in both.stderr
+    other = checkout.run("bench", "--models", "resnet18", "--weights", str(paths[0]), *options)
+    assert (other.returncode, other.stdout) == (2, "")
+    assert f"is for {MODEL}, which --models does not name" in other.stderr

@@ -168,7 +168,8 @@ def _certify_one(
         return context.failure(suite, cell, error, model=shown)
     except lattice.LatticeError as error:
         return context.record(suite, cell, "not_certified", f"E1: no exact probe: {error}", model=shown)
-    name = f"{purpose}-{cell.implementation}-{cell.mode}-{cell.model}-{cell.precision}-{cell.device}.json"
+    # With the key, for a run may hold several of one arm: of each of an ensemble's weight files, or of two revisions.
+    name = f"{purpose}-{cell.implementation}-{cell.mode}-{cell.model}-{cell.precision}-{cell.device}-{key[:12]}.json"
     documents.save(context.folder / "certificates" / name, certificate)
     return context.record(
         suite,

@@ -133,9 +133,25 @@ class Seeds:
         return {**dataclasses.asdict(self), "pid": None}
 
 
+def compiler_caches(folder: Path) -> dict[str, str]:
+    """The variables that put all that compilers and drivers keep between processes below ``folder``.
+
+    TorchInductor and Triton (PyTorch's "Compile Time Caching Configuration"), the CUDA driver's code for cards that a package has none for
+    (CUDA C++ Programming Guide, "CUDA Environment Variables"). JAX, TensorFlow XLA and ONNX Runtime keep nothing unless they are told to.
+    """
+    names = {"TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda"}
+    return {name: str(folder / own) for name, own in names.items()}
+
+
+def uncounted(what: str, done: int, total: int) -> None:
+    """Nobody watches."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """One run. ``say`` gets a line for people about what happens now; ``weights`` are the user's own, by model.
+
+    ``count`` is told what is being worked through, how much of it is done, and how much there is.
 
     ``card`` is the GPU that workers see, None where nothing runs on one.
     """
@@ -150,6 +166,7 @@ class Context:
     root: Path = ROOT
     weights: Mapping[str, Path] = field(default_factory=dict)
     card: Card | None = None
+    count: Callable[[str, int, int], None] = uncounted
 
     def subject(self, model: str) -> Subject:
         """The model with the weights that this run is about."""
@@ -201,8 +218,8 @@ class Context:
         except EnvironmentBuildError as error:
             raise WorkerError("failed", str(error)) from None
 
-    def launch(self, cell: Cell, precision: str, seeds: Seeds | None = None, *, purpose: str) -> WorkerProcess:
-        """Start (not yet ask) a worker for a cell's implementation.
+    def launch(self, cell: Cell, precision: str, seeds: Seeds | None = None, *, purpose: str, caches: Path | None = None) -> WorkerProcess:
+        """Start (not yet ask) a worker for a cell's implementation. Its compiler's caches lie in ``caches``, else where they always do.
 
         Raises:
             WorkerError: there is no environment for it, or it cannot be started.
@@ -211,6 +228,8 @@ class Context:
         python = self.python(name)
         package = self.manifests[name].package
         variables = {"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "torchinductor"), "OMP_NUM_THREADS": str(self.threads)}
+        if caches is not None:
+            variables |= compiler_caches(caches)
         if self.card is not None:
             variables["CUDA_VISIBLE_DEVICES"] = gpu.uuid(self.card)
         if seeds is None:  # it measures no time, and another works beside it, whose core a thread that waits must not take

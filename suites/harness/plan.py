@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import Literal
 from impls import models
 from impls.implementation import TRAINING_PRECISIONS, CannotError, Device, Manifest, Mode, check_training
 from impls.precision import PRECISIONS
-from impls.spec import ModelSpec, macs
+from impls.spec import ModelSpec, macs, tap_shapes
 from results.record import Cell
 from suites.harness import energy
 
@@ -97,13 +99,19 @@ SMOKE_ENERGY = EnergyEffort(processes=1, window_s=0.1, lead_s=0.5)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for. None means the default; ``("all",)`` means everything there is."""
+    """What was asked for. None means the default; ``("all",)`` means everything there is.
+
+    ``cold`` asks for starts with empty caches of compilers on a GPU too, where they take minutes; on a CPU they are always made.
+    ``doubling`` goes on from the largest of ``batch_sizes``, twice as large each time, until a mode has no memory for more.
+    """
 
     models: tuple[str, ...] | None = None
     implementations: tuple[str, ...] | None = None
     modes: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
     batch_sizes: tuple[int, ...] | None = None
+    doubling: bool = False
+    cold: bool = False
     scopes: tuple[str, ...] | None = None
     device: str = "cpu"
     threads: int | None = None
@@ -139,7 +147,9 @@ class Plan:
     """The cells in the order of the report, the skips, the effort, and what the budget made smaller.
 
     ``clocked`` are the cells that the second clock times too. ``energy_absent`` says why energy that was asked for will not be
-    measured.
+    measured. ``cold`` are the arms that are also started with empty caches of their compilers.
+
+    Cells of more than ``doubled_from`` images are measured as long as those before them fitted, and are no row otherwise.
     """
 
     cells: tuple[Cell, ...]
@@ -150,6 +160,12 @@ class Plan:
     smoke: bool
     clocked: tuple[Cell, ...] = ()
     energy_absent: str | None = None
+    doubled_from: int | None = None
+    cold: tuple[Cell, ...] = ()
+
+    def is_doubled(self, cell: Cell) -> bool:
+        """Whether a cell is of a size that nobody named."""
+        return self.doubled_from is not None and cell.batch_size is not None and cell.batch_size > self.doubled_from
 
     def arms(self) -> tuple[Cell, ...]:
         """The distinct (implementation, mode, model, precision, device), each needing one certificate."""
@@ -288,6 +304,11 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
     batch_sizes = request.batch_sizes or defaults.batch_sizes
     if min(batch_sizes) < 1:
         raise UsageError(f"--batch-sizes {min(batch_sizes)}: a batch holds at least one image")
+    doubled_from = max(batch_sizes) if request.doubling else None
+    if doubled_from is not None:
+        if request.device != "cuda":
+            raise UsageError("--batch-sizes with ... is for a GPU: a CPU's memory has no end that a process could be told of")
+        batch_sizes = (*batch_sizes, *_doubled(doubled_from))
     scopes = choose("scope", request.scopes or defaults.scopes, SCOPES)
     names = [model.name for model in chosen_models(request.models or defaults.models)]
     effort = SMOKE if request.smoke else ON_GPU if request.device == "cuda" else STANDARD
@@ -305,8 +326,19 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
     if request.energy and energy_absent is None:
         effort = dataclasses.replace(effort, energy=SMOKE_ENERGY if request.smoke else STANDARD_ENERGY)
     clocked = _clocked(cells, manifests) if request.second_clock else ()
-    plan = Plan(cells, skips, effort, 0.0, (), request.smoke, clocked, energy_absent)
+    wanted = request.device == "cpu" or request.cold
+    cold = tuple(arm for arm in able if wanted and manifests[arm.implementation].caches(arm.mode, arm.device))
+    plan = Plan(cells, skips, effort, 0.0, (), request.smoke, clocked, energy_absent, doubled_from, cold)
     return _within_budget(plan, manifests, request.budget_s)
+
+
+LARGEST_BATCH = 65_536
+"""Where doubling ends although there is memory for more: two batches of ImageNet's images are 79 GB of the host's by then."""
+
+
+def _doubled(size: int) -> tuple[int, ...]:
+    """Twice as large each time, up to ``LARGEST_BATCH``."""
+    return tuple(size << n for n in range(1, LARGEST_BATCH.bit_length()) if size << n <= LARGEST_BATCH)
 
 
 def _check_training(request: Request) -> None:
@@ -364,19 +396,20 @@ Smaller = tuple[Plan, str, str | None]
 
 
 def _smaller(plan: Plan) -> Smaller | None:
-    """On a CPU: no energy, then fewer visits, fewer processes, fewer batch sizes; None where nothing can be left out."""
-    return _without_energy(plan) or _fewer_visits(plan) or _fewer_processes(plan, 1) or _without_largest(plan, _sizes(plan)[1:])
+    """On a CPU: no energy, no cold starts, then fewer visits, fewer processes, fewer batch sizes; None where nothing can be left out."""
+    beside = _without_energy(plan) or _without_cold(plan)
+    return beside or _fewer_visits(plan) or _fewer_processes(plan, 1) or _without_largest(plan, _sizes(plan)[1:])
 
 
 def _smaller_on_gpu(plan: Plan) -> Smaller | None:
     """On a GPU a process costs more than its measurements, and without three there is hardly an interval.
 
-    So first what is beside the answer: energy, host to host, and batch sizes but the smallest, which is the latency, and one that
-    fills the card; then precisions but the first; then visits and processes, of which two are left.
+    So first what is beside the answer: energy, cold starts, host to host, and batch sizes but the smallest, which is the latency, and
+    one that fills the card; then precisions but the first; then visits and processes, of which two are left.
     """
     sizes, precisions = _sizes(plan), tuple(dict.fromkeys(cell.precision for cell in plan.cells))
     scopes = {cell.scope for cell in plan.cells}
-    if less := _without_energy(plan):
+    if less := _without_energy(plan) or _without_cold(plan):
         return less
     if len(scopes) > 1:
         return _kept(plan, lambda cell: cell.scope == "device"), "scope transfer is left out", None
@@ -398,7 +431,9 @@ def _sizes(plan: Plan) -> list[int]:
 
 def _kept(plan: Plan, wanted: Callable[[Cell], bool]) -> Plan:
     chosen = tuple(cell for cell in plan.cells if wanted(cell))
-    return dataclasses.replace(plan, cells=chosen, clocked=tuple(cell for cell in plan.clocked if cell in chosen))
+    arms = {cell.certificate_cell for cell in chosen}
+    clocked, cold = (tuple(cell for cell in plan.clocked if cell in chosen), tuple(arm for arm in plan.cold if arm in arms))
+    return dataclasses.replace(plan, cells=chosen, clocked=clocked, cold=cold)
 
 
 def _without_energy(plan: Plan) -> Smaller | None:
@@ -406,6 +441,10 @@ def _without_energy(plan: Plan) -> Smaller | None:
         return None
     effort = dataclasses.replace(plan.effort, energy=None)
     return dataclasses.replace(plan, effort=effort, energy_absent="left out to keep within the budget"), "energy is left out", None
+
+
+def _without_cold(plan: Plan) -> Smaller | None:
+    return (dataclasses.replace(plan, cold=()), "start-up with empty caches is left out", None) if plan.cold else None
 
 
 def _fewer_visits(plan: Plan) -> Smaller | None:
@@ -426,7 +465,10 @@ def _fewer_processes(plan: Plan, least: int) -> Smaller | None:
 def _without_largest(plan: Plan, sizes: Sequence[int]) -> Smaller | None:
     if not sizes:
         return None
-    return _kept(plan, lambda cell: cell.batch_size != max(sizes)), f"batch size {max(sizes)} is left out", None
+    less = _kept(plan, lambda cell: cell.batch_size != max(sizes))
+    if plan.doubled_from is not None and max(sizes) > plan.doubled_from:
+        return less, f"batch sizes are doubled to {_sizes(less)[-1]} at most", "are doubled to"
+    return less, f"batch size {max(sizes)} is left out", None
 
 
 # What the estimate assumes; it decides nothing but the printed figure and what a budget leaves out. About half of a current
@@ -434,6 +476,8 @@ def _without_largest(plan: Plan, sizes: Sequence[int]) -> Smaller | None:
 ASSUMED_FLOPS_PER_CORE = 1.5e11
 ASSUMED_CALL_OVERHEAD_S = 1e-3
 ASSUMED_START_S = 3.0
+# What a build takes with empty caches of the compiler: 2.5 to 3.4 times in PyTorch on a CPU (docs/measuring.md).
+ASSUMED_COLD_BUILD = 3.0
 
 
 # Of the second clock: twenty visits of a cell, and what LoadGen takes to start and to write its log.
@@ -447,6 +491,9 @@ ASSUMED_GPU_START_S = 8.0
 ASSUMED_OFFLINE_S = 0.1
 ASSUMED_AUDITS_S = 0.5
 ASSUMED_CACHED_BUILD = 0.25
+# Of what doubling finds room for: a current data-centre card, and so many of the network's largest activations at once.
+ASSUMED_GPU_BYTES = 80e9
+ASSUMED_ACTIVATIONS = 4
 
 
 def estimate_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
@@ -469,6 +516,8 @@ def _estimate_on_gpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     rooms: dict[tuple[object, ...], float] = {}
     for cell in plan.cells:
         assert cell.batch_size is not None
+        if plan.is_doubled(cell) and not _assumed_to_fit(cell, cell.batch_size // 2):
+            continue  # the first that does not fit counts as if it did, larger ones are not tried
         call_s = _flops(cell) / ASSUMED_GPU_FLOPS + ASSUMED_CALL_OVERHEAD_S
         visit_s = max(effort.visit_s, effort.samples * max(ASSUMED_OFFLINE_S if cell.batch_size > 1 else 0.0, call_s))
         measuring += effort.processes * (max(effort.warmup_s, 3 * call_s) + effort.blocks * visit_s + ASSUMED_AUDITS_S)
@@ -482,8 +531,21 @@ def _estimate_on_gpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
     again = 1 + ASSUMED_CACHED_BUILD * (effort.processes - 1)
     starting = sum(effort.processes * ASSUMED_GPU_START_S + again * build_s for build_s in rooms.values())
     fresh = sum(ASSUMED_GPU_START_S + ASSUMED_CACHED_BUILD * build_s for build_s in builds.values())
+    fresh += sum(ASSUMED_GPU_START_S + builds[arm] for arm in plan.cold)
     clocking = len(plan.clocked) * SECOND_CLOCK_VISITS * (effort.visit_s + ASSUMED_LOADGEN_S)
     return measuring + starting + fresh + clocking
+
+
+def _assumed_to_fit(cell: Cell, batch_size: int) -> bool:
+    each = ASSUMED_ACTIVATIONS * _largest_activation(cell.model) * PRECISIONS[cell.precision].storage_bytes
+    return batch_size * each <= ASSUMED_GPU_BYTES
+
+
+@functools.cache
+def _largest_activation(model: str) -> int:
+    """Elements of the largest tap for one image."""
+    spec = models.get(model)
+    return max(map(math.prod, tap_shapes(spec, 1, *spec.input_chw[1:]).values()))
 
 
 def _estimate_on_cpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
@@ -507,4 +569,6 @@ def _estimate_on_cpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
         arm[cell.certificate_cell] = arm.get(cell.certificate_cell, 0.0) + build_s
     # The processes of a round build at the same time: the slowest decides.
     starting = sum(ASSUMED_START_S + max(arms.values()) for arms in building.values())
+    for cold in plan.cold:
+        fresh += ASSUMED_START_S + ASSUMED_COLD_BUILD * manifests[cold.implementation].modes_on(cold.device)[cold.mode].build_s
     return effort.processes * (starting + measuring) + fresh + once + drawing

@@ -28,7 +28,7 @@ from suites import accuracy, energy, inference, startup
 from suites.equivalence import clean
 from suites.equivalence.certificate import SUITES, certificates_for
 from suites.harness import environments, gpu, plan, probe
-from suites.harness.context import Context, subject
+from suites.harness.context import Context, subject, uncounted
 from suites.harness.process import WorkerProcess
 from suites.harness.revisions import Revision
 
@@ -53,6 +53,7 @@ class Options:
     fresh: bool
     say: Callable[[str], None]
     show: Callable[[Path], None]
+    count: Callable[[str, int, int], None] = uncounted
 
 
 def interpreters(
@@ -116,7 +117,9 @@ def opened(
     else:
         run = store.create_run(machine, details)
     threads = request.threads or plan.available_threads()
-    context = Context(manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {}, card=card)
+    context = Context(
+        manifests, pythons, store, run, threads, request.smoke, options.say, weights=weights or {}, card=card, count=options.count
+    )
     try:
         with threadpool_limits(1):  # the oracle's products are small: a second BLAS thread mostly waits for the first
             yield context
@@ -157,21 +160,28 @@ def _unfinished(store: Store, machine: Mapping[str, object], details: Mapping[st
     return run if same else None
 
 
-def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
+def bench(request: plan.Request, options: Options, weights: Sequence[Path] = ()) -> tuple[Path, plan.Plan]:
     """Certify, measure and store; returns the run's folder. ``options.show`` is called whenever there is more to see.
 
+    ``weights`` are the user's own files, each for the model that it names.
+
     Raises:
-        UsageError, EnvironmentBuildError, NothingToRunError, StoreError.
+        UsageError, WeightFileError, EnvironmentBuildError, NothingToRunError, StoreError.
     """
+    request, brought = _with_weights_of_models(request, weights)
     manifests = find(zoo=request.zoo)
     planned = plan.make(request, manifests)
     if not planned.cells:
         raise NothingToRunError(planned.skips[0].reason if planned.skips else "the request names no cell")
     for line in planned.reductions:
         options.say(f"to keep within the budget: {line}")
-    options.say(f"{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes")
+    most = "" if planned.doubled_from is None else "at most "
+    options.say(
+        f"{most}{len(planned.cells)} cells, {planned.effort.processes} processes each, about {planned.estimated_s / 60:.0f} minutes"
+    )
     purpose: Purpose = "training" if request.training else "inference"
-    with opened(request, planned, options, planned.cells, asked=[cell.key for cell in planned.clocked]) as context:
+    asked: list[object] = [[cell.key for cell in planned.clocked], planned.doubled_from, [arm.key for arm in planned.cold]]
+    with opened(request, planned, options, planned.cells, brought or None, asked=asked) as context:
         _record_skips(context, planned.skips, purpose)
         sizes = proved_sizes(request.device, tuple({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
         certificates: dict[Cell, Record] = {}
@@ -184,7 +194,11 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
             certificates |= certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in chapter)), sizes, purpose)
             for cell in chapter:
                 certificate = certificates[cell.certificate_cell]
-                if certificate.status != "ok" and not context.store.has(context.run.run_id, cell.timed_by, cell, None):
+                if (
+                    certificate.status != "ok"
+                    and not planned.is_doubled(cell)
+                    and not context.store.has(context.run.run_id, cell.timed_by, cell, None)
+                ):
                     context.store.append(
                         context.record(cell.timed_by, cell, certificate.status, certificate.reason, certificate_id=certificate.record_id)
                     )
@@ -192,9 +206,9 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
             options.say(f"measuring; about {max(1, round(left_s / 60))} minutes are left")
             began = time.monotonic()
             clocks = {cell: environments.second_clock(context.python(cell.implementation)) for cell in sound if cell in planned.clocked}
-            inference.run(context, sound, planned.effort, certificates, measured, clocks)
+            inference.run(context, sound, planned.effort, certificates, measured, clocks, planned.doubled_from)
             left_s -= time.monotonic() - began
-        certified = tuple(cell for cell in planned.cells if certificates[cell.certificate_cell].status == "ok")
+        certified = tuple(cell for cell in _with_room(context, planned) if certificates[cell.certificate_cell].status == "ok")
         probing, classified = _probing(certified, manifests), () if request.training else certified
         classifying = accuracy.largest(classified)
 
@@ -206,7 +220,7 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
 
         what = "start-up and memory" if request.training else "start-up, memory and accuracy"
         options.say(f"{what}, one process at a time; about {max(1, round(left_s / 60))} minutes are left")
-        startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured)
+        startup.run(context, certified, STARTUP_PROCESSES, certificates, afterwards, measured, planned.cold)
         accuracy.run(context, classified, certificates)  # those whose start-up process failed
         if planned.energy_absent is not None:
             energy.skip(context, certified, planned.energy_absent)
@@ -214,6 +228,13 @@ def bench(request: plan.Request, options: Options) -> tuple[Path, plan.Plan]:
             energy.run(context, certified, planned.effort.energy, certificates, measured)
         (context.folder / FINISHED).touch()
     return context.folder, planned
+
+
+def _with_room(context: Context, planned: plan.Plan) -> tuple[Cell, ...]:
+    """The cells that did not run out of memory when they were timed; those that doubling did not come to have no record."""
+    timed = [record for record in context.store.read(context.run.run_id)[0] if record.suite == record.cell.timed_by]
+    known, full = {record.cell for record in timed}, {record.cell for record in timed if record.status == "out_of_memory"}
+    return tuple(cell for cell in planned.cells if cell not in full and (cell in known or not planned.is_doubled(cell)))
 
 
 def certify(
@@ -252,6 +273,24 @@ def with_own_weights(request: plan.Request, weights: Path | None) -> tuple[plan.
     name = plan.chosen_models(request.models or (file.load(weights).model.name,))[0].name
     subject(name, weights)  # refuses another network's
     return dataclasses.replace(request, models=(name,)), {name: weights}
+
+
+def _with_weights_of_models(request: plan.Request, paths: Sequence[Path]) -> tuple[plan.Request, dict[str, Path]]:
+    """The request for the models that the files are for, or for those that it names, and each file by its model's name.
+
+    Raises:
+        UsageError, WeightFileError.
+    """
+    brought: dict[str, Path] = {}
+    for path in paths:
+        _, own = with_own_weights(dataclasses.replace(request, models=None), path)
+        (name,) = own
+        if name in brought:
+            raise plan.UsageError(f"--weights {path} and {brought[name]} are both for {name}: a run measures one of them")
+        if request.models is not None and name not in {model.name for model in plan.chosen_models(request.models)}:
+            raise plan.UsageError(f"--weights {path} is for {name}, which --models does not name")
+        brought |= own
+    return dataclasses.replace(request, models=request.models or tuple(brought) or None), brought
 
 
 def clean_seeds(request: plan.Request, seeds: int, options: Options) -> tuple[Path, dict[Cell, Record]]:

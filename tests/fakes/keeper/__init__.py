@@ -1,0 +1,1 @@
+"""Plain NumPy that keeps a file for the next process."""
