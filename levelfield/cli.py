@@ -175,9 +175,7 @@ def request_options(command: F) -> F:
     return command
 
 
-with_cold = click.option(
-    "--cold", is_flag=True, help="On a GPU: start-up with empty compiler caches too; takes minutes. On a CPU it is always."
-)
+with_cold = click.option("--cold", is_flag=True, help="Also start-up with empty caches of compilers; takes minutes.")
 with_energy = click.option("--energy", is_flag=True, help="Also energy per image, where the machine has a counter; takes long.")
 
 

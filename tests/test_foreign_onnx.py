@@ -65,6 +65,11 @@ elif change == "external":
     tensor.data_location = TensorProto.EXTERNAL
     entry = tensor.external_data.add()
     entry.key, entry.value = "location", "../../etc/passwd"
+elif change == "short":
+    tensor = next(each for each in graph.initializer if each.name == "conv1.weight")
+    tensor.raw_data = tensor.raw_data[:-4]
+elif change == "typeless":
+    next(each for each in graph.initializer if each.name == "conv1.weight").data_type = 99
 elif change == "huge":
     attribute(graph.node[0], "pads").ints[:] = [10**6] * 4
 elif change == "custom":
@@ -117,6 +122,8 @@ def test_a_batch_of_one_is_run_image_by_image(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ("external", "keeps the tensor 'conv1.weight' in another file, which is not read"),
+        ("short", "holds a constant 'conv1.weight' that cannot be read: "),
+        ("typeless", "holds a constant 'conv1.weight' that cannot be read: "),
         ("huge", "computes 'conv1' of shape"),
         ("custom", "has the operator evil."),
         ("nested", "has the operator Loop"),

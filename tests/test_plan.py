@@ -222,12 +222,13 @@ def test_a_budget_leaves_energy_out_first(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_cold_starts_are_beside_the_answer() -> None:
-    """Of modes that keep files, always on a CPU and where asked for on a GPU; the estimate has them, a budget leaves them out first."""
-    on_cpu, on_gpu = plan.make(Request(), find()), Request(device="cuda")
+    """Of modes that keep files, where asked for; the estimate has them, a budget leaves them out first."""
+    on_cpu, on_gpu = plan.make(Request(cold=True), find()), Request(device="cuda")
+    assert plan.make(Request(), find()).cold == ()
     assert {(arm.implementation, arm.mode) for arm in on_cpu.cold} == {("pytorch", "compile")}
     assert on_cpu.estimated_s > plan.estimate_s(dataclasses.replace(on_cpu, cold=()), find())
     assert plan.make(on_gpu, find()).cold == ()
     asked = plan.make(dataclasses.replace(on_gpu, cold=True), find())
     assert {arm.implementation for arm in asked.cold} == {"pytorch", "tensorflow"}
-    less = plan.make(Request(budget_s=on_cpu.estimated_s - 1), find())
+    less = plan.make(Request(cold=True, budget_s=on_cpu.estimated_s - 1), find())
     assert (less.reductions, less.cold, less.cells) == (("start-up with empty caches is left out",), (), on_cpu.cells)

@@ -10,7 +10,7 @@ from tests.checkouts import BRIEF, Checkout, bench, records
 
 def test_a_mode_that_keeps_files_starts_cold_and_then_warm(checkout: Checkout, tmp_path: Path) -> None:
     """The cold process finds nothing although earlier ones left files, the warm one what the cold one left; other modes have only that."""
-    code, document = checkout.document(*bench("keeper", store=tmp_path, modes="eager,compile"), before=BRIEF)
+    code, document = checkout.document(*bench("keeper", store=tmp_path, modes="eager,compile"), "--cold", before=BRIEF)
     assert code == 0
     found = {(each.suite, each.cell.mode): each for each in records(tmp_path) if each.suite in ("startup", "cold_startup")}
     assert {key: each.settings["warm"] for key, each in found.items()} == {
@@ -35,7 +35,7 @@ def test_a_cold_start_that_fails_is_a_remark(checkout: Checkout, tmp_path: Path)
 from suites.harness import context
 context.compiler_caches = lambda folder: {{"TORCHINDUCTOR_CACHE_DIR": "/dev/null/no"}}
 """
-    _, document = checkout.document(*bench("keeper", store=tmp_path, modes="compile"), before=broken)
+    _, document = checkout.document(*bench("keeper", store=tmp_path, modes="compile"), "--cold", before=broken)
     (row,) = document["rows"]
     assert row["remark"].startswith("cold_startup: failed: ")
     assert row["cold_first_call_s"] is None

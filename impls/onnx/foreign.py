@@ -159,9 +159,21 @@ def _weights(graph: GraphProto, images: str) -> tuple[list[dict[str, Any]], dict
             products = [bias_of[name] for name in node.input if name in bias_of]
             added = [constants[name] for name in node.input if name in constants]
             if products and added:
-                arrays[f"{products[0]}.bias"] = numpy_helper.to_array(added[0])
+                arrays[f"{products[0]}.bias"] = _array(added[0])
         before |= dict.fromkeys(node.output, sources)
     return operators, arrays
+
+
+def _array(tensor: TensorProto) -> npt.NDArray[Any]:
+    """A constant of the file.
+
+    Raises:
+        CannotError: its bytes are not of its shape and type.
+    """
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CannotError(f"holds a constant {tensor.name[:80]!r} that cannot be read: {error}") from None
 
 
 def _epsilon(node: NodeProto) -> float | None:
@@ -176,7 +188,7 @@ def _tensors(node: NodeProto, constants: Mapping[str, TensorProto]) -> dict[str,
     names = [name for name in node.input[1:] if name]
     if missing := [name for name in names if name not in constants]:
         raise CannotError(f"computes the tensor {missing[0][:80]!r} of a {node.op_type}, where a constant was expected")
-    tensors = [numpy_helper.to_array(constants[name]) for name in names]
+    tensors = [_array(constants[name]) for name in names]
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     match node.op_type:
         case "BatchNormalization":

@@ -101,7 +101,7 @@ SMOKE_ENERGY = EnergyEffort(processes=1, window_s=0.1, lead_s=0.5)
 class Request:
     """What was asked for. None means the default; ``("all",)`` means everything there is.
 
-    ``cold`` asks for starts with empty caches of compilers on a GPU too, where they take minutes; on a CPU they are always made.
+    ``cold`` asks for starts with empty caches of compilers too.
     ``doubling`` goes on from the largest of ``batch_sizes``, twice as large each time, until a mode has no memory for more.
     """
 
@@ -326,8 +326,7 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
     if request.energy and energy_absent is None:
         effort = dataclasses.replace(effort, energy=SMOKE_ENERGY if request.smoke else STANDARD_ENERGY)
     clocked = _clocked(cells, manifests) if request.second_clock else ()
-    wanted = request.device == "cpu" or request.cold
-    cold = tuple(arm for arm in able if wanted and manifests[arm.implementation].caches(arm.mode, arm.device))
+    cold = tuple(arm for arm in able if request.cold and manifests[arm.implementation].caches(arm.mode, arm.device))
     plan = Plan(cells, skips, effort, 0.0, (), request.smoke, clocked, energy_absent, doubled_from, cold)
     return _within_budget(plan, manifests, request.budget_s)
 
