@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from impls.oracle import forward
 from impls.oracle.rounding import largest_power
-from impls.spec import AdaptiveAvgPool2d, BatchNorm2d, ModelSpec, SpecError, layers, tap_shapes
+from impls.spec import BatchNorm2d, ModelSpec, SpecError, layers, tap_shapes
 from results.certificate import Probe, Purpose
 from suites.harness import inputs
 from suites.harness.reference import held
@@ -29,9 +29,10 @@ PROBE_SIZE = 64
 """Images of E1, E2 and E3 for ImageNet nets, in pixels: even at every stride, and the pooled area is a power of two. Nets that
 take no such images have their own size."""
 
-POOLED_SIZE = 112
-"""Images of training for nets with adaptive pools. At 64 GoogLeNet's have as many windows as elements and do nothing; here they pool 7x7
-to 4x4, in windows of two and three rows that overlap."""
+TRAINING_SIZE = 112
+"""Images of training for the same nets. At 64 the last batch norms see 8 values of a channel, by which float64's own rounding takes
+ResNet-50's eight steps 1.7e-6 apart, and the adaptive pools of GoogLeNet's heads have as many windows as elements and do nothing; here
+batch norms see 32, and the pools make 4x4 of 7x7, in windows of two and three rows that overlap."""
 
 ODD = {64: (33, 63), 32: (13, 31), 224: (225, 253)}
 """Height and width by the ordinary probe's size. Rows are odd at every stride, columns at the first, and the lattice still averages
@@ -105,9 +106,8 @@ def probe_size(model: ModelSpec) -> tuple[int, int]:
 
 def training_size(model: ModelSpec) -> tuple[int, int]:
     """Height and width of the images of training."""
-    if any(isinstance(layer, AdaptiveAvgPool2d) for layer in layers(model.body)):
-        return POOLED_SIZE, POOLED_SIZE
-    return probe_size(model)
+    size = probe_size(model)
+    return size if size == model.input_chw[1:] else (TRAINING_SIZE, TRAINING_SIZE)
 
 
 def real(given: inputs.Inputs, height: int, width: int) -> Images:
