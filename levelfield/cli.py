@@ -124,6 +124,7 @@ EXPECTED = {
     "suites.equivalence.foreign.ForeignError",
     "suites.equivalence.outputs.NotFiniteError",
     "suites.equivalence.outputs.OutputsError",
+    "suites.harness.closure.ClosureError",
     "suites.harness.environments.EnvironmentBuildError",
     "suites.harness.inputs.NoInputError",
     "suites.harness.noise.NoCardError",

@@ -16,8 +16,9 @@ from results.regression import Regressions, Verdict
 from suites import pairs
 from suites.equivalence.certificate import certificates_for
 from suites.harness import plan
+from suites.harness.closure import implementation_sha256
 from suites.harness.context import PROTOCOL_VERSION, Context
-from suites.harness.revisions import Revision, closure_sha256
+from suites.harness.revisions import Revision
 from suites.harness.runner import FINISHED, Options, of_revision, opened
 
 MODELS = ("resnet18", "resnet50")
@@ -79,7 +80,7 @@ def run(
 def _closure(revision: Revision, manifests: Mapping[str, Manifest], name: str, device: str) -> str | None:
     if name not in manifests or device not in manifests[name].devices:
         return None
-    return closure_sha256(revision.root, manifests[name], device)
+    return implementation_sha256((revision.root,), manifests[name], device)
 
 
 def _judge(base: Context, head: Context, cells: tuple[Cell, ...], slowdown: float, tell: Callable[[Verdict], None]) -> None:

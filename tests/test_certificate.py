@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from impls import models
 from impls.implementation import ROOT, find
 from impls.oracle import forward, lattice, local
+from impls.oracle.rounding import EXACT_LAYERS
+from impls.spec import walk
 from results import certificate as documents
 from results.record import Cell, Record
 from results.store import Store, StoreError
 from suites.equivalence import certificate, examination, probes
 from suites.equivalence.examination import Examination
-from suites.equivalence.tiers import Tier
+from suites.equivalence.tiers import MEANING_BOUND, Tier
+from suites.harness import closure
 from suites.harness.context import Context, subject
 from suites.harness.environments import Interpreters
 from suites.harness.process import WorkerError
@@ -188,6 +194,53 @@ def test_meaning_takes_the_epsilon_that_a_format_can_hold(context: Context) -> N
     assert all(np.array_equal(exact[tap], value) for tap, value in single.taps.items())
 
 
+def noisy_taps(images: npt.NDArray[Any], wrong: str | None) -> dict[str, npt.NDArray[Any]]:
+    """Of an implementation whose every layer errs by 1e-11 of its value, and one, if it is named, by 1e-6."""
+    about, generator = subject(CELL.model), np.random.Generator(np.random.PCG64(3))
+    taps: dict[str, npt.NDArray[Any]] = {}
+
+    def apply(layer: Any, *inputs: Any) -> Any:
+        output = forward.evaluate(layer, inputs, forward.tensors_of(layer, about.weights))
+        if not isinstance(layer, EXACT_LAYERS):
+            output = output * (1 + (1e-6 if layer.name == wrong else 1e-11) * generator.uniform(-1, 1, output.shape))
+        return taps.setdefault(layer.name, output)
+
+    walk(about.model.body, apply, images.astype(np.float64))
+    return taps
+
+
+@pytest.mark.parametrize(
+    ("noise", "wrong", "failing"),
+    [(1e-12, None, "relu"), (1e-9, None, None), (1e-9, "layer2.0.conv1", "layer2.0.conv1"), (1e-9, "fc", "fc")],
+)
+def test_layers_are_judged_alone_where_the_network_enlarges_rounding(
+    context: Context, monkeypatch: pytest.MonkeyPatch, noise: float, wrong: str | None, failing: str | None
+) -> None:
+    """Errors of sound layers add up to more than the bound: a fault, or no power, as float64's own noise is; a wrong layer is seen."""
+
+    def observe(self: Examination, precision: str, weights: Path, images: Any) -> Any:
+        taps = noisy_taps(images, wrong)
+        return taps, taps["fc"], {}
+
+    monkeypatch.setattr(Examination, "_observe", observe)
+    monkeypatch.setattr(examination, "_noise_of_meaning", lambda *question: noise)
+    probe = documents.Probe("E2", "ordinary", (2, 3, 32, 32), "as ever")
+    tier = Examination(context, NO_WORKERS, CELL, subject(CELL.model), (probe,))._meaning(probe)
+    assert tier.passed == (failing is None)
+    if failing is None:
+        assert tier.note == "no power: rounding explains 1e-09 of the logits' rms, so layers were judged alone and the mode by E1"
+    else:
+        assert tier.reason is not None
+        assert tier.reason.startswith(f"{failing}: the first tap that differs")
+
+
+def test_plain_nets_of_110_layers_enlarge_rounding(context: Context) -> None:
+    """Residual nets and shorter plain ones do not."""
+    noises = [examination._noise_of_meaning(name, None, (2, 3, 32, 32)) for name in ("cifar_plain20", "cifar_resnet56", "cifar_plain110")]
+    assert max(noises[:2]) < 1e-13
+    assert noises[2] > MEANING_BOUND
+
+
 @pytest.mark.parametrize("limit", ["LARGE_PARAMETERS", "LARGE_TAPS", None])
 def test_of_large_networks_one_worker_lives(context: Context, monkeypatch: pytest.MonkeyPatch, limit: str | None) -> None:
     """Each network's answers are let go before the next; workers of a large one are alone, and end with it."""
@@ -234,7 +287,7 @@ def test_an_excused_tier_is_stated(context: Context, tmp_path: Path, monkeypatch
     assert len(kept_files(tmp_path)) == 1
 
 
-def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificate_depends_on(context: Context) -> None:
     """Each of the things that a certificate rests on changes its key: none of them can change unnoticed."""
     about = subject(CELL.model)
 
@@ -265,33 +318,76 @@ def test_certificate_depends_on(context: Context, monkeypatch: pytest.MonkeyPatc
         key(python="3.12.1"),
         key(purpose="training"),
     ]
-    monkeypatch.setattr(certificate, "oracle_sha256", lambda: "0" * 64)
-    others.append(key())
-    monkeypatch.setattr(certificate, "code_sha256", lambda *patterns, root=ROOT: "0" * 64)
-    others.append(key())
-    monkeypatch.undo()
     assert key(sizes=(8, 1)) == key()
     assert len({key(), *others}) == 1 + len(others)
 
 
-def test_the_code_of_the_implementation_counts(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key covers what runs in workers, as the examined revision has it, and the examination itself, as it is here."""
-    asked: dict[Path, list[str]] = {}
-    elsewhere = Path("elsewhere")
-    monkeypatch.setattr(certificate, "code_sha256", lambda *patterns, root=ROOT: asked.setdefault(root, []).extend(patterns) or "0")
-    certificate._key(dataclasses.replace(context, root=elsewhere), CELL, subject(CELL.model), (), "3.11.7", PACKAGES)
-    covered, examined = (
-        {str(path.relative_to(ROOT)) for pattern in asked[root] for path in ROOT.glob(pattern)} for root in (ROOT, elsewhere)
-    )
-    needed = {
-        "impls/onnx/layers.py",
-        "impls/onnx/runtime.py",
-        "impls/implementation.py",
-        "impls/weights/file.py",
-        "impls/weights/folding.py",
-    }
-    assert examined >= needed
-    assert covered >= {"suites/equivalence/probes.py", "suites/equivalence/tiers.py", "suites/harness/worker.py"}
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second checkout."""
+    root = tmp_path_factory.mktemp("sources")
+    for folder in ("impls", "suites", "results"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "*.jsonl", "*.safetensors"))
+    return root
+
+
+BOTH, TRAINING, NONE = {"inference", "training"}, {"training"}, set[str]()
+
+
+@pytest.mark.parametrize(
+    ("name", "purposes"),
+    [
+        ("impls/onnx/layers.py", BOTH),
+        ("impls/onnx/impl.toml", BOTH),
+        ("impls/onnx/requirements-cpu.txt", BOTH),
+        ("impls/weights/folding.py", BOTH),
+        ("impls/oracle/local.py", BOTH),
+        ("suites/equivalence/certificate.py", BOTH),
+        ("suites/equivalence/tiers.py", BOTH),
+        ("suites/harness/inputs.py", BOTH),
+        ("suites/harness/worker.py", BOTH),
+        ("impls/oracle/backward_masks.py", TRAINING),
+        ("suites/equivalence/timed_masks.py", TRAINING),
+        ("impls/jax/layers.py", NONE),
+        ("suites/harness/turns.py", NONE),
+        ("suites/regression.py", NONE),
+    ],
+)
+def test_code_that_a_certificate_depends_on(
+    context: Context, sources: Path, monkeypatch: pytest.MonkeyPatch, name: str, purposes: set[str]
+) -> None:
+    """What examines and what runs in the worker; not another implementation, nor what measures."""
+    monkeypatch.setattr(certificate, "ROOT", sources)
+    context = dataclasses.replace(context, manifests=find(sources), root=sources)
+
+    def keys() -> dict[documents.Purpose, str]:
+        closure.closure_sha256.cache_clear()
+        return {purpose: key_of(context, purpose) for purpose in typing.get_args(documents.Purpose)}
+
+    before, text = keys(), (sources / name).read_text(encoding="utf-8")
+    (sources / name).write_text(f"{text}\nx = 1\n", encoding="utf-8")
+    after = keys()
+    (sources / name).write_text(text, encoding="utf-8")
+    assert {purpose for purpose in before if before[purpose] != after[purpose]} == purposes
+
+
+def test_the_examined_revision_counts(context: Context, sources: Path) -> None:
+    """What runs in the worker is its, what judges is this checkout's."""
+    context = dataclasses.replace(context, manifests=find(sources), root=sources)
+    before = key_of(context)
+    changed = {name: (sources / name).read_text(encoding="utf-8") for name in ("impls/onnx/layers.py", "suites/equivalence/tiers.py")}
+    keys = []
+    for name, text in changed.items():
+        (sources / name).write_text(f"{text}\nx = 1\n", encoding="utf-8")
+        closure.closure_sha256.cache_clear()
+        keys.append(key_of(context))
+        (sources / name).write_text(text, encoding="utf-8")
+    assert keys[0] != before
+    assert keys[1] == before
+
+
+def key_of(context: Context, purpose: documents.Purpose = "inference") -> str:
+    return certificate._key(context, CELL, subject(CELL.model), (), "3.11.7", PACKAGES, purpose)
 
 
 def test_a_worker_that_fails_to_start_is_a_row(context: Context) -> None:

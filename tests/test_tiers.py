@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from impls import models
-from impls.oracle import forward, rounding
+from impls.oracle import forward, local, rounding
 from impls.oracle.rounding import Envelope
 from impls.spec import Conv2d, Linear, layers, walk
 from impls.weights import synthesis
@@ -29,6 +29,7 @@ from suites.equivalence.tiers import (
     identity,
     local_rounding,
     meaning,
+    meaning_of_layers,
     rounding_noise,
 )
 from suites.harness.reference import held
@@ -301,15 +302,15 @@ def local_taps() -> tuple[Taps, npt.NDArray[np.float32], Taps]:
     return weights, images, {name: tap.astype(np.float32) for name, tap in forward.taps(MODEL, weights, images).items()}
 
 
-def forced(weights: Taps, images: Array, name: str, compute: Callable[..., Array]) -> Taps:
-    """Taps whose layer ``name`` is computed by ``compute(layer, inputs, tensors, taps so far)``, every one stored in float32."""
+def forced(weights: Taps, images: Array, name: str, compute: Callable[..., Array], store: Any = np.float32) -> Taps:
+    """Taps whose layer ``name`` is computed by ``compute(layer, inputs, tensors, taps so far)``, every one stored in this type."""
     taps: Taps = {}
 
     def apply(layer: Any, *inputs: Array) -> Array:
         tensors = forward.tensors_of(layer, weights)
         wide = tuple(x.astype(np.float64) for x in inputs)
         output = compute(layer, wide, tensors, taps) if layer.name == name else forward.evaluate(layer, wide, tensors)
-        taps[layer.name] = output.astype(np.float32)
+        taps[layer.name] = output.astype(store)
         return taps[layer.name]
 
     walk(MODEL.body, apply, images)
@@ -353,13 +354,40 @@ def test_the_wire_that_is_wrong_is_named() -> None:
     assert (tier.passed, tier.reason) == (False, "layer1.0.conv2 reads layer1.0.bn1, not layer1.0.relu1")
 
 
-def test_taps_that_are_missing_or_not_finite_break_local_rounding() -> None:
+def test_layers_alone_in_float64() -> None:
+    """An error that a layer was given is not its own, so no tap but the wrong one fails; one that reads another tap is wrong too."""
+    weights, images = net()
+    taps = forward.taps(MODEL, weights, images)
+
+    def off(layer: Any, inputs: tuple[Array, ...], tensors: Taps, taps: Taps) -> Array:
+        return 1.001 * forward.evaluate(layer, inputs, tensors)
+
+    assert meaning_of_layers(MODEL, weights, images, taps).passed
+    wrong = forced(weights, images, "layer2.0.conv1", off, np.float64)
+    tier = meaning_of_layers(MODEL, weights, images, wrong)
+    assert (tier.passed, tier.worst_tap) == (False, "layer2.0.conv1")
+    expected = local.forced(MODEL, weights, images, wrong)
+    assert [name for name, right in expected.items() if not np.array_equal(right, wrong[name])] == ["layer2.0.conv1"]
+
+    def reads_before_the_relu(layer: Any, inputs: tuple[Array, ...], tensors: Taps, taps: Taps) -> Array:
+        return forward.evaluate(layer, (taps["layer1.0.bn1"],), tensors)
+
+    tier = meaning_of_layers(MODEL, weights, images, forced(weights, images, "layer1.0.conv2", reads_before_the_relu, np.float64))
+    assert (tier.passed, tier.worst_tap) == (False, "layer1.0.conv2")
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [lambda *given: local_rounding(MODEL, *given, "fp32"), lambda *given: meaning_of_layers(MODEL, *given)],
+    ids=["rounding", "meaning"],
+)
+def test_taps_that_are_missing_or_not_finite_break_what_judges_layers(judge: Callable[..., Tier]) -> None:
     """Nothing is judged, and the tap is named."""
     weights, images, taps = local_taps()
     taps["bn1"][0, 0, 0, 0] = np.nan
-    assert local_rounding(MODEL, weights, images, taps, "fp32").reason == "bn1: holds values that are not finite"
+    assert judge(weights, images, taps).reason == "bn1: holds values that are not finite"
     del taps["conv1"]
-    tier = local_rounding(MODEL, weights, images, taps, "fp32")
+    tier = judge(weights, images, taps)
     assert (tier.passed, tier.elements, tier.reason) == (False, 0, "conv1: the tap is missing")
 
 

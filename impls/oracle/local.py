@@ -118,6 +118,18 @@ def local_rounding(
     return tuple(_judge_on(layer, producers[layer.name], found, weights, precision, chance) for layer in spec.layers(model.body))
 
 
+def forced(
+    model: ModelSpec, weights: Mapping[str, npt.NDArray[Any]], images: npt.NDArray[Any], taps: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, Array]:
+    """Every layer's output in float64 on the implementation's own inputs; arguments and errors as :func:`local_rounding`."""
+    check(model, weights, images)
+    check_taps(spec.tap_shapes(model, images.shape[0], *images.shape[2:]), taps)
+    producers, found = _producers(model), {**taps, IMAGES: images}
+    return {
+        layer.name: evaluate(layer, _inputs(producers[layer.name], found), tensors_of(layer, weights)) for layer in spec.layers(model.body)
+    }
+
+
 def misread(
     model: ModelSpec,
     weights: Mapping[str, npt.NDArray[Any]],
@@ -166,8 +178,13 @@ def _judge_on(
     precision: str,
     chance: float,
 ) -> TapRounding:
-    arrays = tuple(np.asarray(found[name], dtype=np.float64) for name in inputs)
-    return judge(layer, arrays, np.asarray(found[layer.name], dtype=np.float64), tensors_of(layer, weights), precision, chance)
+    return judge(
+        layer, _inputs(inputs, found), np.asarray(found[layer.name], dtype=np.float64), tensors_of(layer, weights), precision, chance
+    )
+
+
+def _inputs(names: tuple[str, ...], found: Mapping[str, npt.NDArray[Any]]) -> tuple[Array, ...]:
+    return tuple(np.asarray(found[name], dtype=np.float64) for name in names)
 
 
 def check_taps(shapes: Mapping[str, spec.Shape], taps: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from impls import models
-from impls.implementation import CannotError, Sgd, check_training
+from impls.implementation import ROOT, CannotError, Sgd, check_training
 from impls.oracle import lattice
 from impls.oracle.local import EDGES
 from impls.oracle.training import State
@@ -40,27 +40,17 @@ from suites.equivalence.tiers import Tier
 from suites.equivalence.trainer import Batch, LiveTrainer
 from suites.equivalence.training import TrainingExamination
 from suites.equivalence.workers import Workers
+from suites.harness.closure import closure_sha256, implementation_sha256
 from suites.harness.context import Context, Subject
 from suites.harness.environments import cache_root
 from suites.harness.process import WorkerError
 from suites.harness.reference import code_sha256, oracle_sha256
 
-IMPLEMENTATIONS = ("impls/**/*.py", "impls/**/*.toml")
-"""The code that runs in workers, of the revision that is examined; an implementation may use another's, so all count."""
-
-CODE = (
-    "impls/implementation.py",
-    "results/certificate.py",
-    "suites/zoo/**/*.py",
-    *(
-        f"suites/equivalence/{name}.py"
-        for name in ("certificate", "examination", "probes", "tiers", "trainer", "training", "training_probes", "workers")
-    ),
-    "suites/harness/inputs.py",
-    "suites/harness/reference.py",
-    "suites/harness/worker.py",
-)
-"""The rest of the code that a certificate depends on, of this checkout; the oracle has a hash of its own."""
+JUDGES: Mapping[Purpose, tuple[str, ...]] = {
+    "inference": ("suites.equivalence.examination", "suites.harness.worker"),
+    "training": ("suites.equivalence.training", "suites.equivalence.trainer", "suites.harness.worker"),
+}
+"""The modules that examine; a certificate depends on all that they import, the oracle with it."""
 
 LARGE_PARAMETERS = 60_000_000
 """From which on one implementation is examined at a time: each process holds its 0.2 GB of weights, VGG's 0.6, several times."""
@@ -245,8 +235,7 @@ def _examine(
             "weights": about.weights_sha256,
             "inputs": about.inputs.sha256,
             "oracle": oracle_sha256(),
-            "code": code_sha256(*CODE),
-            "implementations": code_sha256(*IMPLEMENTATIONS, root=context.root),
+            **_code(context, cell, purpose),
         },
     )
 
@@ -277,14 +266,21 @@ def _key(
         about.inputs.sha256,
         [dataclasses.astuple(probe) for probe in asked],
         context.threads,
-        oracle_sha256(),
-        code_sha256(*CODE),
-        code_sha256(*IMPLEMENTATIONS, root=context.root),
+        _code(context, cell, purpose),
         sorted(packages.items()),
         python,
         context.run.machine["machine_id"],
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _code(context: Context, cell: Cell, purpose: Purpose) -> dict[str, str]:
+    """Hashes of the code that judges, which is this checkout's, and of the implementation's, which is that of the examined revision."""
+    own = code_sha256("suites/equivalence/certificate.py", root=ROOT)
+    return {
+        "code": hashlib.sha256((own + closure_sha256((ROOT,), *JUDGES[purpose])).encode()).hexdigest(),
+        "implementation": implementation_sha256((context.root, ROOT), context.manifests[cell.implementation], cell.device),
+    }
 
 
 def _read_kept(path: Path, key: str) -> Certificate | None:

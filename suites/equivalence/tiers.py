@@ -91,6 +91,15 @@ def meaning(expected: Arrays, found: Arrays) -> Tier:
     return compare(expected, found, MEANING_BOUND, error)
 
 
+def meaning_of_layers(model: ModelSpec, weights: Arrays, images: npt.NDArray[Any], taps: Arrays) -> Tier:
+    """E2 where a network enlarges float64's own rounding: every tap against the oracle's layer on the implementation's own inputs."""
+    try:
+        expected = local.forced(model, weights, images, taps)
+    except TapError as unfit:
+        return _failed(str(unfit), MEANING_BOUND, unfit.tap)
+    return meaning(expected, taps)
+
+
 def identity(expected: Arrays, found: Mapping[str, Mapping[str, Any]]) -> Tier:
     """E0: type, shape and SHA-256 of every tensor that the framework holds, against the tensors it was given."""
     if missing := [name for name in expected if name not in found]:
