@@ -61,10 +61,12 @@ class Examiner:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tiers: dict[str, Tier] = PASSED
         self.held = 0
-        monkeypatch.setattr(Examination, "run", lambda examination: self.run())
+        self.meanings: list[Tier | None] = []
+        monkeypatch.setattr(Examination, "run", lambda examination, meaning: self.run(meaning))
 
-    def run(self) -> tuple[dict[str, Tier], dict[str, object]]:
+    def run(self, meaning: Tier | None) -> tuple[dict[str, Tier], dict[str, object]]:
         self.held += 1
+        self.meanings.append(meaning)
         return self.tiers, {"threads": 2}
 
 
@@ -241,19 +243,29 @@ def test_plain_nets_of_110_layers_enlarge_rounding(context: Context) -> None:
     assert noises[2] > MEANING_BOUND
 
 
-@pytest.mark.parametrize("limit", ["LARGE_PARAMETERS", "LARGE_TAPS", None])
-def test_of_large_networks_one_worker_lives(context: Context, monkeypatch: pytest.MonkeyPatch, limit: str | None) -> None:
-    """Each network's answers are let go before the next; workers of a large one are alone, and end with it."""
+@pytest.mark.parametrize("constant", ["LARGE_PARAMETERS", "LARGE_TAPS", "MIDDLING_PARAMETERS", None])
+def test_workers_of_larger_networks_end_earlier(context: Context, monkeypatch: pytest.MonkeyPatch, constant: str | None) -> None:
+    """Each network's answers are let go before the next; a larger one's workers end with it, those of a large one live one at a time."""
     Examiner(monkeypatch)
     happened: list[str] = []
     monkeypatch.setattr(certificate, "forget", lambda: happened.append("forget"))
-    monkeypatch.setattr(certificate.Workers, "dismiss", lambda workers: happened.append(f"dismiss, alone {workers.alone}"))
-    if limit:
-        monkeypatch.setattr(certificate, limit, 1)
+    monkeypatch.setattr(certificate.Workers, "dismiss", lambda workers: happened.append(f"dismiss, limit {workers.limit}"))
+    if constant:
+        monkeypatch.setattr(certificate, constant, 1)
     cells = [CELL, dataclasses.replace(CELL, model="cifar_plain8")]
     assert list(certificate.certificates_for(context, cells, (1,))) == cells
-    each = [*2 * ["dismiss, alone True"], "forget"] if limit else ["forget"]
-    assert happened == [*each, *each, f"dismiss, alone {limit is not None}"]
+    limit = 1 if constant and constant.startswith("LARGE") else 2
+    each = [*{None: 0, "MIDDLING_PARAMETERS": 1}.get(constant, 2) * [f"dismiss, limit {limit}"], "forget"]
+    assert happened == [*each, *each, f"dismiss, limit {limit}"]
+
+
+def test_meaning_is_asked_once_for_all_precisions(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E2 is in float64 whatever the precision is, so a mode's holds for all of them; not another mode's or model's."""
+    examiner = Examiner(monkeypatch)
+    changed = ({}, {"precision": "fp64"}, {"mode": "other"}, {"mode": "other", "precision": "fp64"}, {"model": "cifar_plain8"})
+    cells = [dataclasses.replace(CELL, **each) for each in changed]
+    certificate.certificates_for(context, cells, (1,))
+    assert examiner.meanings == [None, PASSED["E2"], None, PASSED["E2"], None]
 
 
 def test_training_takes_more_memory() -> None:
@@ -404,7 +416,7 @@ def test_a_worker_that_fails_to_start_is_a_row(context: Context) -> None:
 def test_a_lattice_that_cannot_be_is_not_certified(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no exact probe exists there is no certificate, and the row says so."""
 
-    def none(examination: Examination) -> None:
+    def none(examination: Examination, meaning: Tier | None) -> None:
         raise lattice.LatticeError("averages 3x3 = 9 values")
 
     monkeypatch.setattr(Examination, "run", none)
@@ -448,9 +460,17 @@ def test_an_error_of_one_ends_all(three: Context, monkeypatch: pytest.MonkeyPatc
     assert len(ended) >= len(CELLS)
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_the_worker_before_is_stopped_or_ended(context: Context, monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
-    """Two precisions in turn: stopped ones go on, ended ones are started again."""
+@pytest.mark.parametrize(
+    ("limit", "alive", "done"),
+    [
+        (1, [False, False, False, False, True], ["resume", "pause"]),
+        (2, [True, False, False, True], ["resume", "pause", "resume", "pause", "resume", "pause"]),
+    ],
+)
+def test_the_workers_before_are_stopped_or_ended(
+    context: Context, monkeypatch: pytest.MonkeyPatch, limit: int, alive: list[bool], done: list[str]
+) -> None:
+    """Precisions in turn: stopped ones go on, and of more than may live the one that was not asked for the longest ends."""
 
     class Process:
         """Keeps what was done to it."""
@@ -475,12 +495,13 @@ def test_the_worker_before_is_stopped_or_ended(context: Context, monkeypatch: py
     started: list[Process] = []
     monkeypatch.setattr(Context, "launch", Process)
     workers = certificate.Workers(context)
-    workers.alone = alone
-    for precision in ("fp64", "fp32", "fp64"):
+    workers.limit = limit
+    for precision in ("fp64", "fp32", "fp64", "bf16", "fp64") if limit == 1 else ("fp64", "fp32", "fp64", "bf16", "fp64", "fp16"):
         workers.get(CELL, precision)
-    assert len(started) == (3 if alone else 2)
-    assert [process.alive for process in started] == ([False, False, True] if alone else [True, True])
-    assert started[0].done == (["resume"] if alone else ["resume", "pause", "resume"])
+    assert [process.alive for process in started] == alive
+    assert started[0].done == done
+    workers.get(dataclasses.replace(CELL, implementation="jax"), "fp32")
+    assert [process.alive for process in started] == [*alive, True]
 
 
 def test_ended_workers_start_no_other(context: Context) -> None:

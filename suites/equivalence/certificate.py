@@ -39,7 +39,7 @@ from suites.equivalence.examination import Examination, forget
 from suites.equivalence.tiers import Tier
 from suites.equivalence.trainer import Batch, LiveTrainer
 from suites.equivalence.training import TrainingExamination
-from suites.equivalence.workers import Workers
+from suites.equivalence.workers import LIVE, Workers
 from suites.harness.closure import closure_sha256, implementation_sha256
 from suites.harness.context import Context, Subject
 from suites.harness.environments import cache_root
@@ -54,6 +54,9 @@ JUDGES: Mapping[Purpose, tuple[str, ...]] = {
 
 LARGE_PARAMETERS = 60_000_000
 """From which on one implementation is examined at a time: each process holds its 0.2 GB of weights, VGG's 0.6, several times."""
+
+MIDDLING_PARAMETERS = 20_000_000
+"""From which on an implementation's workers end when it is through with the model: a stopped one of ResNet-50 keeps 0.4 to 0.9 GB."""
 
 LARGE_TRAINED = 20_000_000
 """The same for training, where a free run is held against eight runs of the oracle, whose weights and velocities in float64 are 128 bytes a
@@ -87,15 +90,16 @@ def certificates_for(
 
     def certify(arms: Sequence[Cell]) -> None:
         workers = staffs[arms[0].implementation]
+        meanings: dict[str, Tier] = {}
         for cell in arms:
             what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
             context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({len(certificates) + 1} of {len(cells)})")
-            record = _certify_one(context, workers, cell, batch_sizes, purpose, thorough=thorough)
+            record = _certify_one(context, workers, cell, batch_sizes, purpose, meanings, thorough=thorough)
             if stopped.is_set():  # what failed then failed because its worker was ended
                 return
             context.store.append(record)
             certificates[cell] = record
-        if workers.alone:
+        if workers.limit == 1 or parameter_count(models.get(arms[0].model)) >= MIDDLING_PARAMETERS:
             workers.dismiss()
 
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
@@ -103,7 +107,7 @@ def certificates_for(
             for model, arms in by_model.items():
                 large = is_large(models.get(model), purpose)
                 for workers in staffs.values():
-                    workers.alone = large
+                    workers.limit = 1 if large else LIVE
                     if large:
                         workers.dismiss()
                 for _ in (one if large else two).map(certify, arms.values()):
@@ -131,9 +135,12 @@ def _certify_one(
     cell: Cell,
     batch_sizes: tuple[int, ...],
     purpose: Purpose = "inference",
+    meanings: dict[str, Tier] | None = None,
     *,
     thorough: bool = False,
 ) -> Record:
+    """``meanings`` holds the E2 of modes of this implementation and model, which no precision changes, and gets this mode's."""
+    meanings = {} if meanings is None else meanings
     about, manifest, suite = context.subject(cell.model), context.manifests[cell.implementation], SUITES[purpose]
     if purpose == "training":
         about = training.in_training(about)
@@ -149,7 +156,7 @@ def _certify_one(
         kept = cache_root() / "certificates" / f"{key}.json"
         certificate = _read_kept(kept, key)
         if certificate is None:
-            certificate = _examine(context, workers, cell, about, asked, purpose, thorough, key, python, packages)
+            certificate = _examine(context, workers, cell, about, asked, purpose, thorough, key, python, packages, meanings)
             if certificate.passed:
                 documents.save(kept, certificate)
     except CannotError as error:
@@ -195,6 +202,7 @@ def _examine(
     key: str,
     python: str,
     packages: Mapping[str, str],
+    meanings: dict[str, Tier],
 ) -> Certificate:
     """The certificate of an arm, whatever it says."""
     taps = context.manifests[cell.implementation].taps
@@ -202,13 +210,15 @@ def _examine(
     excused: dict[str, str] = {}
     tiers: Mapping[str, Tier]
     if purpose == "inference":
-        tiers, settings = Examination(context, workers, cell, about, asked).run()
+        tiers, settings = Examination(context, workers, cell, about, asked).run(meanings.get(cell.mode))
         compared = "every tap and the logits" if taps else "the logits"
         excused = {} if taps else {"E3": "it shows no intermediate outputs"}
     else:
-        tiers = _training(context, workers, cell, about).run()
+        tiers = _training(context, workers, cell, about).run(meanings.get(cell.mode))
         settings = training.settings(context.subject(cell.model).model)
         compared = "taps, cotangents, gradients, masks, running statistics, parameters and momentum buffers"
+    if "E2" in tiers:
+        meanings[cell.mode] = tiers["E2"]
     return Certificate(
         schema_version=documents.SCHEMA_VERSION,
         purpose=purpose,
