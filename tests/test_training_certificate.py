@@ -368,7 +368,8 @@ def test_a_sound_run_stays_within_reach() -> None:
     generator = np.random.Generator(np.random.PCG64(1))
     runs, before = [start] * 8, start
     distances: list[list[float]] = [[] for _ in runs]
-    for batch, right in zip(training.batches(about)[: len(limits)], training.sound_run(about), strict=False):
+    for step, batch in enumerate(training.batches(about)[: len(limits)]):
+        right = training.sound_run(about).after(step)
         _, noise = training.step_noise(about.model, before.weights, batch.images, batch.labels, 0.1, training.arithmetic("fp32"))
         runs = [training.noisy_step(about.model, each, batch, noise, generator) for each in runs]
         for far, each in zip(distances, runs, strict=True):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,8 +147,7 @@ class TrainingExamination:
         given, fresh = batches(self.subject), at_rest(start)
         trainer = self._trainer("fp64", fresh, SGD)
         trainer.steps(given, [TRAJECTORY_RATE] * len(given))
-        (right,) = deque(sound_steps(self.subject) if is_large(self.subject.model) else sound_run(self.subject), maxlen=1)
-        far = distance(fresh, right, trainer.state())
+        far = distance(fresh, sound_end(self.subject), trainer.state())
         elements = sum(buffer.size for buffer in fresh.momentum.values())
         passed = far <= TRAJECTORY_BOUND
         reason = f"after {len(given)} steps the parameters are {far:.3g} of their way apart (bound {TRAJECTORY_BOUND:g})"
@@ -220,9 +220,9 @@ class TrainingExamination:
         limits = reach(self.subject, self.precision, 1)
         trainer = self._trainer(self.precision, fresh, SGD)
         distances = []
-        for batch, right in zip(given[: len(limits)], sound_run(self.subject), strict=False):
+        for step, batch in enumerate(given[: len(limits)]):
             trainer.steps([batch], [TRAJECTORY_RATE])
-            distances.append(distance(fresh, right, trainer.state()))
+            distances.append(distance(fresh, sound_run(self.subject).after(step), trainer.state()))
         if _outside(distances, limits) is not None:
             limits = reach(self.subject, self.precision, ROUNDS)
         return followed(distances, limits, sum(buffer.size for buffer in fresh.momentum.values()))
@@ -351,9 +351,30 @@ def sound_steps(subject: Subject) -> Iterator[State]:
 
 
 @shared(maxsize=2)
-def sound_run(subject: Subject) -> tuple[State, ...]:
-    """All of ``sound_steps``, the same for all arms."""
-    return tuple(sound_steps(subject))
+def sound_end(subject: Subject) -> State:
+    """The last of ``sound_steps``, the same for all arms."""
+    (end,) = deque(sound_steps(subject), maxlen=1)
+    return end
+
+
+class SoundRun:
+    """``sound_steps`` as far as they were asked for: rounding takes over long before the end where networks are large."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._steps = sound_steps(subject)
+        self._taken: list[State] = []
+        self._lock = threading.Lock()
+
+    def after(self, step: int) -> State:
+        """The state after the step with this number; the first is 0."""
+        with self._lock:
+            while len(self._taken) <= step:
+                self._taken.append(next(self._steps))
+            return self._taken[step]
+
+
+sound_run = shared(maxsize=2)(SoundRun)
+"""The same for all arms."""
 
 
 def reach(subject: Subject, precision: str, rounds: int) -> tuple[float, ...]:
@@ -363,24 +384,34 @@ def reach(subject: Subject, precision: str, rounds: int) -> tuple[float, ...]:
 
 @shared(maxsize=2 * ROUNDS)
 def astray(subject: Subject, precision: str, seed: int) -> tuple[float, ...]:
-    """``reach`` of one round of ``COARSE_RUNS``, the same for all arms.
-
-    Noise is predicted in every step where the sound run is, and decides at ReLUs and pools as it happens to.
-    """
-    model, start, rules = subject.model, at_rest(begin(subject)), arithmetic(precision)
-    coarse = dataclasses.replace(rules, operand=COARSER * rules.operand, accumulate=COARSER * rules.accumulate)
-    generator = np.random.Generator(np.random.PCG64([SEED, seed]))
-    before, runs, farthest = start, [start] * COARSE_RUNS, []
-    for batch, right in zip(batches(subject), sound_run(subject), strict=True):
-        _, noise = step_noise(model, before.weights, batch.images, batch.labels, SGD.label_smoothing, coarse)
-        for place, each in enumerate(runs):
-            runs[place] = noisy_step(model, each, batch, noise, generator)
-        grown = max(distance(start, right, each) for each in runs)
-        if not grown < GROWN:
-            break
-        farthest.append(grown)
-        before = right
+    """``reach`` of one round of ``COARSE_RUNS``, the same for all arms. One run at a time, for each is two states and their velocities."""
+    farthest = [0.0] * TRAJECTORY_STEPS
+    for run in range(COARSE_RUNS):
+        generator = np.random.Generator(np.random.PCG64([SEED, seed, run]))
+        farthest = [max(pair) for pair in zip(farthest, _coarse_run(subject, precision, generator, len(farthest)), strict=False)]
     return tuple(farthest)
+
+
+def _coarse_run(subject: Subject, precision: str, generator: np.random.Generator, steps: int) -> Iterator[float]:
+    """How far a run whose every operation errs is from the sound one after each step, as long as that is below ``GROWN``."""
+    start = at_rest(begin(subject))
+    state = start
+    for step, batch in enumerate(batches(subject)[:steps]):
+        state = noisy_step(subject.model, state, batch, _coarse_noise(subject, precision, step), generator)
+        far = distance(start, sound_run(subject).after(step), state)
+        if not far < GROWN:
+            return
+        yield far
+
+
+@shared(maxsize=TRAJECTORY_STEPS)
+def _coarse_noise(subject: Subject, precision: str, step: int) -> StepNoise:
+    """The noise of a step, predicted where the sound run is; a coarse run decides at ReLUs and pools as its own noise has it."""
+    rules = arithmetic(precision)
+    coarse = dataclasses.replace(rules, operand=COARSER * rules.operand, accumulate=COARSER * rules.accumulate)
+    before = sound_run(subject).after(step - 1) if step else begin(subject)
+    batch = batches(subject)[step]
+    return step_noise(subject.model, before.weights, batch.images, batch.labels, SGD.label_smoothing, coarse)[1]
 
 
 def noisy_step(model: ModelSpec, state: State, batch: Batch, noise: StepNoise, generator: np.random.Generator) -> State:
