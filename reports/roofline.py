@@ -80,7 +80,7 @@ def _training_macs(cell: Cell) -> int:
     Raises:
         UnknownModelError: the checkout has no such model.
     """
-    return sum(kernel.macs for kernel in training_kernels(models.get(cell.model), "fused", cell.batch_size or 1))
+    return sum(kernel.macs for kernel in training_kernels(models.in_training(models.get(cell.model)), "fused", cell.batch_size or 1))
 
 
 def _matching(record: Record, known: list[Record], machine: Mapping[str, object]) -> Bound | None:
@@ -131,7 +131,8 @@ def line_s(
     Raises:
         UnknownModelError: the checkout has no such model.
     """
-    launched = (training_kernels if training else kernels)(models.get(model), line, batch_size)
+    known = models.get(model)
+    launched = training_kernels(models.in_training(known), line, batch_size) if training else kernels(known, line, batch_size)
     return least_time_s(launched, PRECISIONS[precision].storage_bytes, flops_per_s, bytes_per_s)
 
 

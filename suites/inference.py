@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from results.record import Cell, Record, Suite
+from suites.harness import requests
 from suites.harness.context import Context, Seeds
 from suites.harness.inputs import ring_size
 from suites.harness.plan import Effort
@@ -104,7 +105,7 @@ def record_of(
 ) -> Record:
     """The record of what one process gave of one cell; ``data`` joins what stands beside the samples."""
     cell = entrant.cell
-    about = entrant.context.subject(cell.model)
+    about = requests.subject(entrant.context, cell)
     fields: dict[str, object] = {
         "process": seeds.as_record(),
         "certificate_id": certificate_id,

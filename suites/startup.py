@@ -76,7 +76,7 @@ def _cold(context: Context, cell: Cell, index: int, certificate_id: str, caches:
     Whether the caches are filled now; a failure is a record.
     """
     context.say(f"start-up with empty caches of {cell.implementation} {cell.mode} {cell.model} batch {cell.batch_size}")
-    about, seeds = context.subject(cell.model), Seeds(index, secrets.randbits(31))
+    about, seeds = requests.subject(context, cell), Seeds(index, secrets.randbits(31))
     fields: dict[str, Any] = {
         "process": seeds.as_record(),
         "certificate_id": certificate_id,
@@ -105,7 +105,7 @@ def _built(context: Context, cell: Cell, worker: WorkerProcess) -> tuple[Mapping
 def _one(
     context: Context, cell: Cell, index: int, certificate_id: str, afterwards: Afterwards, *, times: bool, caches: Path | None
 ) -> None:
-    about = context.subject(cell.model)
+    about = requests.subject(context, cell)
     seeds = Seeds(index, secrets.randbits(31))
     fields: dict[str, Any] = {
         "process": seeds.as_record(),

@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 
 from impls.implementation import TRAINING_PRECISIONS, find
+from impls.spec import parameter_count
+from impls.weights import file
 from reports import frame
 from results.record import Cell
+from results.store import Store
 from results.timing import of
-from suites.harness import audits, inputs, plan
+from suites.harness import audits, inputs, plan, requests
+from suites.harness.context import Context
+from suites.harness.environments import Interpreters
 from tests.checkouts import BRIEF, Checkout, bench, records
 from tests.test_bench_gpu import CARD
 
@@ -22,7 +27,7 @@ from suites.harness import noise
 noise.flags = lambda seen: ()  # whatever else this machine does, no block is dropped
 from suites.equivalence import training
 from suites.equivalence.tiers import Tier
-def run(self):
+def run(self, meaning):
     return {name: Tier(True, 1, 1.0, "", 0.0, None) for name in ("E2", "E3", "E5")}
 training.TrainingExamination.run = run
 """
@@ -30,7 +35,7 @@ training.TrainingExamination.run = run
 REFUSED = """
 from suites.equivalence import training
 from suites.equivalence.tiers import Tier
-training.TrainingExamination.run = lambda self: {"E2": Tier(False, 1, 1.0, "loss", 2.0, "loss: off by 2")}
+training.TrainingExamination.run = lambda self, meaning: {"E2": Tier(False, 1, 1.0, "loss", 2.0, "loss: off by 2")}
 """
 
 CAUGHT = {
@@ -171,13 +176,26 @@ def test_what_is_for_inference_alone(asked: dict[str, Any]) -> None:
 
 
 def test_what_cannot_be_trained_is_named_by_its_word() -> None:
-    """A model with dropout, asked for by name, is the model's fault; a precision the precision's."""
-    models = plan.make(plan.Request(training=True, models=("alexnet",), implementations=("jax",)), find())
-    assert not models.cells
-    assert models.skips[0].by_name
-    assert "dropout" in models.skips[0].reason
+    """A precision, asked for by name, is the precision's fault; a model with dropout is trained without."""
+    assert plan.make(plan.Request(training=True, models=("alexnet",), implementations=("jax",)), find()).cells
     half = plan.make(plan.Request(training=True, precisions=("bf16",), implementations=("jax",)), find())
     assert half.skips[0].by_name
+
+
+def test_what_is_timed_is_the_network_that_is_trained(tmp_path: Path) -> None:
+    """With the heads that it is trained with, in a weight file of its own; any other is the file that inference is timed with."""
+    store = Store(tmp_path)
+    context = Context(find(), Interpreters(find(), (), "cpu", {}), store, store.create_run({}, {}), threads=1, smoke=False, say=print)
+    cells = [Cell("jax", "jit", name, "fp32", "cpu", 2, "device", "training", 1) for name in ("googlenet", "cifar_resnet8")]
+    google, resnet = (requests.subject(context, cell) for cell in cells)
+    _, asked = requests.prepare(context, cells[0], "cell")
+    held = file.load(Path(asked["weights"]))
+    assert held.model.auxiliary_weights == (0.3, 0.3)
+    assert file.tensor_sha256(held.weights) == google.weights_sha256 != context.subject("googlenet").weights_sha256
+    assert google.as_record("fp32", 2)["parameters"] == parameter_count(held.model)
+    assert requests.subject(context, cells[0]).path == google.path
+    assert resnet is context.subject("cifar_resnet8")
+    assert requests.subject(context, dataclasses.replace(cells[0], scenario="offline")) is context.subject("googlenet")
 
 
 def test_labels_go_with_their_images(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from results import statistics
 from results.record import Cell
 from results.timing import Audit, SecondClock
 from suites.equivalence.tiers import check_ring
+from suites.harness import requests
 from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, Context
 from suites.harness.process import WorkerProcess
@@ -84,7 +85,7 @@ def trained(worker: WorkerProcess, handle: str, context: Context, cell: Cell) ->
     """
     out = context.scratch / f"kept-{worker.pid}.safetensors"
     worker.call("kept", CALL_TIMEOUT_S, handle=handle, out=str(out))
-    learnt = worker.call("learnt", CALL_TIMEOUT_S, handle=handle, weights=str(context.subject(cell.model).path))
+    learnt = worker.call("learnt", CALL_TIMEOUT_S, handle=handle, weights=str(requests.subject(context, cell).path))
     return judge_trained(load_file(out)["logits"], **learnt)
 
 

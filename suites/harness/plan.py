@@ -358,7 +358,7 @@ def training_reason(manifest: Manifest, model: ModelSpec, precision: str) -> tup
         return f"{manifest.title} has no training", "implementation"
     for tried, cause in ((TRAINING_PRECISIONS[0], "model"), (precision, "precision")):
         try:
-            check_training(model, tried, (2, *model.input_chw))
+            check_training(models.in_training(model), tried, (2, *model.input_chw))
         except CannotError as error:
             return str(error), cause
     return None
