@@ -56,7 +56,7 @@ LARGE_PARAMETERS = 60_000_000
 """From which on one implementation is examined at a time: each process holds its 0.2 GB of weights, VGG's 0.6, several times."""
 
 MIDDLING_PARAMETERS = 20_000_000
-"""From which on an implementation's workers end when it is through with the model: a stopped one of ResNet-50 keeps 0.4 to 0.9 GB."""
+"""From which on an implementation's workers end when it is through with a precision: a stopped one of ResNet-50 keeps 0.4 to 0.9 GB."""
 
 LARGE_TRAINED = 20_000_000
 """The same for training, where a free run is held against eight runs of the oracle, whose weights and velocities in float64 are 128 bytes a
@@ -64,6 +64,9 @@ parameter, and against eight states of a sound one, 64 bytes."""
 
 LARGE_TAPS = 50_000_000
 """Elements of the probe's taps from which on the same holds: they are 0.4 GB in float64. CIFAR's ResNet-1202 has 80 million."""
+
+Arm = tuple[str, str, str]
+"""Implementation, mode and model."""
 
 SUITES: Mapping[Purpose, Suite] = {"inference": "equivalence", "training": "training_equivalence"}
 """The records that certificates are stored as."""
@@ -79,18 +82,18 @@ def certificates_for(
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
     examined at a time, for most of it is starting and compiling on one core (one, whose workers end before the next one's start, where a
-    network ``is_large``), and all of one model before the next, for they share the oracle's answers, which are then forgotten.
+    network ``is_large``), and all of one model and precision before the next: they share the oracle's answers, which are then forgotten.
     """
-    by_model: dict[str, dict[str, list[Cell]]] = {}
+    groups: dict[tuple[str, str], dict[str, list[Cell]]] = {}
     for cell in cells:
-        by_model.setdefault(cell.model, {}).setdefault(cell.implementation, []).append(cell)
+        groups.setdefault((cell.model, cell.precision), {}).setdefault(cell.implementation, []).append(cell)
     certificates: dict[Cell, Record] = {}
+    meanings: dict[Arm, Tier] = {}
     staffs = {cell.implementation: Workers(context) for cell in cells}
     stopped = threading.Event()
 
     def certify(arms: Sequence[Cell]) -> None:
         workers = staffs[arms[0].implementation]
-        meanings: dict[str, Tier] = {}
         for cell in arms:
             what = f"{cell.implementation} {cell.mode} {cell.model} {cell.precision}"
             context.say(f"certifying {'training of ' if purpose == 'training' else ''}{what} ({len(certificates) + 1} of {len(cells)})")
@@ -104,7 +107,7 @@ def certificates_for(
 
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
         try:
-            for model, arms in by_model.items():
+            for (model, _), arms in groups.items():
                 large = is_large(models.get(model), purpose)
                 for workers in staffs.values():
                     workers.limit = 1 if large else LIVE
@@ -135,11 +138,11 @@ def _certify_one(
     cell: Cell,
     batch_sizes: tuple[int, ...],
     purpose: Purpose = "inference",
-    meanings: dict[str, Tier] | None = None,
+    meanings: dict[Arm, Tier] | None = None,
     *,
     thorough: bool = False,
 ) -> Record:
-    """``meanings`` holds the E2 of modes of this implementation and model, which no precision changes, and gets this mode's."""
+    """``meanings`` holds E2, which no precision changes, and gets that of this cell."""
     meanings = {} if meanings is None else meanings
     about, manifest, suite = context.subject(cell.model), context.manifests[cell.implementation], SUITES[purpose]
     if purpose == "training":
@@ -202,23 +205,24 @@ def _examine(
     key: str,
     python: str,
     packages: Mapping[str, str],
-    meanings: dict[str, Tier],
+    meanings: dict[Arm, Tier],
 ) -> Certificate:
     """The certificate of an arm, whatever it says."""
+    arm = (cell.implementation, cell.mode, cell.model)
     taps = context.manifests[cell.implementation].taps
     settings: Mapping[str, object]
     excused: dict[str, str] = {}
     tiers: Mapping[str, Tier]
     if purpose == "inference":
-        tiers, settings = Examination(context, workers, cell, about, asked).run(meanings.get(cell.mode))
+        tiers, settings = Examination(context, workers, cell, about, asked).run(meanings.get(arm))
         compared = "every tap and the logits" if taps else "the logits"
         excused = {} if taps else {"E3": "it shows no intermediate outputs"}
     else:
-        tiers = _training(context, workers, cell, about).run(meanings.get(cell.mode))
+        tiers = _training(context, workers, cell, about).run(meanings.get(arm))
         settings = training.settings(context.subject(cell.model).model)
         compared = "taps, cotangents, gradients, masks, running statistics, parameters and momentum buffers"
     if "E2" in tiers:
-        meanings[cell.mode] = tiers["E2"]
+        meanings[arm] = tiers["E2"]
     return Certificate(
         schema_version=documents.SCHEMA_VERSION,
         purpose=purpose,
