@@ -133,11 +133,10 @@ class Network(implementation.Network):
         Each layer is a function of its own, so TensorFlow cannot fuse layers; it still fuses a convolution with its own bias,
         as in the timed path, and bf16 and fp16 round once per layer.
         """
-        held = self._held()
         taps: dict[str, Array] = {}
 
         def tapped(layer: Layer, *inputs: tf.Tensor) -> tf.Tensor:
-            tensors = {leaf: tf.constant(held[f"{layer.name}.{leaf}"]) for leaf in layer.tensors()}
+            tensors = {leaf: self._tensor(f"{layer.name}.{leaf}") for leaf in layer.tensors()}
             output = _alone(replace(layer, name=""))(tensors, *inputs)  # without its name it is traced once for all its equals
             array = _wide(output.numpy())
             taps[layer.name] = array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
@@ -148,7 +147,7 @@ class Network(implementation.Network):
 
     def weights(self) -> dict[str, Array]:
         """The tensors read back from the graph's constants, or from the variables."""
-        return {name: to_canonical(_wide(array)) for name, array in self._held().items()}
+        return {name: to_canonical(_wide(self._tensor(name).numpy())) for name in tensor_shapes(self._model)}
 
     def compilations(self) -> int:
         """How often the function was traced; with one signature XLA compiles a trace once."""
@@ -164,15 +163,14 @@ class Network(implementation.Network):
 
     def settings(self) -> dict[str, Any]:
         """What TensorFlow says of the function and of itself."""
-        dtypes = ", ".join(sorted({array.dtype.name for array in self._held().values()}))
+        dtypes = ", ".join(sorted({self._tensor(name).dtype.name for name in tensor_shapes(self._model)}))
         return {**_settings(self._forward, dtypes), "weights_are_constants": not self._forward.captured_inputs}
 
-    def _held(self) -> dict[str, Array]:
-        """Each tensor on the host, in the dtype and layout that TensorFlow holds."""
-        variables = {name: variable.numpy() for name, variable in self._variables.items()}
-        names = [name for name in tensor_shapes(self._model) if name not in variables]
-        graph = self._forward.graph
-        return variables | {name: tf.make_ndarray(graph.get_operation_by_name(name).get_attr("value")) for name in names}
+    def _tensor(self, name: str) -> tf.Tensor:
+        """A tensor in the dtype and layout that TensorFlow holds: the variable's own, or a copy of the graph's constant."""
+        if name in self._variables:
+            return tf.convert_to_tensor(self._variables[name])
+        return tf.constant(tf.make_ndarray(self._forward.graph.get_operation_by_name(name).get_attr("value")))
 
 
 def _is_compiled(function: Any) -> bool:
