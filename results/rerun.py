@@ -93,8 +93,8 @@ def write(folder: Path, found: Rerun) -> None:
 
 def refused(record: Record) -> str | None:
     """Why a record holds no time that a rerun could reproduce; None where it does."""
-    if record.suite != "inference":
-        return f"it is of the suite {record.suite}, and a rerun takes the suite inference, whose records hold times"
+    if record.suite != record.cell.timed_by:
+        return f"it is of the suite {record.suite}, and a rerun takes the suites inference and training, whose records hold times"
     if record.status != "ok":
         return f"it was not measured: {record.status}: {record.reason}"
     return None if record.measurement else "it is marked as no measurement (--smoke)"

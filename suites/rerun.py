@@ -19,6 +19,7 @@ from results.rerun import Answer, Difference, Rerun
 from results.schema import RecordError
 from results.store import Corrupt, Run, Store
 from suites import inference
+from suites.equivalence.training import in_training
 from suites.harness import gpu, plan, revisions
 from suites.harness.context import Context, subject
 from suites.harness.revisions import Revision, RevisionError
@@ -74,7 +75,7 @@ def read(path: Path, options: Options) -> Source:
                 raise RecordError(found.reason)
             options.say(f"left out: {found.reason}")
             continue
-        if found.suite == "inference":
+        if found.suite == found.cell.timed_by:
             by_cell.setdefault(found.cell, []).append(found)
         if path == folder / "records" / found.file_name:
             asked = found
@@ -91,7 +92,7 @@ def read(path: Path, options: Options) -> Source:
 def _results(path: Path, by_cell: Mapping[Cell, list[Record]], options: Options) -> dict[Cell, tuple[Record, ...]]:
     refused = {cell: why for cell, records in by_cell.items() if (why := rerun.no_result(records))}
     if len(refused) == len(by_cell):
-        raise RecordError(f"{path}: nothing in this run can be rerun: {next(iter(refused.values()), 'it holds no timed inference')}")
+        raise RecordError(f"{path}: nothing in this run can be rerun: {next(iter(refused.values()), 'it holds nothing timed')}")
     for cell, why in refused.items():
         options.say(f"left out: {cell.key}: {why}")
     # As tables show them: cells that are compared with each other stand together.
@@ -125,7 +126,7 @@ def run(source: Source, options: Options) -> tuple[Path, Rerun]:
         about = {"rerun_of": source.run.run_id, "implementations_commit": commit}
         certificates = _measure(context, cells, processes, about)
         for cell, why in impossible.items():
-            context.store.append(context.record("inference", cell, "skipped", why, data=about))
+            context.store.append(context.record(cell.timed_by, cell, "skipped", why, data=about))
         found = _compare(source, rebuilt, context, certificates, processes, commit)
         rerun.write(context.folder, found)
         (context.folder / FINISHED).touch()
@@ -135,9 +136,10 @@ def run(source: Source, options: Options) -> tuple[Path, Rerun]:
 def _request(source: Source) -> plan.Request:
     threads = {cell.threads for cell in source.records}
     devices = {cell.device for cell in source.records}
-    if len(threads) != 1 or len(devices) != 1:
-        raise plan.UsageError(f"{source.name}: its cells differ in threads or device; name one record of it")
-    (count,), (device,) = threads, devices
+    suites = {cell.timed_by for cell in source.records}
+    if len(threads) != 1 or len(devices) != 1 or len(suites) != 1:
+        raise plan.UsageError(f"{source.name}: its cells differ in threads or device, or some are of training; name one record of it")
+    (count,), (device,), (suite,) = threads, devices, suites
     assert count is not None
     if count > plan.available_threads():
         raise plan.UsageError(
@@ -145,7 +147,7 @@ def _request(source: Source) -> plan.Request:
         )
     if device == "cuda" and (why := gpu.missing()):
         raise plan.UsageError(why)
-    return plan.Request(device=device, threads=count, zoo=True)
+    return plan.Request(device=device, threads=count, zoo=suite == "inference", training=suite == "training")
 
 
 def _rebuild(code: Code) -> Rebuilt:
@@ -184,7 +186,8 @@ def _impossible(cell: Cell, record: Record, manifests: Mapping[str, Manifest]) -
     if why := why or plan.mode_reason(manifest.modes_on(cell.device)[cell.mode]):
         return f"{cell.key}: {why}"
     try:
-        ours = subject(cell.model).weights_sha256
+        own = subject(cell.model)
+        ours = (in_training(own) if cell.scenario == "training" else own).weights_sha256
     except models.UnknownModelError as error:
         return f"{cell.key}: {error}"
     if record.model is None or record.model.weights_sha256 != ours:
@@ -195,14 +198,14 @@ def _impossible(cell: Cell, record: Record, manifests: Mapping[str, Manifest]) -
 def _measure(context: Context, cells: tuple[Cell, ...], processes: int, about: Mapping[str, object]) -> dict[Cell, Record]:
     """Certificates of all arms first; what has one is timed."""
     sizes = tuple(sorted({cell.batch_size for cell in cells if cell.batch_size is not None}))
-    certificates = certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in cells)), sizes)
+    certificates = certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in cells)), sizes, cells[0].timed_by)
     effort = dataclasses.replace(plan.STANDARD, processes=processes)
     for chapter in chapters(cells):
         for cell in chapter:
             certificate = certificates[cell.certificate_cell]
             if certificate.status != "ok":
                 given = {"certificate_id": certificate.record_id, "data": about}
-                context.store.append(context.record("inference", cell, certificate.status, certificate.reason, **given))
+                context.store.append(context.record(cell.timed_by, cell, certificate.status, certificate.reason, **given))
         sound = tuple(cell for cell in chapter if certificates[cell.certificate_cell].status == "ok")
         inference.run(context, sound, effort, certificates, lambda: None, {}, None, **about)
     return certificates
@@ -213,7 +216,7 @@ def _compare(
 ) -> Rerun:
     measured: dict[Cell, list[Record]] = {}
     for record in context.store.read(context.run.run_id)[0]:
-        if record.suite == "inference":
+        if record.suite == record.cell.timed_by:
             measured.setdefault(record.cell, []).append(record)
     answers: list[Answer] = []
     compared: list[tuple[Record, Record]] = []

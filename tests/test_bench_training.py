@@ -21,6 +21,7 @@ from suites.harness.context import Context
 from suites.harness.environments import Interpreters
 from tests.checkouts import BRIEF, Checkout, bench, records
 from tests.test_bench_gpu import CARD
+from tests.test_rerun import WIDE
 
 GRANTED = """
 from suites.harness import noise
@@ -122,6 +123,20 @@ def test_no_certificate_no_figure(checkout: Checkout, tmp_path: Path) -> None:
     assert (code, found["status"], found["certified"]) == (1, "not_certified", False)
     assert found["reason"] == "E2: loss: off by 2"
     assert not [each for each in records(tmp_path) if each.samples]
+
+
+def test_a_training_is_measured_again(checkout: Checkout, run: Run, tmp_path: Path) -> None:
+    """A rerun of one of its records: under a certificate of training, and REPRODUCED within a band that holds everything."""
+    (source,) = run[2].iterdir()
+    record = next(each for each in records(run[2]) if (each.suite, each.cell.mode, each.status) == ("training", "eager", "ok"))
+    code, document = checkout.document(
+        "rerun", str(source / "records" / record.file_name), "--env", "current", "--store", str(tmp_path), before=WIDE + GRANTED
+    )
+    assert (code, document["outcome"]) == (0, "REPRODUCED"), document
+    new = [each for each in records(tmp_path) if each.cell == record.cell]
+    assert {each.suite for each in new if each.samples} == {"training"}
+    assert {each.data["rerun_of"] for each in new if each.data} == {source.name}
+    assert [each.status for each in records(tmp_path) if each.suite == "training_equivalence"] == ["ok"]
 
 
 def test_a_certificate_of_inference_is_none_of_training(run: Run, tmp_path: Path) -> None:
