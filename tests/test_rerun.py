@@ -305,12 +305,12 @@ SKIPPED = FAILED | {"status": "skipped", "reason": "no such mode"}
         (lambda run: corrupted(run, **SKIPPED), "this record cannot be rerun: it was not measured: skipped: no such mode"),
         (
             lambda run: next((run / "records").glob("equivalence-*")),
-            "it is of the suite equivalence, and a rerun takes the suite inference",
+            "it is of the suite equivalence, and a rerun takes the suites inference and training",
         ),
         (lambda run: schema(run, 2), "schema_version: '2'; this code reads version 1"),
         (garbled, "not valid JSON"),
         (alone, "its run holds one process of this cell, and one alone has no interval"),
-        (emptied, "nothing in this run can be rerun: it holds no timed inference"),
+        (emptied, "nothing in this run can be rerun: it holds nothing timed"),
         (lambda run: of_all(run, smoked), "nothing in this run can be rerun: it is marked as no measurement"),
     ],
 )
