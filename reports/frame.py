@@ -311,11 +311,18 @@ def tidy(loaded: Loaded, baseline: str = BASELINE, allow_unlike: Collection[str]
     return table.astype(dict(DTYPES))
 
 
+OF_WEIGHTS = ("equivalence", "training_equivalence", "accuracy")
+
+
 def latest(records: Iterable[Record]) -> list[Record]:
-    """One record per suite, cell and process: a process that was tried again counts once, as it last ended."""
+    """One record per suite, cell and process: a process that was tried again counts once, as it last ended.
+
+    Of what is said of weights alone, certificates and accuracies, one for each weights.
+    """
     kept: dict[tuple[object, ...], Record] = {}
     for record in sorted(records, key=lambda record: (record.created_utc, record.record_id)):
-        kept[record.suite, record.cell, record.process.index if record.process else None] = record
+        process = record.process.index if record.process else None
+        kept[record.suite, record.cell, process, _weights(record) if record.suite in OF_WEIGHTS else None] = record
     return list(kept.values())
 
 
@@ -335,14 +342,19 @@ class _Run:
         timed: dict[Cell, list[Record]] = defaultdict(list)
         for record in (*self.by_suite["inference"], *self.by_suite["training"]):
             timed[record.cell].append(record)
-        others: dict[Cell, list[Record]] = defaultdict(list)
+        others: dict[tuple[Cell, str | None], list[Record]] = defaultdict(list)
         for suite in ("memory", "startup", "cold_startup", "copies", "energy", "accuracy", "equivalence", "training_equivalence"):
             for record in self.by_suite[suite]:
                 if not any(_covers(record, cell) for cell in timed):
-                    others[record.cell.certificate_cell].append(record)
+                    others[record.cell.certificate_cell, _weights(record)].append(record)
+        for cell in [of for of, own in others if own is None]:  # what names no weights holds for all
+            if named := [key for key in others if key[0] == cell and key[1] is not None]:
+                unnamed = others.pop((cell, None))
+                for key in named:
+                    others[key] += unnamed
         times = {cell: process_times(records) for cell, records in timed.items()}
         rows = [self._row(cell, records, times[cell]) for cell, records in timed.items()]
-        rows += [self._row(cell, records, {}) for cell, records in others.items()]
+        rows += [self._row(cell, records, {}) for (cell, _), records in others.items()]
         self._compare(rows, timed, times)
         for row in rows:
             if why := _withheld(row):
@@ -358,14 +370,14 @@ class _Run:
         row |= {"created_utc": newest.created_utc, "measurement": all(record.measurement for record in records)}
         row |= {"versions": labels.versions(cell.implementation, newest.software)}
         row |= {name: newest.settings.get(name) for name in ("layout", "folded", "tf32", "deterministic")}
-        if newest.model is not None:
-            row |= {name: getattr(newest.model, name) for name in ("parameters", "macs", "weights_sha256")}
+        if model := next((record.model for record in [newest, *records] if record.model), None):
+            row |= {name: getattr(model, name) for name in ("parameters", "macs", "weights_sha256")}
         row |= self._status(cell, records)
         row |= self._certificate(cell, records)
         row |= {"processes": len(times), "noise": timing.disturbed(records), "steady": _steady(records), "mixed": _mixed(records)}
         if times:
             row |= self._times(cell, newest, times) | _tails(cell, records)
-        return row | _second_clock(records) | self._beside(cell)
+        return row | _second_clock(records) | self._beside(cell, row.get("weights_sha256"))
 
     def _status(self, cell: Cell, records: list[Record]) -> dict[str, Any]:
         broken = [record for record in records if record.status != "ok"]
@@ -382,7 +394,8 @@ class _Run:
         found = [record for record in self.by_suite[purpose] if record.cell == cell.certificate_cell]
         if not found:
             return {"certified": False, "certificate": None, "why": "no certificate for it was found in this run"}
-        certificate = found[-1]
+        own = {_identity(record) for record in records if record.model}
+        certificate = next((each for each in reversed(found) if _identity(each) in own), found[-1])
         verdict: dict[str, Any] = {"certified": False, "certificate": certificate.record_id}
         if certificate.status != "ok":
             return verdict | {"why": certificate.reason}
@@ -410,8 +423,8 @@ class _Run:
             row |= {"roofline_error": f"{fraction:.0%} of {bound.doubt}"} if fraction > 1 else {"roofline_fraction": fraction}
         return row
 
-    def _beside(self, cell: Cell) -> dict[str, Any]:
-        """What the other suites say of a cell."""
+    def _beside(self, cell: Cell, weights: str | None) -> dict[str, Any]:
+        """What the other suites say of a cell with these weights."""
         row: dict[str, Any] = {}
         remarks = []
         for suite in ("memory", "startup", "cold_startup", "copies", "accuracy"):
@@ -429,14 +442,14 @@ class _Run:
         row |= {name: self._median("startup", cell, name) for name in STARTUP}
         row |= {column: self._median("cold_startup", cell, name) for column, name in COLD_STARTUP.items()}
         row |= _energy(energies, cell) if self.by_suite["energy"] else {"energy_absent": NO_ENERGY}
-        return row | self._accuracy(cell)
+        return row | self._accuracy(cell, weights)
 
     def _median(self, suite: str, cell: Cell, name: str) -> float | None:
         found = measured(self.by_suite[suite], cell, name)
         return descriptive.median(found) if found else None
 
-    def _accuracy(self, cell: Cell) -> dict[str, Any]:
-        record = self._classified(cell)
+    def _accuracy(self, cell: Cell, weights: str | None) -> dict[str, Any]:
+        record = self._classified(cell, weights)
         if record is None and (absent := [each for each in self.by_suite["accuracy"] if _covers(each, cell)]):
             last = absent[-1]
             return {"top1_absent": last.reason if _lacks_weights(last) else last.status.replace("_", " ")}
@@ -448,15 +461,15 @@ class _Run:
         row: dict[str, Any] = {"top1": top1, "top1_low": low, "top1_high": high, "images": images}
         row["dataset"] = (record.data or {}).get("dataset")
         implementation, mode = self.baseline.split("/", 1)
-        other = self._classified(Cell(implementation, mode, cell.model, cell.precision, cell.device, None, None, None, None))
+        other = self._classified(Cell(implementation, mode, cell.model, cell.precision, cell.device, None, None, None, None), weights)
         mine, theirs = _predictions(record), _predictions(other)
         if mine is not None and theirs is not None and len(mine) == len(theirs):
             row["flips"] = sum(a != b for a, b in zip(mine, theirs, strict=True))
         return row
 
-    def _classified(self, cell: Cell) -> Record | None:
+    def _classified(self, cell: Cell, weights: str | None) -> Record | None:
         found = [record for record in self.by_suite["accuracy"] if record.status == "ok" and _covers(record, cell)]
-        return found[-1] if found else None
+        return next((record for record in reversed(found) if weights in (None, _weights(record))), None)
 
     def _compare(self, rows: list[dict[str, Any]], timed: dict[Cell, list[Record]], times: dict[Cell, dict[int, float]]) -> None:
         """Ratios, ties and ranks among the rows that may be compared and hold figures; of the others, why they may not."""
@@ -610,6 +623,10 @@ def _ratio(base: Mapping[int, float], times: Mapping[int, float]) -> dict[str, A
 
 def _identity(record: Record) -> tuple[str, str] | None:
     return (record.model.weights_sha256, record.model.spec_sha256) if record.model else None
+
+
+def _weights(record: Record) -> str | None:
+    return record.model.weights_sha256 if record.model else None
 
 
 def _lacks_weights(record: Record) -> bool:

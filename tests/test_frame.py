@@ -387,6 +387,37 @@ def test_what_was_measured_beside(field: pd.DataFrame) -> None:
     assert row(field, "pytorch/eager", batch_size=4)["flips"] == 0
 
 
+def test_two_weight_files_of_one_model_are_two_rows(run: Run) -> None:
+    """Each with the certificate, the accuracy and the flips of its own; what names no weights is of both."""
+    for place, sha in enumerate(("a" * 64, "b" * 64, "c" * 64)):
+        model = Model(sha, SHA, 25_557_032, 4_089_184_256, None)
+        for name in ("pytorch/eager", "onnx/ort"):
+            cell = run.cell(name).certificate_cell
+            why: dict[str, Any] = {"status": "not_certified", "reason": "E2: off"} if sha[0] == "c" else {}
+            run.append("equivalence", cell, model=model, **why)
+            predicted = [0, 1, 2, 3] if name == "pytorch/eager" else [0, 1, 2 + place, 3 + place]
+            data = {"dataset": "cifar10", "predictions": predicted}
+            run.append("accuracy", cell, model=model, measurements={"top1": 0.9 + place / 100, "images": 4}, data=data)
+    run.append("startup", run.cell("onnx/ort").certificate_cell, model=None)
+    cells = frame.load(run.folder)
+    first, second, third = (row(cells, "onnx/ort", weights_sha256=sha * 64) for sha in "abc")
+    assert (first["top1"], second["top1"]) == (0.9, pytest.approx(0.91))
+    assert (first["flips"], second["flips"]) == (0, 2)
+    assert [each["certified"] for each in (first, second, third)] == [True, True, False]
+    assert no_figure(third)
+    assert len(cells) == 6
+
+
+def test_weights_that_were_not_timed_lend_no_accuracy(run: Run) -> None:
+    """A timed row has the accuracy of its own weights or none."""
+    pair(run)
+    other = Model("a" * 64, SHA, 25_557_032, 4_089_184_256, None)
+    run.append(
+        "accuracy", run.cell("jax/jit").certificate_cell, model=other, measurements={"top1": 0.5, "images": 4}, data={"dataset": "x"}
+    )
+    assert pd.isna(row(frame.load(run.folder), "jax/jit")["top1"])
+
+
 def test_a_failure_beside_the_timing_is_remarked(run: Run) -> None:
     """A memory process that failed leaves the latency and says so."""
     pair(run)
