@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impls.oracle.backward_masks import Edge
-from suites.equivalence.timed_masks import UNLIKELY, inferred, plausible
+from suites.equivalence.timed_masks import UNLIKELY, Sums, inferred, plausible, read_off
 
 Vector = npt.NDArray[np.float64]
 TENSORS = 100
@@ -37,6 +37,91 @@ def judging(off: Vector, moves: Vector) -> Callable[[tuple[Edge, ...]], tuple[fl
     return judge
 
 
+def blind(layer: str, taken: tuple[Edge, ...]) -> None:
+    """Nothing can be read off."""
+
+
+class Chain:
+    """Three layers of two channels of eight places; what an element of one passes on changes the cotangents of all before it.
+
+    The element that ``taken`` turns over passes where it did not, or the reverse; a bias's gradient sums up what passes.
+    """
+
+    def __init__(self, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        self.open = {name: generator.random((1, 2, 8)) < 0.5 for name in "abc"}
+        self.last = generator.standard_normal((1, 2, 8))
+        self.back = {name: generator.standard_normal((16, 16)) for name in "ab"}
+        self.noise = {name: 1e-6 * generator.uniform(-1, 1, 2) for name in "abc"}
+        self.looks = 0
+
+    def edges(self, *places: tuple[str, int, int]) -> list[Edge]:
+        """In topological order."""
+        return [
+            Edge(name, (0, channel, place), 0.5, name, (0, channel, place), 0.0 if self.open[name][0, channel, place] else 1e-38)
+            for name, channel, place in sorted(places)
+        ]
+
+    def backward(self, taken: tuple[Edge, ...]) -> tuple[dict[str, Vector], dict[str, Vector]]:
+        """Cotangents of the outputs and gradients of the biases."""
+        cotangents, gradients, arriving = {}, {}, self.last
+        for name in "cba":
+            opened = self.open[name].copy()
+            for edge in taken:
+                if edge.layer == name:
+                    opened[edge.index] = edge.value > 0
+            cotangents[name] = arriving
+            gradients[name] = np.sum(arriving * opened, axis=(0, 2))
+            if name != "a":
+                arriving = (self.back["b" if name == "c" else "a"] @ (arriving * opened).ravel()).reshape(arriving.shape)
+        return cotangents, gradients
+
+    def looking(self, true: tuple[Edge, ...], unread: str = "") -> Callable[[str, tuple[Edge, ...]], Sums | None]:
+        """At a step that took these otherwise."""
+        _, observed = self.backward(true)
+
+        def look(layer: str, taken: tuple[Edge, ...]) -> Sums | None:
+            self.looks += 1
+            cotangents, gradients = self.backward(taken)
+            off = observed[layer] + self.noise[layer] - gradients[layer]
+            return None if layer == unread else Sums(off, 1e-6, cotangents[layer])
+
+        return look
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.data())
+def test_layers_are_read_off_one_after_the_other(seed: int, data: st.DataObject) -> None:
+    """Each element that a step took otherwise, of those that are near, though what it does depends on those behind it."""
+    chain = Chain(seed)
+    places = st.tuples(st.sampled_from("abc"), st.integers(0, 1), st.integers(0, 3))
+    near = chain.edges(*data.draw(st.sets(places, max_size=8)))
+    true = tuple(edge for edge in near if data.draw(st.booleans()))
+    assert set(read_off(near, chain.looking(true))) == set(true)
+    assert chain.looks == len({edge.layer for edge in near})
+
+
+def test_what_is_read_off_is_judged_once() -> None:
+    """And tried one by one where a layer cannot be read, or what was read does not explain the step."""
+    chain = Chain(3)
+    near = chain.edges(("a", 0, 1), ("a", 1, 4), ("b", 0, 2), ("b", 0, 6), ("c", 1, 0), ("c", 1, 5))
+    asked: list[tuple[Edge, ...]] = []
+
+    def judging_as(true: tuple[Edge, ...], explains: bool = True) -> Callable[[tuple[Edge, ...]], tuple[float, bool]]:
+        def judge(taken: tuple[Edge, ...]) -> tuple[float, bool]:
+            asked.append(taken)
+            wrong = len(set(taken) ^ set(true))
+            return float(wrong), explains and wrong == 0
+
+        return judge
+
+    true = (near[1], near[2], near[5])
+    assert set(inferred(near, judging_as(true), chain.looking(true))) == set(true)
+    assert len(asked) == 2
+    assert set(inferred(near, judging_as(true), chain.looking(true, unread="a"))) == set(true)
+    assert inferred(near, judging_as(true, explains=False), chain.looking(true)) == ()
+
+
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(0, 3))
 def test_what_was_taken_is_found(seed: int, count: int) -> None:
@@ -44,7 +129,7 @@ def test_what_was_taken_is_found(seed: int, count: int) -> None:
     edges, moves = near([0.5] * 12), effects(seed, 12)
     true = set(np.random.default_rng(seed + 1).choice(12, count, replace=False).tolist())
     noise = 0.9 * np.random.default_rng(seed + 2).uniform(-1, 1, TENSORS)
-    found = inferred(edges, judging(noise + moves[sorted(true)].sum(axis=0), moves))
+    found = inferred(edges, judging(noise + moves[sorted(true)].sum(axis=0), moves), blind)
     assert {edge.index[0] for edge in found} == true
 
 
@@ -55,22 +140,22 @@ def test_a_fault_is_not_excused(seed: int, tensor: int, sign: int, size: float) 
     edges, moves = near([0.5] * 12), effects(seed, 12)
     fault = np.zeros(TENSORS)
     fault[tensor] = sign * size
-    assert inferred(edges, judging(fault, moves)) == ()
-    assert inferred(edges, judging(fault + moves[4], moves)) == ()
+    assert inferred(edges, judging(fault, moves), blind) == ()
+    assert inferred(edges, judging(fault + moves[4], moves), blind) == ()
 
 
 def test_no_more_than_rounding_makes_plausible() -> None:
     """All twelve that lie five deviations off: each alone is excused, three together are not."""
     edges, moves = near([5.0] * 12), effects(0, 12)
     assert plausible(edges) == 1
-    assert inferred(edges, judging(moves[3], moves)) == (edges[3],)
-    assert inferred(edges, judging(moves[3] + moves[5] + moves[7], moves)) == ()
+    assert inferred(edges, judging(moves[3], moves), blind) == (edges[3],)
+    assert inferred(edges, judging(moves[3] + moves[5] + moves[7], moves), blind) == ()
 
 
 def test_nothing_near_and_nothing_finite_explain_nothing() -> None:
     """No decision to blame, or an error that no decision lessens."""
-    assert inferred([], judging(np.full(TENSORS, 9.0), effects(0, 1))) == ()
-    assert inferred(near([0.5]), judging(np.full(TENSORS, np.inf), effects(0, 1))) == ()
+    assert inferred([], judging(np.full(TENSORS, 9.0), effects(0, 1)), blind) == ()
+    assert inferred(near([0.5]), judging(np.full(TENSORS, np.inf), effects(0, 1)), blind) == ()
 
 
 def test_plausible_is_the_tail_of_two_noisy_runs() -> None:

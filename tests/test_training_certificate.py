@@ -316,8 +316,22 @@ def test_a_relu_at_the_edge_that_the_timed_mode_flips_is_inferred(edge: tuple[in
     tier = held.steps(found)
     assert tier.passed, tier.reason
     assert f"decides otherwise than the derivatives shown at relu[{', '.join(map(str, edge))}], " in str(tier.note)
+    judged: list[object] = []
+    monkeypatch.setattr(training, "step_errors", lambda *arguments, real=training.step_errors: judged.append(1) or real(*arguments))
+    held.steps(found)
+    assert len(judged) == 3 * 2  # of two optimizers: with none, with what was read off, and once more for the verdict
     monkeypatch.setattr(training, "edges", lambda *arguments: ())
     assert "after a step it errs by" in str(held.steps(found).reason)
+
+
+def test_biases_of_relus() -> None:
+    """The batch norm in front, or of the branch in front of a sum; a convolution's own where it has one."""
+    found = training.biases_of_relus(models.get("resnet18"))
+    assert found["relu"] == "bn1.bias"
+    assert found["layer1.0.relu1"] == "layer1.0.bn1.bias"
+    assert found["layer1.0.out"] == "layer1.0.bn2.bias"
+    assert len(found) == 17
+    assert training.biases_of_relus(models.get("vgg16"))["features.1"] == "features.0.bias"
 
 
 def test_a_relu_off_the_edge_is_not_excused(edge: tuple[int, ...]) -> None:

@@ -37,14 +37,14 @@ from impls.oracle.local import TapRounding
 from impls.oracle.local_training import Derivatives, local_training
 from impls.oracle.rounding import arithmetic
 from impls.oracle.training import Operations, State
-from impls.spec import Dropout, MaxPool2d, ModelSpec, layers, parameter_count, parameter_names, tensor_shapes
+from impls.spec import Add, Dropout, MaxPool2d, ModelSpec, Relu, layers, parameter_count, parameter_names, tensor_shapes
 from impls.weights import folding
 from impls.weights.file import spec_sha256, tensor_sha256
 from impls.weights.synthesis import synthesize
 from suites.equivalence.examination import shared
 from suites.equivalence.probes import PROBE_BATCH, training_size
 from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally, meaning
-from suites.equivalence.timed_masks import inferred
+from suites.equivalence.timed_masks import Sums, inferred
 from suites.equivalence.trainer import Arrays, Batch, Trainer
 from suites.equivalence.training_probes import MODEL as PROBE_MODEL
 from suites.equivalence.training_probes import WHERE, Probe, probes, zero_gamma
@@ -201,15 +201,33 @@ class TrainingExamination:
         model, start, batch = self.subject.model, begin(self.subject), batches(self.subject)[0]
         taken = take_steps(self._trainer(self.precision, start, sgd), start, batch)
 
+        biases = biases_of_relus(model)
+        known: dict[tuple[Edge, ...], Envelope] = {(): predicted}
+
+        def given(flips: tuple[Edge, ...]) -> Envelope:
+            if flips not in known:
+                known.clear()  # one at a time: each holds the gradients of all parameters
+                known[flips] = given_masks(predicted, model, start, batch, flipped(masks, flips)) if flips else predicted
+            return known[flips]
+
         def errors(flips: tuple[Edge, ...]) -> tuple[Errors, Errors]:
-            given = given_masks(predicted, model, start, batch, flipped(masks, flips)) if flips else predicted
-            return step_errors(taken, sgd, given, self.precision)
+            return step_errors(taken, sgd, given(flips), self.precision)
+
+        def look(layer: str, flips: tuple[Edge, ...]) -> Sums | None:
+            if layer not in biases:
+                return None
+            parameter, velocity = (np.asarray(each[biases[layer]], np.float64) for each in (start.weights, start.momentum))
+            found, noise = given(flips).exact, np.asarray(predicted.gradients[biases[layer]])
+            gradient = found.gradients[biases[layer]]
+            _, expected = oracle.descend(sgd, NOISE_RATES[0], parameter, gradient, velocity)
+            _, deviation = descend_sigma(sgd, NOISE_RATES[0], parameter, gradient, velocity, noise, arithmetic(self.precision))
+            return Sums(taken.between.momentum[biases[layer]] - expected, _rms(deviation), found.cotangents[layer])
 
         def judge(flips: tuple[Edge, ...]) -> tuple[float, bool]:
             first, second = errors(flips)
             return math.hypot(first.together, second.together), within_noise(first).passed and within_noise(second).passed
 
-        flips = inferred(near, judge)
+        flips = inferred(near, judge, look)
         return tuple(map(within_noise, errors(flips))), flips
 
     def _free_run(self, start: State) -> Tier:
@@ -511,11 +529,28 @@ def take_steps(trainer: Trainer, start: State, batch: Batch) -> Steps:
 
 
 def given_masks(predicted: Envelope, model: ModelSpec, state: State, batch: Batch, masks: Arrays) -> Envelope:
-    """The same noise around the gradients that these masks give."""
+    """The same noise around the cotangents and gradients that these masks give."""
     exact = predicted.exact
     known = Operations(evaluate=lambda layer, inputs, tensors: exact.taps[layer.name])
     found = oracle.differentiate(model, state.weights, batch.images, batch.labels, SGD.label_smoothing, masks=masks, operations=known)
-    return dataclasses.replace(predicted, exact=dataclasses.replace(exact, gradients=found.gradients))
+    return dataclasses.replace(predicted, exact=dataclasses.replace(exact, gradients=found.gradients, cotangents=found.cotangents))
+
+
+def biases_of_relus(model: ModelSpec) -> dict[str, str]:
+    """By ReLU, the bias whose gradient is the sum of the cotangents that pass: of the layer in front, or in front of the sum there."""
+    nodes = {node.layer.name: node for node in oracle.wiring(model)}
+
+    def bias(name: str | None) -> str | None:
+        return f"{name}.bias" if name is not None and "bias" in nodes[name].layer.tensors() else None
+
+    found = {}
+    for name, node in nodes.items():
+        (before, *_) = node.inputs
+        if isinstance(node.layer, Relu) and before is not None:
+            terms = nodes[before].inputs if isinstance(nodes[before].layer, Add) else (before,)
+            if own := next(filter(None, map(bias, terms)), None):
+                found[name] = own
+    return found
 
 
 def step_errors(taken: Steps, sgd: Sgd, predicted: Envelope, precision: str) -> tuple[Errors, Errors]:
