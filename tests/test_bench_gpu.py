@@ -15,20 +15,19 @@ from results.record import Cell, Record
 from results.store import Store
 from suites.harness import plan, runner
 from suites.inference import groups, rooms
-from tests.checkouts import ROOT, Checkout, bench, records
+from tests.checkouts import ROOT, UNDISTURBED, Checkout, bench, records
 
 CARD = f"""
 import sys
 sys.path.append({str(ROOT)!r})
 from tests.test_gpu import Server
 sys.modules["pynvml"] = Server()
-from suites.harness import gpu, noise, plan, probe
-noise.flags = lambda seen: ()  # whatever else this machine does, no block is dropped
+from suites.harness import gpu, plan, probe
 gpu.missing = lambda: None
 plan.ON_GPU = plan.Effort(processes=2, blocks=1, visit_s=0.02, samples=3, warmup_s=0.02, rewarm_calls=1)
 tiny = probe.Shapes(((probe._convolution(8, 8), 2), (probe._product(64), 64)), (probe._copy(4, 16), 2), 2)
 probe.SHAPES = {{**probe.SHAPES, "cuda": tiny}}
-"""
+{UNDISTURBED}"""
 
 
 @pytest.fixture(scope="module")

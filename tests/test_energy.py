@@ -437,7 +437,7 @@ def measured(checkout: Checkout, store: Path, before: str) -> tuple[int, dict[st
 def test_bench_without_a_counter(checkout: Checkout, tmp_path: Path) -> None:
     """The command ends well, with nothing instead of an energy, one record and one reason."""
     code, row, found, report = measured(checkout, tmp_path, NO_RAPL)
-    assert code == 0
+    assert code == 0, row["reason"]
     assert row["energy_j_per_image"] is None
     assert row["energy_absent"].startswith("the processor's energy cannot be read: /nowhere has no RAPL counter")
     assert [(record.status, record.reason) for record in found] == [("skipped", row["energy_absent"])]

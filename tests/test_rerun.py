@@ -27,13 +27,7 @@ from tests.checkouts import BRIEF, Checkout, bench, records
 
 RUNTIME = Path("impls/honest/runtime.py")
 
-SHORT = f"""{BRIEF}
-from suites.harness import noise
-noise.dropped_blocks = lambda visits: ()
-"""
-"""No block is left out, however busy the machine that runs these tests."""
-
-WIDE = f"""{SHORT}
+WIDE = f"""{BRIEF}
 from results import rerun
 rerun.SAME_MACHINE = 1e6
 """
@@ -60,7 +54,7 @@ def git(checkout: Checkout, *arguments: str) -> None:
 def benched(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the honest one, at two batch sizes."""
     store = tmp_path_factory.mktemp("benched")
-    done = checkout.run(*bench("honest", store=store, batch_sizes="1,2"), "--threads", "1", before=SHORT)
+    done = checkout.run(*bench("honest", store=store, batch_sizes="1,2"), "--threads", "1", before=BRIEF)
     assert done.returncode == 0, done.stderr
     (run,) = store.iterdir()
     return run
@@ -90,7 +84,7 @@ def altered(benched: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def again(checkout: Checkout, path: Path, store: Path, before: str = SHORT) -> tuple[int, dict[str, Any]]:
+def again(checkout: Checkout, path: Path, store: Path, before: str = BRIEF) -> tuple[int, dict[str, Any]]:
     return checkout.document("rerun", str(path), "--env", "current", "--store", str(store), before=before)
 
 
@@ -126,7 +120,7 @@ def test_what_was_much_faster_differs(checkout: Checkout, altered: Callable[...,
     """One record's file: its cell only, and the text for people."""
     run = altered(faster)
     record = next(record for record in timed(run) if record.cell.batch_size == 2)
-    done = checkout.run("rerun", str(path_of(run, record)), "--env", "current", "--store", str(tmp_path / "store"), before=SHORT)
+    done = checkout.run("rerun", str(path_of(run, record)), "--env", "current", "--store", str(tmp_path / "store"), before=BRIEF)
     assert done.returncode == 1, done.stderr
     assert "No difference that is recorded." in done.stdout
     said = " ".join(done.stdout.split())
@@ -344,7 +338,7 @@ def test_bad_input_gets_one_sentence(
     checkout: Checkout, altered: Callable[..., Path], tmp_path: Path, make: Callable[[Path], Path], message: str
 ) -> None:
     store = tmp_path / "store"
-    done = checkout.run("rerun", str(make(altered(lambda record: record))), "--env", "current", "--store", str(store), before=SHORT)
+    done = checkout.run("rerun", str(make(altered(lambda record: record))), "--env", "current", "--store", str(store), before=BRIEF)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr

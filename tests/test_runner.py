@@ -72,6 +72,18 @@ def test_a_killed_run_leaves_no_worker_and_loses_no_record(checkout: Checkout, t
     assert {each["status"] for each in document["rows"]} == {"ok"}
 
 
+def test_disturbed_blocks_leave_no_figure(checkout: Checkout, tmp_path: Path) -> None:
+    """All of its calls are in the store, and the row says why none of them counts."""
+    flagged = f"{BRIEF}\nnoise.flags = lambda seen: ('steal',)"
+    code, document = checkout.document(*bench("honest", store=tmp_path), before=flagged)
+    assert code == 3
+    (row,) = document["rows"]
+    assert row["reason"].startswith("INVALID-NOISY: 6 of 6 blocks were disturbed (steal)")
+    assert row["latency_s"]["value"] is None
+    timed = [each for each in records(tmp_path) if each.suite == "inference"]
+    assert [len(each.samples.visit) > 1 for each in timed if each.samples] == [True] * 3
+
+
 def indices(found: list[Record], implementation: str) -> set[int]:
     return {
         each.process.index for each in found if each.suite == "inference" and each.cell.implementation == implementation and each.process
