@@ -29,11 +29,11 @@ noise.flags = lambda seen: ()
 """
 """No block is dropped, however busy the machine that runs the tests."""
 
-BRIEF = """
+BRIEF = f"""{UNDISTURBED}
 from suites.harness import plan, probe
 probe.SAMPLES, probe.COPY_BYTES = 2, 1 << 20
 plan.STANDARD = plan.Effort(processes=3, blocks=1, visit_s=0.05, samples=5, warmup_s=0.05, rewarm_calls=1)
-""" + UNDISTURBED
+"""
 """A real measurement, but a short one, of which nothing is left out."""
 
 MODEL = "cifar_resnet8"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,3 +95,22 @@ def test_modules_come_from_the_first_folder_that_has_them(tree: Path, tmp_path_f
     name = "impls.pytorch.runtime"
     assert len({closure_sha256((tree,), name), closure_sha256((other, tree), name)}) == 2
     assert closure_sha256((tree, other), name) == closure_sha256((tree,), name)
+
+
+def test_one_thread_parses_at_a_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython 3.11 fails where two do."""
+    parsing, together, parse = threading.Lock(), [], ast.parse
+
+    def watched(source: bytes) -> ast.Module:
+        together.append(not parsing.acquire(blocking=False))
+        time.sleep(1e-3)
+        if not together[-1]:
+            parsing.release()
+        return parse(source)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(ast, "parse", watched)
+        hashes = list(pool.map(lambda name: closure_sha256.__wrapped__((tree,), name), ["impls.pytorch.runtime"] * 2))
+    assert len(set(hashes)) == 1
+    assert len(together) > 4
+    assert not any(together)

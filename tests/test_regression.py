@@ -18,11 +18,11 @@ from results.schema import RecordError
 from tests import checkouts
 from tests.checkouts import MODEL, UNDISTURBED, Checkout, records
 
-BRIEF = """
+BRIEF = f"""{UNDISTURBED}
 from suites import pairs
 from suites.harness import plan
 pairs.EFFORT = plan.Effort(processes=1, blocks=2, visit_s=0.01, samples=3, warmup_s=0.02, rewarm_calls=1)
-""" + UNDISTURBED
+"""
 """Real pairs, but short ones."""
 
 RUNTIME = Path("impls/honest/runtime.py")

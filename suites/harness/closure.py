@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -91,9 +92,13 @@ def _code(path: Path) -> str:
     return ast.dump(tree)
 
 
+_parser = threading.Lock()
+
+
 def _parsed(path: Path) -> ast.Module:
     try:
-        return ast.parse(path.read_bytes())
+        with _parser:  # CPython 3.11 counts a tree's depth for all threads together, and fails where two parse (python/cpython#106905)
+            return ast.parse(path.read_bytes())
     except SyntaxError as error:
         raise ClosureError(f"{path}: line {error.lineno}: {error.msg}") from None
 
