@@ -41,8 +41,9 @@ class Mode:
     """A way of executing: its name, how people see it, and the executables it needs on the PATH (any one of ``needs``).
 
     ``build_s`` is about how long one ResNet-50 takes to build, in seconds; only the plan's estimate uses it. ``cannot`` holds the
-    precisions in which this mode does not run although its device does, each with the reason. A mode that ``caches`` keeps what it compiled
-    on the disk for other processes, so that its start-up is measured from empty caches too.
+    precisions in which this mode does not run although its device does, each with the reason; ``untrained`` says why nothing is trained in
+    it although its implementation trains. A mode that ``caches`` keeps what it compiled on the disk for other processes, so that its
+    start-up is measured from empty caches too.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Mode:
     build_s: float
     cannot: Mapping[str, str] = field(default_factory=dict, hash=False)
     caches: bool = False
+    untrained: str | None = None
 
 
 Roofline = Literal["fused", "compile", "folded", "eager"]
@@ -129,6 +131,7 @@ def _modes(tables: dict[str, Any]) -> dict[str, Mode]:
             float(entry.pop("build_s")),
             dict(entry.pop("cannot", {})),
             bool(entry.pop("caches", False)),
+            entry.pop("untrained", None),
         )
         for name, entry in tables.items()
     }
@@ -265,8 +268,15 @@ class Derivatives:
     gradients: dict[str, Any]
 
 
-TRAINING_PRECISIONS = ("fp64", "fp32", "tf32")
-"""bf16 and fp16 lose most of what a step adds to a weight; training that keeps another copy of it is not defined here."""
+TRAINING_PRECISIONS = ("fp64", "fp32", "tf32", "bf16")
+"""bf16 is mixed precision (Micikevicius et al., arXiv 1710.03740; without loss scaling: Kalamkar et al., arXiv 1905.12322).
+
+Parameters, momentum buffers, running statistics and loss are float32, and so is all arithmetic of batch norm, loss and ``Sgd``. Images,
+every layer's output and every cotangent are bf16. A convolution or linear layer rounds its weight and bias to bf16, multiplies bf16 numbers
+and adds up in float32, forward and backward; what it gives, gradients included, is rounded to bf16, a gradient at most once.
+
+fp16 would need loss scaling as well, which is not defined here.
+"""
 
 
 def check_training(model: ModelSpec, precision: str, input_shape: Shape) -> None:

@@ -93,8 +93,8 @@ class _Tensor:
     readers: int = 0
 
 
-def training_kernels(model: ModelSpec, roofline: Roofline, batch: int) -> list[Kernel]:
-    """The kernels of a step of SGD on a batch of the model's own size.
+def training_kernels(model: ModelSpec, roofline: Roofline, batch: int, parameter_size: int = 1) -> list[Kernel]:
+    """The kernels of a step of SGD on a batch of the model's own size; a parameter takes the bytes of ``parameter_size`` elements.
 
     Those of ``kernels``, and, where n elements are what a layer gives:
 
@@ -147,7 +147,7 @@ def training_kernels(model: ModelSpec, roofline: Roofline, batch: int) -> list[K
     walk(model.body, apply, images)
     summed = 3 if line == "eager" else 1
     launched.extend(Kernel(0, summed * (each.readers - 1) * each.size) for each in tensors if each.readers > 1)
-    return [*launched, Kernel(0, 5 * parameter_count(model))]
+    return [*launched, Kernel(0, 5 * parameter_count(model) * parameter_size)]
 
 
 def least_time_s(launched: Sequence[Kernel], storage_bytes: int, flops_per_s: float, bytes_per_s: float) -> float:

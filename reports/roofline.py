@@ -66,7 +66,8 @@ def _least(record: Record, known: list[Record], machine: Mapping[str, object]) -
     bounds = [(2 * macs / peaks[0], "FLOP rate", peaks[1])]
     copy, cache = _best(known, "copy_bytes_per_s"), machine.get("cache_bytes")
     if copy is not None and isinstance(cache, int):
-        elements = (4 if trains else 1) * record.model.parameters + math.prod(record.inputs.shape)
+        held = 4 * parameter_size(record.cell.precision) if trains else 1
+        elements = held * record.model.parameters + math.prod(record.inputs.shape)
         moved = elements * PRECISIONS[record.cell.precision].storage_bytes - cache
         bounds.append((moved / copy[0], "bandwidth", copy[1]))
     time_s, limit, source = max(bounds)
@@ -132,8 +133,16 @@ def line_s(
         UnknownModelError: the checkout has no such model.
     """
     known = models.get(model)
-    launched = training_kernels(models.in_training(known), line, batch_size) if training else kernels(known, line, batch_size)
+    if training:
+        launched = training_kernels(models.in_training(known), line, batch_size, parameter_size(precision))
+    else:
+        launched = kernels(known, line, batch_size)
     return least_time_s(launched, PRECISIONS[precision].storage_bytes, flops_per_s, bytes_per_s)
+
+
+def parameter_size(precision: str) -> int:
+    """How many activations take the bytes of a parameter in training: parameters are float32 where activations are narrower."""
+    return max(1, PRECISIONS["fp32"].storage_bytes // PRECISIONS[precision].storage_bytes)
 
 
 def _best(probes: Iterable[Record], name: str) -> tuple[float, str] | None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from impls.oracle import backward, forward
 from impls.oracle.backward import Pullback
+from impls.oracle.rounding import round_to
 from impls.oracle.training import Operations
 from impls.spec import BatchNorm2d, Conv2d, Layer, Linear
 
@@ -150,5 +151,34 @@ def operations(total: ChannelSum, operand: Rounding = np.asarray) -> Operations:
             tuple(single(value).astype(np.float64) for value in pulled),
             {leaf: single(value).astype(np.float64) for leaf, value in parameters.items()},
         )
+
+    return Operations(evaluate, cross_entropy, vjp)
+
+
+def to_bf16(array: Array) -> Array:
+    """Rounded once."""
+    return round_to(array, "bf16").astype(np.float64)
+
+
+def mixed(total: ChannelSum, stored: Rounding = to_bf16, taken: Rounding = to_bf16, gradient: Rounding = to_bf16) -> Operations:
+    """Mixed precision: float32 arithmetic whose results are ``stored``, on weights as products take them, with their gradients rounded."""
+    single = operations(total)
+
+    def own(layer: Layer, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+        return {leaf: taken(tensor) for leaf, tensor in tensors.items()} if isinstance(layer, Conv2d | Linear) else tensors
+
+    def evaluate(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
+        return stored(single.evaluate(layer, inputs, own(layer, tensors)))
+
+    def cross_entropy(
+        logits: Array, labels: Array, label_smoothing: float, auxiliary_weights: tuple[float, ...] = ()
+    ) -> tuple[float, Array]:
+        loss, cotangent = single.cross_entropy(logits, labels, label_smoothing, auxiliary_weights)
+        return loss, stored(cotangent)
+
+    def vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
+        pulled = single.vjp(layer, inputs, output, stored(cotangent), own(layer, tensors))  # a sum of cotangents is stored too
+        rounded = gradient if isinstance(layer, Conv2d | Linear) else np.asarray
+        return Pullback(tuple(map(stored, pulled.inputs)), {leaf: rounded(value) for leaf, value in pulled.parameters.items()})
 
     return Operations(evaluate, cross_entropy, vjp)

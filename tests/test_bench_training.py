@@ -44,6 +44,7 @@ CAUGHT = {
     "diverges": ("trained", "a timed step gave a loss or a parameter that is not finite"),
     "overflows": ("trained", "conv1.weight is not finite after the timed steps"),
     "recompiles": ("recompilation", "compilations between timed calls"),
+    "narrow": ("precision", "fp32 was declared, but it computes as bf16 does"),
 }
 """The mode, the audit that fails first, and what the row says."""
 
@@ -149,7 +150,7 @@ def test_a_certificate_of_inference_is_none_of_training(run: Run, tmp_path: Path
 def test_on_a_card(checkout: Checkout, tmp_path: Path) -> None:
     """The same under a fake NVML: memory is the allocator's, what does not fit is a row, and a precision that nothing trains in a skip."""
     arguments = bench("pupil", store=tmp_path, batch_sizes="4,64", modes="eager,crowded")
-    options = ("--training", "--device", "cuda", "--precisions", "fp32,bf16", "--baseline", "pupil/eager")
+    options = ("--training", "--device", "cuda", "--precisions", "fp32,fp16", "--baseline", "pupil/eager")
     code, document = checkout.document(*arguments, *options, before=CARD + GRANTED)
     assert code == 1
     found = {(each["mode"], each["precision"], each["batch_size"]): each for each in document["rows"]}
@@ -157,7 +158,7 @@ def test_on_a_card(checkout: Checkout, tmp_path: Path) -> None:
     assert found["eager", "fp32", 64]["peak_memory_bytes"] == 3 << 20
     assert found["eager", "fp32", 64]["roofline"] == "eager"
     assert found["crowded", "fp32", 64]["status"] == "out_of_memory"
-    assert found["eager", "bf16", None]["reason"] == f"training is done in {', '.join(TRAINING_PRECISIONS)}, not in bf16"
+    assert found["eager", "fp16", None]["reason"] == f"training is done in {', '.join(TRAINING_PRECISIONS)}, not in fp16"
     assert not [each for each in records(tmp_path) if each.suite == "copies"]
     page = (checkout.root / "reports" / "local" / document["run_id"] / "index.html").read_text(encoding="utf-8")
     assert 'id="training"' in page
@@ -165,16 +166,18 @@ def test_on_a_card(checkout: Checkout, tmp_path: Path) -> None:
 
 
 def test_the_default_plans() -> None:
-    """What is trained where nothing is named; ONNX Runtime and bf16 are skips with their reasons, named by nobody."""
+    """What is trained where nothing is named; ONNX Runtime and a mode that would be another once more are skips, named by nobody."""
     on_cpu = plan.make(plan.Request(training=True), find())
     assert {(cell.model, cell.precision, cell.batch_size, cell.scope, cell.scenario) for cell in on_cpu.cells} == {
         ("cifar_resnet20", "fp32", 32, "device", "training")
     }
     on_gpu = plan.make(plan.Request(training=True, device="cuda"), find())
-    assert {(cell.model, cell.precision, cell.batch_size) for cell in on_gpu.cells} == {("resnet50", "tf32", 64), ("resnet50", "tf32", 256)}
-    reasons = {(skip.implementation, skip.precision): skip.reason for skip in on_gpu.skips}
-    assert reasons["onnx", "tf32"] == "ONNX Runtime has no training"
-    assert "not in bf16" in reasons["jax", "bf16"]
+    assert {(cell.model, cell.precision, cell.batch_size) for cell in on_gpu.cells} == {
+        ("resnet50", precision, size) for precision in ("bf16", "tf32") for size in (64, 256)
+    }
+    reasons = {(skip.implementation, skip.mode, skip.precision): skip.reason for skip in on_gpu.skips}
+    assert reasons["onnx", "ort", "tf32"] == "ONNX Runtime has no training"
+    assert reasons["pytorch", "compile_autocast", "bf16"].startswith("training in bf16 is under autocast in every mode")
     assert not [skip for skip in (*on_gpu.skips, *on_cpu.skips) if skip.by_name]
     assert on_gpu.estimated_s > plan.make(plan.Request(device="cuda", precisions=("tf32",), batch_sizes=(64, 256)), find()).estimated_s / 2
 
@@ -191,7 +194,7 @@ def test_what_is_for_inference_alone(asked: dict[str, Any]) -> None:
 def test_what_cannot_be_trained_is_named_by_its_word() -> None:
     """A precision, asked for by name, is the precision's fault; a model with dropout is trained without."""
     assert plan.make(plan.Request(training=True, models=("alexnet",), implementations=("jax",)), find()).cells
-    half = plan.make(plan.Request(training=True, precisions=("bf16",), implementations=("jax",)), find())
+    half = plan.make(plan.Request(training=True, precisions=("fp16",), implementations=("jax",)), find())
     assert half.skips[0].by_name
 
 

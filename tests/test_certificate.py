@@ -168,11 +168,11 @@ def test_what_does_not_train_is_skipped(context: Context) -> None:
 
 def test_what_nobody_trains_is_skipped(context: Context) -> None:
     """A precision in which nothing trains here: its row says so before any worker is asked."""
-    cell = dataclasses.replace(CELL, implementation="pytorch", mode="eager", precision="bf16")
+    cell = dataclasses.replace(CELL, implementation="pytorch", mode="eager", precision="fp16")
     record = certificate._certify_one(context, NO_WORKERS, cell, (1,), "training")
     assert (record.suite, record.status) == ("training_equivalence", "skipped")
     assert record.reason is not None
-    assert record.reason.startswith("training is done in fp64, fp32, tf32, not in bf16")
+    assert record.reason.startswith("training is done in fp64, fp32, tf32, bf16, not in fp16")
 
 
 def test_the_record_is_of_what_is_trained(context: Context) -> None:

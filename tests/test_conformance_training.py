@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -272,17 +273,25 @@ def test_derivatives(frameworks: Frameworks, arm: Arm, net: tuple[str, int, int]
     derivatives_of(frameworks, arm, case(*net))
 
 
-@each(*(dataclasses.replace(arm, precision="fp32") for arm in EAGER))
-@pytest.mark.parametrize("net", [HEADS, FLATTENED], ids=lambda net: net[0])
+@each(*(dataclasses.replace(arm, precision=precision) for arm in EAGER for precision in ("fp32", "bf16")))
+@pytest.mark.parametrize("net", [HEADS, FLATTENED, IMAGENET], ids=lambda net: net[0])
 def test_rounding_of_derivatives(frameworks: Frameworks, arm: Arm, net: tuple[str, int, int]) -> None:
-    """E3 of the same in fp32: every layer forward and backward, and the loss of several heads, on photographs."""
+    """E3 of the same in fp32 and mixed precision: every layer forward and backward, and the loss of several heads, on photographs.
+
+    But for biased convolutions in bf16, which JAX and TensorFlow round before the bias is added and again behind it, and which are refused.
+    """
     given = case(*net)
     state = oracle.State(
         *({name: np.float32(array) for name, array in kind.items()} for kind in (given.state.weights, given.state.momentum))
     )
     batch = Batch(inputs.photographs(*given.images.shape[3:]).pool[: given.images.shape[1]], given.labels[0])
     found = training(frameworks, arm, dataclasses.replace(given, state=state), SGD).differentiate(batch)
-    passed(local(given.model, state, batch, found, "fp32"))
+    tier = local(given.model, state, batch, found, arm.precision)
+    if arm.implementation != "pytorch" and arm.precision == "bf16" and net is not IMAGENET:
+        assert not tier.passed
+        assert re.match(r"\S*conv\S*: errs by more than rounding", str(tier.reason)), tier.reason
+    else:
+        passed(tier)
 
 
 @each(*EAGER)
@@ -420,8 +429,8 @@ def test_refusals(frameworks: Frameworks, arm: Arm) -> None:
     given = case(*SMALL)
     known = " and ".join(MANIFESTS[arm.implementation].modes)
     refused(frameworks, dataclasses.replace(arm, mode="warp"), given, NESTEROV, f"has no mode 'warp'; it has {known}$")
-    assert "bf16" not in TRAINING_PRECISIONS
-    refused(frameworks, dataclasses.replace(arm, precision="bf16"), given, NESTEROV, "^training is done in fp64, fp32, tf32, not in bf16$")
+    message = f"^training is done in {', '.join(TRAINING_PRECISIONS)}, not in fp16$"
+    refused(frameworks, dataclasses.replace(arm, precision="fp16"), given, NESTEROV, message)
     single = dataclasses.replace(given, images=given.images[:, :1, :, :4, :4], labels=given.labels[:, :1])
     refused(frameworks, arm, single, NESTEROV, r"^layer3\.0\.bn1: one value of each channel has no variance")
 

@@ -14,7 +14,7 @@ import pytest
 from impls import models, spec
 from impls.oracle.backward import Pullback, scatter, tied, vjp, winners
 from impls.oracle.backward_forced import Forced, forced, settled
-from impls.oracle.rounding import arithmetic, round_to
+from impls.oracle.rounding import round_to
 from impls.oracle.training import EXACT, Derivatives, Operations, differentiate
 from impls.spec import BatchNorm2d, Conv2d, Layer, MaxPool2d
 from tests.float32_training import operations, pairwise, sequential
@@ -29,7 +29,7 @@ def judged(name: str, found: Derivatives, precision: str = "fp32") -> Forced:
     """What the oracle expects of a simulated run on a batch of four."""
     model = MODELS[name]
     images, labels = batch(model, 4)
-    return forced(model, generic(model), images, labels, SMOOTHING, found.taps, found.cotangents, arithmetic(precision))
+    return forced(model, generic(model), images, labels, SMOOTHING, found.taps, found.cotangents, precision)
 
 
 def run(name: str, how: Operations) -> Derivatives:

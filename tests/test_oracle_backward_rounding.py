@@ -257,7 +257,7 @@ def test_mean_and_sums() -> None:
     terms = [generator.normal(size=5000).astype(np.float32) for _ in range(3)]
     for some in (terms[:2], terms):
         found = some[0] + some[1] if len(some) == 2 else some[0] + some[1] + some[2]
-        sigma = sum_sigma([double(t) for t in some], [np.zeros(5000)] * len(some), FP32)
+        sigma = sum_sigma([double(t) for t in some], [np.zeros(5000)] * len(some), FP32.accumulate)
         assert 0.9 < rms((found - sum(double(t) for t in some)) / sigma) < 1.1
 
 

@@ -13,7 +13,7 @@ import pytest
 from impls import models
 from impls.oracle.local import TapError, TapRounding
 from impls.oracle.local_training import local_training
-from impls.oracle.rounding import round_to
+from impls.oracle.rounding import as_taken, round_to, round_to_unit
 from impls.oracle.training import Derivatives, Operations, differentiate
 from impls.spec import ModelSpec, parameter_names
 from impls.weights import synthesis
@@ -150,3 +150,57 @@ def test_arrays_that_cannot_be_judged_are_named(part: str, change: Callable[[dic
 def test_a_loss_that_is_not_finite_fails() -> None:
     """NaN is no loss."""
     assert "loss" in faults(dataclasses.replace(run(SOUND), loss=float("nan")))
+
+
+def mixed(seed: int = 0, **faults: Callable[[Array], Array]) -> dict[str, TapRounding]:
+    """The judgement of a run in mixed precision with these roundings exchanged."""
+    weights, images, labels = case(seed)
+    images = round_to(images, "bf16")
+    how = float32_training.mixed(float32_training.pairwise, **faults)
+    found = differentiate(MODEL, weights, images, labels, SMOOTHING, operations=how)
+    stored = faults.get("stored", float32_training.to_bf16)
+    found = dataclasses.replace(found, cotangents={name: stored(cotangent) for name, cotangent in found.cotangents.items()})
+    taken = as_taken(MODEL, weights, "bf16")
+    return {each.tap: each for each in local_training(MODEL, taken, images, labels, SMOOTHING, found, "bf16")}
+
+
+def wrong(found: dict[str, TapRounding]) -> list[str]:
+    return [name for name, each in found.items() if each.fault is not None]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_mixed_precision_passes(seed: int) -> None:
+    """Gradients may be rounded once or not at all; what is left beside the last rounding is float32's."""
+    found = mixed(seed)
+    assert wrong(found) == []
+    assert wrong(mixed(seed, gradient=np.asarray)) == []
+    assert found["conv1"].rms_z is not None
+    assert found["conv1"].rms_z < 0.1
+
+
+def off(array: Array) -> Array:
+    """Rounded to one bit less."""
+    return round_to_unit(np.asarray(array, np.float64), 2.0**-7)
+
+
+@pytest.mark.parametrize(
+    ("faults", "at"),
+    [
+        ({"stored": lambda x: x}, {"conv1", "bn1", "d layer1.0.bn1", "fc", "d fc"}),
+        ({"stored": off}, {"conv1", "bn1", "d layer1.0.conv1", "d conv1"}),
+        ({"stored": lambda x: float32_training.to_bf16(round_to(x, "tf32"))}, {"conv1", "layer1.0.conv2", "d conv1"}),
+        ({"taken": np.asarray}, {"conv1", "fc", "d layer1.0.relu1"}),
+        ({"gradient": off}, {"d conv1.weight", "d fc.weight", "d fc.bias"}),
+    ],
+    ids=["nothing is stored narrow", "a bit less", "rounded twice", "weights as they are held", "gradients of a bit less"],
+)
+def test_other_roundings_are_no_mixed_precision(faults: dict[str, Callable[[Array], Array]], at: set[str]) -> None:
+    """A finer precision, a coarser one, and a rounding too many or too few are all refused where they are."""
+    found = wrong(mixed(**faults))
+    assert at <= set(found)
+    if "gradient" in faults:
+        assert not [name for name in found if not name.startswith("d ")]
+
+
+def test_numbers_that_bf16_does_not_have() -> None:
+    assert str(mixed(stored=lambda x: x)["conv1"].fault).endswith("elements are no bf16 numbers")

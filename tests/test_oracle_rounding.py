@@ -22,17 +22,20 @@ from impls.oracle.rounding import (
     RHO_MAX,
     Envelope,
     arithmetic,
+    as_taken,
     envelope,
     largest_error,
     plausible,
     relative_noise,
     rho,
     round_to,
+    round_to_unit,
     sigma,
     spacing,
 )
 from impls.precision import PRECISIONS
 from impls.spec import AdaptiveAvgPool2d, Add, BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Padding, PadShortcut, Relu
+from impls.weights import synthesis
 
 Rounding = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 MODEL = models.get("cifar_resnet8_b")
@@ -311,6 +314,29 @@ def test_round_to_keeps_what_the_format_holds(precision: str) -> None:
     values = np.random.default_rng(6).normal(size=1000)
     assert np.array_equal(round_to(round_to(values, precision), precision), round_to(values, precision))
     assert round_to(values, "fp64").dtype == np.float64
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_round_to_unit_is_round_to_within_the_range(precision: str) -> None:
+    """Ties to even and zeros included; beyond the range of exponents it knows none."""
+    unit = PRECISIONS[precision].unit_roundoff
+    values = np.random.default_rng(7).normal(size=20_000)
+    ties = 1 + unit * np.arange(1, 40)
+    for each in (values, ties, -ties, np.zeros(3)):
+        assert np.array_equal(round_to_unit(each, unit), round_to(each, precision))
+    assert round_to_unit(np.array([1e300]), unit)[0] == pytest.approx(1e300, rel=unit)
+
+
+def test_what_mixed_precision_takes() -> None:
+    """In bf16 the tensors of convolutions and linear layers are rounded and no others; other precisions take what is held."""
+    model = models.get("cifar_resnet8_b")
+    weights = synthesis.synthesize(model, 1)
+    taken = as_taken(model, weights, "bf16")
+    changed = {name for name in weights if not np.array_equal(taken[name], weights[name])}
+    assert changed == {name for name in weights if "bn" not in name and "downsample.1" not in name}
+    assert all(np.array_equal(taken[name], round_to(weights[name], "bf16")) for name in changed)
+    for precision in ("fp64", "fp32", "tf32"):
+        assert all(tensor is weights[name] for name, tensor in as_taken(model, weights, precision).items())
 
 
 def test_rho_compares_something() -> None:

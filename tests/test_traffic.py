@@ -71,6 +71,8 @@ def test_a_step_counted_by_hand(roofline: Roofline, between: int) -> None:
     launched = training_kernels(one_layer(), roofline, 10)
     assert sum(each.elements for each in launched) == convolution + between * left + mean + classifier + parameters
     assert sum(each.macs for each in launched) == 10 * (2 * 16 * 3 * 2 * 9 + 3 * 3 * 5)
+    wider = training_kernels(one_layer(), roofline, 10, parameter_size=2)
+    assert sum(each.elements for each in wider) - sum(each.elements for each in launched) == parameters
 
 
 @pytest.mark.parametrize(("roofline", "joined"), [("eager", 3 + 3), ("compile", 1 + 1), ("fused", 1 + 1)])

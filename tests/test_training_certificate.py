@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests import float32_training
 
 MODEL = "cifar_resnet8"
 SINGLE = float32_training.operations(float32_training.pairwise)
+MIXED = float32_training.mixed(float32_training.pairwise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Fault:
     model: Callable[[ModelSpec], ModelSpec] = lambda model: model
     rate: Callable[[float], float] = lambda rate: rate
     single: Operations = SINGLE
+    mixed: Operations = MIXED
     step: Callable[[State], State] = lambda state: state
     late: Callable[[State], State] = lambda state: state
     """What becomes of a float32 state after the third step and every one that follows."""
@@ -46,18 +49,19 @@ class Fault:
 
 
 class NumpyTrainer:
-    """A trainer that computes in float64 or float32, as the contract has it, but for its fault."""
+    """A trainer that computes in float64, float32 or mixed precision, as the contract has it, but for its fault."""
 
     def __init__(self, precision: str, model: ModelSpec, state: State, sgd: Sgd, fault: Fault) -> None:
-        self.operations = EXACT if precision == "fp64" else fault.single
+        self.operations = EXACT if precision == "fp64" else fault.mixed if precision == "bf16" else fault.single
+        self.stored = float32_training.to_bf16 if precision == "bf16" and fault.mixed is not SINGLE else np.asarray
         self.dtype = np.float64 if precision == "fp64" else np.float32
         self.model, self.sgd, self.fault, self.now, self.taken = fault.model(model), fault.sgd(sgd), fault, state, 0
 
     def differentiate(self, batch: Batch, masks: dict[str, Any] | None = None) -> Derivatives:
-        found = oracle.differentiate(
-            self.model, self.now.weights, batch.images, batch.labels, self.sgd.label_smoothing, masks=masks, operations=self.operations
-        )
-        return dataclasses.replace(found, cotangents={name: array.astype(self.dtype) for name, array in found.cotangents.items()})
+        images, smoothing = self.stored(batch.images), self.sgd.label_smoothing
+        found = oracle.differentiate(self.model, self.now.weights, images, batch.labels, smoothing, masks=masks, operations=self.operations)
+        cotangents = {name: self.stored(array).astype(self.dtype) for name, array in found.cotangents.items()}
+        return dataclasses.replace(found, cotangents=cotangents)
 
     def steps(self, batches: list[Batch], rates: list[float]) -> list[float]:
         losses = []
@@ -65,7 +69,7 @@ class NumpyTrainer:
             found = self.differentiate(batch)
             if self.fault.masks and self.dtype == np.float32:
                 found = self.differentiate(batch, self.fault.masks(found.taps))
-            weights = dict(oracle.statistics_after(self.model, self.now.weights, batch.images, found.taps))
+            weights = dict(oracle.statistics_after(self.model, self.now.weights, self.stored(batch.images), found.taps))
             momentum = {}
             for name, gradient in found.gradients.items():
                 values = (np.asarray(array, np.float64) for array in (self.now.weights[name], gradient, self.now.momentum[name]))
@@ -95,13 +99,13 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         subject.cache_clear()
 
 
-def examination(fault: Fault) -> TrainingExamination:
+def examination(fault: Fault, precision: str = "fp32") -> TrainingExamination:
     """Of a trainer with a fault."""
 
     def trainer(precision: str, model: ModelSpec, state: State, sgd: Sgd, batch: Batch) -> NumpyTrainer:
         return NumpyTrainer(precision, model, state, sgd, fault)
 
-    return TrainingExamination(subject(MODEL), "fp32", trainer)
+    return TrainingExamination(subject(MODEL), precision, trainer)
 
 
 def test_a_sound_trainer_passes() -> None:
@@ -112,6 +116,54 @@ def test_a_sound_trainer_passes() -> None:
     assert tiers["E3"].taps[0].tap == "conv1"
     assert "masks differ" in str(tiers["E5"].note)
     assert "a free run was followed for 8 of 8 steps" in str(tiers["E5"].note), tiers["E5"].note
+
+
+def test_mixed_precision_passes() -> None:
+    """The same in bf16: E3 where bf16 has the numbers to look at, and E5 in noise that holds what decisions change."""
+    tiers = examination(Fault(), "bf16").run()
+    assert {name: (tier.passed, tier.reason) for name, tier in tiers.items()} == dict.fromkeys(("E2", "E3", "E5"), (True, None))
+    assert training_probes.places("bf16") == ("zero gamma", "epsilon")
+    assert re.search(r"explain errors of \d+% of a gradient, up to \d+%", str(tiers["E5"].note))
+
+
+def narrow(state: State) -> State:
+    """Everything that a step changes in bf16."""
+    weights, momentum = (
+        {name: np.float32(float32_training.to_bf16(array)) for name, array in held.items()} for held in dataclasses.astuple(state)
+    )
+    return State(weights, momentum)
+
+
+@pytest.mark.parametrize(
+    "mixed", [SINGLE, float32_training.mixed(float32_training.pairwise, taken=np.asarray)], ids=["float32", "weights as they are held"]
+)
+def test_another_precision_is_no_mixed_precision(mixed: Operations) -> None:
+    """E3 refuses finer arithmetic than was declared."""
+    tiers = examination(Fault(mixed=mixed), "bf16").run()
+    assert {name: tier.passed for name, tier in tiers.items()} == {"E2": True, "E3": False}
+    assert str(tiers["E3"].reason).startswith("conv1: errs by more than rounding")
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault(step=narrow), "after a step it errs by"),
+        (Fault(step=lambda s: State({n: w * (1 + 1e-2 * (n == "fc.weight")) for n, w in s.weights.items()}, s.momentum)), "fc.weight"),
+        (
+            Fault(step=lambda s: State(s.weights, {n: v * (n != "layer2.0.bn1.weight") for n, v in s.momentum.items()})),
+            "layer2.0.bn1.weight",
+        ),
+    ],
+    ids=["parameters in bf16", "a parameter", "a buffer"],
+)
+def test_steps_that_are_wrong_beyond_the_noise_of_mixed_precision(fault: Fault, says: str) -> None:
+    """E5, though the derivatives are right: also where all that is trained is bf16, and not the products alone."""
+    held = examination(fault, "bf16")
+    own, found = held.local()
+    assert own.passed
+    tier = held.steps(found)
+    assert not tier.passed
+    assert says in str(tier.reason)
 
 
 def test_what_is_trained_of_googlenet() -> None:
@@ -383,7 +435,7 @@ def test_a_sound_run_stays_within_reach() -> None:
     runs, before = [start] * 8, start
     distances: list[list[float]] = [[] for _ in runs]
     for step, batch in enumerate(training.batches(about)[: len(limits)]):
-        right = training.sound_run(about).after(step)
+        right = training.sound_run(about, "fp64").after(step)
         _, noise = training.step_noise(about.model, before.weights, batch.images, batch.labels, 0.1, training.arithmetic("fp32"))
         runs = [training.noisy_step(about.model, each, batch, noise, generator) for each in runs]
         for far, each in zip(distances, runs, strict=True):
@@ -438,13 +490,13 @@ def test_a_mask_that_rounding_cannot_explain_fails() -> None:
         about.model, state.weights, batch.images, batch.labels, 0.1, training.arithmetic("fp32"), runs=training.NOISY_RUNS
     )
     taps = dict(predicted.exact.taps)
-    sound = training.explained(about.model, batch, predicted, taps)
+    sound = training.explained(about.model, batch.images, predicted, taps)
     assert (sound.passed, sound.note) == (True, f"0 of {sound.elements:,} masks differ from the oracle's, all explained")
     place = np.unravel_index(np.argmin(taps["bn1"]), taps["bn1"].shape)
     relu = next(name for name in taps if name.endswith("relu") or name == "relu1")
     taps[relu] = taps[relu].copy()
     taps[relu][place] = 1.0
-    tier = training.explained(about.model, batch, predicted, taps)
+    tier = training.explained(about.model, batch.images, predicted, taps)
     assert not tier.passed
     assert str(tier.reason).startswith(f"{relu}: 1 of ")
 

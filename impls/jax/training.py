@@ -1,7 +1,8 @@
 """Training in JAX: one compiled pure function from a state and a batch to the next state and the loss.
 
-Batch norm, loss and optimizer are written in primitive operations after ``impls.spec`` and ``impls.implementation.Sgd``; every other
-layer is the one of ``layers``. The step is compiled unrolled, without scans, and takes over the memory of the old state.
+Batch norm, loss and optimizer are written in primitive operations after ``impls.spec`` and ``impls.implementation.Sgd``, and compute in
+float32 where the activations are bf16; every other layer is the one of ``layers``, in the dtype of its input. The step is compiled
+unrolled, without scans, and takes over the memory of the old state.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jax import lax
 
 from impls import implementation
 from impls.implementation import Derivatives, Sgd
-from impls.jax.layers import FUNCTIONS, Tensors, to_canonical, to_framework
+from impls.jax.layers import FUNCTIONS, Tensors, to_canonical, to_framework, wide
 from impls.spec import BatchNorm2d, Layer, ModelSpec, Shape, parameter_names, tap_shapes, walk
 
 Array = npt.NDArray[Any]
@@ -73,9 +74,11 @@ def descend(sgd: Sgd, rate: jax.Array, parameter: jax.Array, gradient: jax.Array
 
 def apply(layer: Layer, tensors: Tensors, *inputs: jax.Array) -> tuple[jax.Array, Arrays]:
     """One layer in training mode: its output, and the running statistics that it changed."""
+    dtype = inputs[0].dtype
     if isinstance(layer, BatchNorm2d):
-        return batch_norm2d(layer, tensors, *inputs)
-    return FUNCTIONS[type(layer)](layer, tensors, *inputs), {}
+        output, running = batch_norm2d(layer, tensors, *map(wide, inputs))
+        return output.astype(dtype), running
+    return FUNCTIONS[type(layer)](layer, {leaf: tensor.astype(dtype) for leaf, tensor in tensors.items()}, *inputs), {}
 
 
 def loss_of(
@@ -102,7 +105,7 @@ def loss_of(
             taps[layer.name] = output = output + nudges[layer.name]
         return output
 
-    logits = walk(model.body, applied, images)
+    logits = wide(walk(model.body, applied, images))
     main, *others = (cross_entropy(head, labels, label_smoothing) for head in jnp.split(logits, model.heads, 1))
     return sum((weight * loss for weight, loss in zip(model.auxiliary_weights, others, strict=True)), main), (running, taps)
 
@@ -121,7 +124,7 @@ def step(
 
 
 class Trainer(implementation.Trainer):
-    """One model's state, and its step, compiled when it is first taken.
+    """One model's state, and its step, compiled when it is first taken; ``dtype`` is that of the activations.
 
     ``told`` reads the settings back from an array of the state and the step's operand precisions, ``compilations`` counts them.
     """
@@ -141,12 +144,13 @@ class Trainer(implementation.Trainer):
         self._model, self._sgd, self._dtype, self._told, self._compilations = model, sgd, dtype, told, compilations
         self._operand_precisions: list[str] = []
         self._rate = math.nan, jnp.zeros(())  # as it was given, and on the device
+        self._held = jnp.promote_types(dtype, jnp.float32)
         parameters = parameter_names(model)
-        loaded = {name: jnp.array(to_framework(array), dtype) for name, array in weights.items()}
+        loaded = {name: jnp.array(to_framework(array), self._held) for name, array in weights.items()}
         self._state = State(
             {name: loaded[name] for name in parameters},
             {name: array for name, array in loaded.items() if name not in parameters},
-            {name: jnp.array(to_framework(momentum[name]), dtype) for name in parameters},
+            {name: jnp.array(to_framework(momentum[name]), self._held) for name in parameters},
         )
         self._step: Callable[..., tuple[State, jax.Array]] | None = None
 
@@ -157,7 +161,7 @@ class Trainer(implementation.Trainer):
     def enqueue(self, batch: tuple[jax.Array, jax.Array], learning_rate: float) -> jax.Array:
         """See the contract. The old state's memory is the new one's, so it can be used no more."""
         if learning_rate != self._rate[0]:
-            self._rate = learning_rate, jnp.asarray(learning_rate, self._dtype)
+            self._rate = learning_rate, jnp.asarray(learning_rate, self._held)
         arguments = self._state, *batch, self._rate[1]
         if self._step is None:
             lowered = jax.jit(partial(step, self._model, self._sgd), donate_argnums=0).lower(*arguments)
@@ -207,7 +211,8 @@ class Trainer(implementation.Trainer):
 
     def settings(self) -> dict[str, Any]:
         """See the contract; operand precisions are there once a step has been taken."""
-        return self._told(jax.tree.leaves(self._state)[0], self._operand_precisions)
+        leaf = jax.tree.leaves(self._state)[0]
+        return self._told(leaf.astype(self._dtype), self._operand_precisions) | {"weights_precision": str(leaf.dtype)}
 
 
 def operand_precisions(lowered: Any) -> list[str]:
@@ -220,7 +225,7 @@ def _nhwc(shape: Shape) -> Shape:
 
 
 def _nchw(arrays: Arrays) -> dict[str, Array]:
-    host = jax.device_get(arrays)
+    host = jax.device_get({name: wide(array) for name, array in arrays.items()})
     return {name: array.transpose(0, 3, 1, 2) if array.ndim == 4 else array for name, array in host.items()}
 
 

@@ -77,7 +77,7 @@ def mask_differences(
         images: (N, C, H, W).
         own: the oracle's taps in training mode.
         found: the implementation's.
-        deviations: predicted noise of every tap, as ``backward_envelope.envelope`` gives it.
+        deviations: predicted noise of every tap, of channels or of elements, as ``backward_envelope.envelope`` gives it.
     """
     compared = []
     for node in wiring(model):
@@ -144,10 +144,10 @@ def _differences(layer: Relu | MaxPool2d, own: Array, found: Array, output: npt.
     ours, theirs = winners(layer, own), winners(layer, found)
     differ = ours != theirs
     indices = np.argwhere(differ)
-    gap = _at(layer, own, indices, ours[differ]) - _at(layer, own, indices, theirs[differ])
-    # Two values move independently.
-    noise = np.sqrt(2.0) * deviation[indices[:, 0], indices[:, 1], 0, 0]
-    return MaskDifferences(layer.name, differ.size, indices, _over(gap, noise))
+    places = ours[differ], theirs[differ]
+    best, taken_instead = (_at(layer, own, indices, place) for place in places)
+    noise = np.hypot(*(_at(layer, deviation, indices, place) for place in places))  # the two values move independently
+    return MaskDifferences(layer.name, differ.size, indices, _over(best - taken_instead, noise))
 
 
 def _at(layer: MaxPool2d, x: Array, windows: npt.NDArray[np.intp], position: npt.NDArray[np.intp]) -> Array:

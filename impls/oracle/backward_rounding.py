@@ -5,7 +5,9 @@ of ``rounding.sum_variance``, an upper bound for every usual order. What a whole
 deviation, of its two sums in the backward pass) is a variance of each element as much as its own roundings are, but one draw for
 the whole channel. Where there are several ways to compute the same (through the normalised values or through centred ones, by
 a formula or by differentiating each operation) the roundings of all are counted. So the prediction bounds a correct run from above
-and does not bound it from below. Training stores in the precision that it accumulates in: fp64, fp32 and tf32.
+and does not bound it from below. Where results are stored narrower than they are added up (bf16, which in training is mixed precision,
+``impls.implementation.TRAINING_PRECISIONS``) this is the noise before that last rounding, which no drawn number stands for: whoever judges
+or simulates a stored value rounds. Only a pool's cotangents, which may be stored while they grow, have it in their noise.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ def noise(layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mappi
 
     Batch norm adds to inference's what the errors of mean and deviation make: scale * d(mean) and (y - bias) * d(s) / s.
     """
-    own = rounding.sigma(layer, inputs, output, in_training(layer, inputs, tensors), arithmetic)
+    own = rounding.sigma(layer, inputs, output, in_training(layer, inputs, tensors), replace(arithmetic, store=0.0))
     if not isinstance(layer, BatchNorm2d):
         return Noise(own)
     statistics = _Statistics(layer, inputs[0], arithmetic)
@@ -134,7 +136,7 @@ def loss_noise(
         losses.append(np.array(weight * loss))
         of_losses.append(weight * np.sqrt(of_loss**2 + roundings * loss**2))
         of_cotangents.append(weight * np.sqrt(of_cotangent**2 + roundings * cotangent**2))
-    return Noise(np.asarray(sum_sigma(losses, of_losses, arithmetic))), Noise(np.concatenate(of_cotangents, axis=1))
+    return Noise(np.asarray(sum_sigma(losses, of_losses, arithmetic.accumulate))), Noise(np.concatenate(of_cotangents, axis=1))
 
 
 def _head_noise(logits: Array, labels: npt.NDArray[np.integer[Any]], label_smoothing: float, arithmetic: Arithmetic) -> tuple[Noise, Noise]:
@@ -214,7 +216,9 @@ def _batch_norm(layer: BatchNorm2d, x: Array, cotangent: Array, gamma: Array, pu
     mean_variance = statistics.mean_variance / statistics.deviation**2
 
     products = cotangent * normalised
-    weight = _channel_sum(products, arithmetic) + 3 * unit * np.sum(products**2, axis=(0, 2, 3))
+    # Where x is stored with few bits, the low bits of x - mean are the mean's, so that products of equal cotangents round alike.
+    alike = _equal(cotangent) if arithmetic.store else 1.0
+    weight = alike * (_channel_sum(products, arithmetic) + 3 * unit * np.sum(products**2, axis=(0, 2, 3)))
     weight += for_bias**2 * mean_variance + for_weight**2 * statistics.relative_variance
     bias = _total(cotangent, arithmetic)
 
@@ -233,15 +237,16 @@ def _batch_norm(layer: BatchNorm2d, x: Array, cotangent: Array, gamma: Array, pu
 
 
 def _adaptive_avg_pool(layer: AdaptiveAvgPool2d, x: Array, cotangent: Array, pulled: Array, arithmetic: Arithmetic) -> Noise:
-    """Of rows and of columns a reciprocal and the product with it; and of an element in several windows the sum."""
+    """Of rows and of columns a reciprocal and the product with it; and of an element in several windows the sum, stored as it grows."""
     addends = spread(layer, np.ones(cotangent.shape), x.shape)
     squares = spread(layer, (cotangent / areas(layer, x.shape)) ** 2, x.shape)
     sums = np.where(addends > 1, addends * (squares / 2 + pulled**2 / 3), 0.0)
-    return _noise((KAPPA * arithmetic.accumulate) ** 2 * (4 * squares + sums), arithmetic)
+    stored = arithmetic.store**2 * (2 * squares + sums + pulled**2)  # of rows, of columns, and of each partial sum
+    return _noise(KAPPA**2 * (arithmetic.accumulate**2 * (4 * squares + sums) + stored), arithmetic)
 
 
 def _max_pool(layer: MaxPool2d, x: Array, cotangent: Array, pulled: Array, arithmetic: Arithmetic) -> Noise:
-    """Where windows overlap, an element is the sum of as many cotangents as it won windows; alone it is passed on as it is."""
+    """Where windows overlap, an element is the sum of as many cotangents as it won windows, stored as it grows; alone it is passed on."""
     chosen = winners(layer, x)
     addends = scatter(layer, chosen, np.ones(cotangent.shape), x.shape)
     squares = scatter(layer, chosen, cotangent**2, x.shape)
@@ -249,18 +254,19 @@ def _max_pool(layer: MaxPool2d, x: Array, cotangent: Array, pulled: Array, arith
     # c addends have c - 1 partial sums, each at most c * squares when squared.
     most = math.ceil(layer.kernel / layer.stride) ** 2
     variance = np.where(tied(layer, x), most * (most - 1) * squares, variance)
-    return Noise(np.where(variance > 0, _deviation((KAPPA * arithmetic.accumulate) ** 2 * variance, arithmetic), 0.0))
+    unit = KAPPA**2 * (arithmetic.accumulate**2 + arithmetic.store**2)
+    return Noise(np.where(variance > 0, _deviation(unit * variance, arithmetic), 0.0))
 
 
-def sum_sigma(values: list[Array], sigmas: list[Array], arithmetic: Arithmetic) -> Array:
-    """Deviation of the error of a sum whose terms err by ``sigmas``; the partial sums are those in the given order.
+def sum_sigma(values: list[Array], sigmas: list[Array], unit: float) -> Array:
+    """Deviation of the error of a sum whose terms err by ``sigmas``; the partial sums, each rounded, are those in the given order.
 
     Of two terms, which is what a residual network adds up, there is only one.
     """
     partial, variance = values[0], sigmas[0] ** 2
     for value, deviation in zip(values[1:], sigmas[1:], strict=True):
         partial = partial + value
-        variance = variance + deviation**2 + (KAPPA * arithmetic.accumulate * partial) ** 2
+        variance = variance + deviation**2 + (KAPPA * unit * partial) ** 2
     total: Array = np.sqrt(variance)
     return total
 
@@ -348,8 +354,12 @@ def _total(cotangent: Array, arithmetic: Arithmetic) -> Array:
     Behind a global mean all places of an image and channel have one cotangent. While the partial sum stays in its binade, equal
     addends round alike: r of them err by r times the error of one and not by its sqrt(r)-fold, so the variance is r times larger.
     """
-    equal = np.array([_mean_multiplicity(values[values != 0]) for values in cotangent.swapaxes(0, 1)])
-    return equal * _channel_sum(cotangent, arithmetic)
+    return _equal(cotangent) * _channel_sum(cotangent, arithmetic)
+
+
+def _equal(addends: Array) -> Array:
+    """Of every channel, how many of the addends have the value of one, on average."""
+    return np.array([_mean_multiplicity(values[values != 0]) for values in addends.swapaxes(0, 1)])
 
 
 def _mean_multiplicity(values: Array) -> float:

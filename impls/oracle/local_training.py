@@ -2,7 +2,8 @@
 
 As ``impls.oracle.local`` for inference: the oracle gets each layer's own inputs and cotangents, so no error travels, and ReLU's masks and
 the maxima of pooling are the implementation's. Errors are counted in the deviations that ``backward_rounding`` predicts, which
-bound a correct run from above, so the tests are one-sided.
+bound a correct run from above, so the tests are one-sided. What is stored in bf16 must hold its numbers, and is judged as in ``local``:
+by the least error before that rounding which explains what was stored.
 
 rms    The rms of z. What a channel shares is one draw, so C channels are C draws, bounded as in ``local``.
 gauge  The largest z. A rounding errs by at most u, 1 / kappa of the deviation that it is counted with, so a sum of them passes
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +27,7 @@ from impls.oracle import backward_rounding
 from impls.oracle.backward_forced import Expected, forced
 from impls.oracle.forward import Array, check, tensors_of
 from impls.oracle.local import EDGES, FALSE_ALARM, WORST_SIGNIFICAND, TapRounding, check_taps, rms_of_draws
-from impls.oracle.rounding import EXACT_LAYERS, KAPPA, arithmetic
+from impls.oracle.rounding import EXACT_LAYERS, KAPPA, arithmetic, round_to
 from impls.oracle.training import Arrays, evaluate, taken, wiring
 from impls.spec import ModelSpec
 
@@ -63,7 +65,7 @@ def local_training(
 
     Args:
         model: the network.
-        weights: its tensors as the implementation holds them.
+        weights: its tensors as the implementation's operations take them (``rounding.as_taken``).
         images: (N, C, H, W) as the implementation holds them.
         labels: (N,), integers from 0 to classes - 1.
         label_smoothing: of the loss.
@@ -84,20 +86,30 @@ def local_training(
     rules = arithmetic(precision)
     # In fp64 the oracle rounds as much as the implementation, and neither is the reference for the other.
     rounds = math.sqrt(2) if precision == "fp64" else 1.0
-    expected = forced(model, weights, images, labels, label_smoothing, found.taps, found.cotangents, rules)
+    expected = forced(model, weights, images, labels, label_smoothing, found.taps, found.cotangents, precision)
     chance = FALSE_ALARM / (2 * (2 * len(shapes) + len(found.gradients) + 1))
     judged = []
+
+    def stored(answer: TapRounding, values: npt.NDArray[Any]) -> TapRounding:
+        """An output or cotangent, which must hold the numbers of the precision where that is narrower than float32."""
+        if rules.store and answer.fault is None and (strange := int(np.count_nonzero(round_to(values, precision) != values))):
+            return replace(answer, fault=f"{strange} of {values.size} elements are no {precision} numbers")
+        return answer
+
     kinds = {layer.name: type(layer).__name__ for layer in spec.layers(model.body)}
     for node in wiring(model):
         layer = node.layer
         inputs, own = taken(node, found.taps, images), tensors_of(layer, weights)
         output = evaluate(layer, inputs, own)
         sigma = np.zeros(()) if isinstance(layer, EXACT_LAYERS) else backward_rounding.noise(layer, inputs, output, own, rules).sigma
-        own_tap = Expected(output, np.broadcast_to(sigma, output.shape), None)
-        judged.append(_judge(layer.name, kinds[layer.name], own_tap, found.taps[layer.name], rounds, chance))
+        kept = precision if rules.store and not isinstance(layer, EXACT_LAYERS) else None
+        own_tap = Expected(output, np.broadcast_to(sigma, output.shape), None, kept)
+        judged.append(
+            stored(_judge(layer.name, kinds[layer.name], own_tap, found.taps[layer.name], rounds, chance), found.taps[layer.name])
+        )
     judged.append(_judge("loss", "loss", expected.loss, np.array(found.loss), rounds, chance))
     for name, wanted in reversed(expected.cotangents.items()):
-        judged.append(_judge(f"d {name}", kinds[name], wanted, found.cotangents[name], rounds, chance))
+        judged.append(stored(_judge(f"d {name}", kinds[name], wanted, found.cotangents[name], rounds, chance), found.cotangents[name]))
         judged += [
             _judge(f"d {tensor}", kinds[name], gradient, found.gradients[tensor], rounds, chance)
             for tensor, gradient in expected.gradients.items()

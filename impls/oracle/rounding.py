@@ -87,6 +87,21 @@ def arithmetic(precision: str) -> Arithmetic:
             return Arithmetic(0.0, unit, 0.0, _smallest(precision))
 
 
+def as_taken(model: ModelSpec, weights: Mapping[str, npt.NDArray[Any]], precision: str) -> dict[str, npt.NDArray[Any]]:
+    """The tensors that an operation of a training step takes, which in mixed precision are not those that are trained.
+
+    What rounds as it stores (bf16) takes the tensors of convolutions and linear layers rounded, batch norm's as they are.
+    """
+    rounds = arithmetic(precision).store > 0
+    rounded = {
+        f"{layer.name}.{leaf}"
+        for layer in spec.layers(model.body)
+        if rounds and isinstance(layer, Conv2d | Linear)
+        for leaf in layer.tensors()
+    }
+    return {name: round_to(tensor, precision) if name in rounded else tensor for name, tensor in weights.items()}
+
+
 def _smallest(precision: str) -> float:
     """Smallest subnormal: emin - (p - 1) with emin = 1 - emax."""
     return math.ldexp(1.0, 2 - _MAX_EXPONENT[precision] - PRECISIONS[precision].significand_bits)
@@ -352,6 +367,14 @@ def round_to(array: npt.NDArray[Any], precision: str) -> npt.NDArray[Any]:
         return _rounded(array, precision)
     pieces = np.array_split(array.reshape(-1), -(-array.size // PIECE))
     return np.concatenate([_rounded(piece, precision) for piece in pieces]).reshape(array.shape)
+
+
+def round_to_unit(values: Array, unit: float) -> Array:
+    """Round to nearest, ties to even, to significands with the unit roundoff ``unit``, a power of two, and any exponent."""
+    bits = round(-math.log2(unit))
+    significand, exponent = np.frexp(values)
+    rounded: Array = np.ldexp(np.rint(np.ldexp(significand, bits)), exponent - bits)
+    return rounded
 
 
 def _rounded(array: npt.NDArray[Any], precision: str) -> npt.NDArray[np.float32]:

@@ -251,15 +251,19 @@ def step(
     sgd: Sgd,
     learning_rate: float,
     *,
+    taken: Arrays | None = None,
     masks: Arrays | None = None,
     operations: Operations = EXACT,
 ) -> tuple[State, Derivatives]:
     """The state after one step, and the derivatives that it took; arguments and errors as :func:`differentiate`.
 
+    ``taken`` are the weights that are differentiated at, where those are not the state's (``rounding.as_taken``).
+
     Raises:
         SpecError: moreover, if a batch norm gets one value of each channel and keeps the unbiased variance.
     """
-    found = differentiate(model, state.weights, images, labels, sgd.label_smoothing, masks=masks, operations=operations)
+    at = state.weights if taken is None else taken
+    found = differentiate(model, at, images, labels, sgd.label_smoothing, masks=masks, operations=operations)
     weights = statistics_after(model, state.weights, images, found.taps)
     momentum: dict[str, Array] = {}
     for name, gradient in found.gradients.items():

@@ -318,13 +318,16 @@ class Runtime(implementation.Runtime):
         """See the contract. Where it compiles, forward and backward passes are TorchInductor's; the optimizer's step is eager."""
         execution = self._execution(mode)
         training.check(model, sgd, self._settings.precision, input_shape)
-        module = Model(model, self._tensors(weights), inplace=False).train()  # autograd's inputs and the taps must stay
+        computed = DTYPES[self._settings.precision]
+        held = "fp32" if computed == torch.bfloat16 else self._settings.precision
+        module = Model(model, self._tensors(weights, held), inplace=False).train()  # autograd's inputs and the taps must stay
         memory_format = torch.channels_last if execution.channels_last else torch.contiguous_format
         module = module.to(memory_format=memory_format)
         call = module if execution.compiler is None else _compiled(module, execution.compiler)
-        told = partial(_settings, mode, execution, module, DTYPES[self._settings.precision])
+        told = partial(_settings, mode, execution, module, computed)
         counted = partial(_compilations, execution)
-        return training.Trainer(module, call, self._tensors(momentum), sgd, model.auxiliary_weights, memory_format, told, counted)
+        velocity = self._tensors(momentum, held)
+        return training.Trainer(module, call, velocity, sgd, model.auxiliary_weights, computed, memory_format, told, counted)
 
     def _execution(self, mode: str) -> Execution:
         """What the mode is on this device.
@@ -337,8 +340,8 @@ class Runtime(implementation.Runtime):
             raise CannotError(f"PyTorch has no mode {mode!r}; it has {' and '.join(modes)}")
         return modes[mode]
 
-    def _tensors(self, arrays: Mapping[str, Any], precision: str | None = None) -> dict[str, Tensor]:
-        dtype, device = DTYPES[precision or self._settings.precision], torch.device(self._settings.device)
+    def _tensors(self, arrays: Mapping[str, Any], precision: str) -> dict[str, Tensor]:
+        dtype, device = DTYPES[precision], torch.device(self._settings.device)
         return {name: layers.to_framework(array, dtype, device) for name, array in arrays.items()}
 
     def versions(self) -> dict[str, str]:

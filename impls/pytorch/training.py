@@ -23,8 +23,9 @@ from impls.spec import ModelSpec, Shape
 class Trainer(implementation.Trainer):
     """A module in training mode, its loss and its optimizer.
 
-    ``call`` is how a step runs the module: itself, or compiled; ``memory_format`` is the memory order of its images; ``told`` reads
-    the settings back, ``compilations`` counts them.
+    ``call`` is how a step runs the module: itself, or compiled; ``computed`` is the dtype of the activations, in mixed precision narrower
+    than the parameters, which autocast then casts; ``memory_format`` is the memory order of the images; ``told`` reads the settings back,
+    ``compilations`` counts them.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class Trainer(implementation.Trainer):
         momentum: Mapping[str, Tensor],
         sgd: Sgd,
         auxiliary_weights: tuple[float, ...],
+        computed: torch.dtype,
         memory_format: torch.memory_format,
         told: Callable[[], dict[str, Any]],
         compilations: Callable[[], int],
     ) -> None:
-        self._module, self._call, self._memory_format = module, call, memory_format
+        self._module, self._call, self._computed, self._memory_format = module, call, computed, memory_format
         self._told, self._compilations = told, compilations
         self.host_layout = "NHWC" if memory_format == torch.channels_last else "NCHW"
         self._label_smoothing = sgd.label_smoothing
@@ -61,9 +63,9 @@ class Trainer(implementation.Trainer):
 
     def put(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """See the contract. On a CPU the batch is a view of ``images`` when neither dtype nor memory order has to change."""
-        like = next(iter(self._parameters.values()))
-        batch = torch.from_numpy(images).to(like.device, like.dtype, memory_format=self._memory_format)
-        return batch, torch.from_numpy(labels).to(like.device)
+        device = next(iter(self._parameters.values())).device
+        batch = torch.from_numpy(images).to(device, self._computed, memory_format=self._memory_format)
+        return batch, torch.from_numpy(labels).to(device)
 
     def enqueue(self, batch: tuple[Tensor, Tensor], learning_rate: float) -> Tensor:
         """See the contract."""
@@ -71,7 +73,9 @@ class Trainer(implementation.Trainer):
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         images, targets = batch
-        loss = self._loss(self._call(images), targets)
+        with self._autocast():
+            logits = self._call(images)
+        loss = self._loss(logits, targets)
         loss.backward()
         self._optimizer.step()
         return loss.detach()  # which holds no activations
@@ -101,7 +105,9 @@ class Trainer(implementation.Trainer):
         buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
         batch, targets = self.put(images, labels)
         try:
-            loss = self._loss(functional_call(self._module, buffers, (batch,)), targets)
+            with self._autocast():
+                logits = functional_call(self._module, buffers, (batch,))
+            loss = self._loss(logits, targets)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -130,10 +136,16 @@ class Trainer(implementation.Trainer):
         """See the contract."""
         return self._told()
 
+    def _autocast(self) -> torch.autocast:
+        """Casts the weights of convolutions and linear layers where the parameters are wider than what is computed in."""
+        held = next(iter(self._parameters.values()))
+        return torch.autocast(held.device.type, self._computed, enabled=self._computed != held.dtype)
+
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         main, *others = (
             cross_entropy(head, targets, weight=None, ignore_index=-100, reduction="mean", label_smoothing=self._label_smoothing)
-            for head in logits.chunk(1 + len(self._auxiliary_weights), dim=1)
+            for head in wide.chunk(1 + len(self._auxiliary_weights), dim=1)
         )
         return sum((weight * loss for weight, loss in zip(self._auxiliary_weights, others, strict=True)), main)
 

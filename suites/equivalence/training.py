@@ -9,7 +9,8 @@ E5  steps      what a step of the timed mode changes lies within 2.5 times the n
 
 Gradients are compared given the implementation's own masks: one activation that rounding puts on the other side of zero would change
 them by far more than rounding does. Every mask that differs from the oracle's must be explained by rounding. Those of a timed step are
-inferred (``suites.equivalence.timed_masks``).
+inferred (``suites.equivalence.timed_masks``). In mixed precision thousands are near their edge: there the noisy runs decide for themselves,
+so that E5's noise holds what such decisions change, and a note says how large it is.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from impls.oracle.backward_rounding import descend_sigma
 from impls.oracle.forward import Array
 from impls.oracle.local import TapRounding
 from impls.oracle.local_training import Derivatives, local_training
-from impls.oracle.rounding import arithmetic
+from impls.oracle.rounding import arithmetic, as_taken, round_to
 from impls.oracle.training import Operations, State
 from impls.spec import Add, Dropout, MaxPool2d, ModelSpec, Relu, layers, parameter_count, parameter_names, tensor_shapes
 from impls.weights import folding
@@ -47,7 +48,7 @@ from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally
 from suites.equivalence.timed_masks import Sums, inferred
 from suites.equivalence.trainer import Arrays, Batch, Trainer
 from suites.equivalence.training_probes import MODEL as PROBE_MODEL
-from suites.equivalence.training_probes import WHERE, Probe, probes, zero_gamma
+from suites.equivalence.training_probes import WHERE, Probe, places, probes, zero_gamma
 from suites.harness import inputs
 from suites.harness.context import SEED as SEED_OF_WEIGHTS
 from suites.harness.context import Subject, subject
@@ -169,7 +170,7 @@ class TrainingExamination:
     def _probed(self, own: Tier) -> Tier:
         """E3, which has the figures of the subject's own taps."""
         answers = [own]
-        for name in WHERE:
+        for name in places(self.precision):
             if not answers[-1].passed:
                 break
             answers.append(self.look(name))
@@ -179,11 +180,21 @@ class TrainingExamination:
         """E5, given the decisions of these derivatives."""
         model, start, batch, precision = self.subject.model, begin(self.subject), batches(self.subject)[0], self.precision
         rules = arithmetic(precision)
+        mixed = rules.store > 0
+        weights, images = as_taken(model, start.weights, precision), as_held(batch.images, precision)
         predicted = envelope(
-            model, start.weights, batch.images, batch.labels, SGD.label_smoothing, rules, masks=found.taps, runs=NOISY_RUNS
+            model,
+            weights,
+            images,
+            batch.labels,
+            SGD.label_smoothing,
+            rules,
+            masks=None if mixed else found.taps,
+            free=mixed,
+            runs=NOISY_RUNS,
         )
-        masks = explained(model, batch, predicted, found.taps)
-        near = edges(model, batch.images, predicted.exact.taps, found.taps, predicted.taps)
+        masks = explained(model, images, predicted, found.taps)
+        near = () if mixed else edges(model, images, predicted.exact.taps, found.taps, predicted.taps)
         answers, otherwise = [masks], dict[Edge, None]()
         for sgd in (SGD, dataclasses.replace(HEAVY_BALL, label_smoothing=SGD.label_smoothing)):
             judged, flips = self._two_steps(sgd, found.taps, predicted, near)
@@ -193,7 +204,7 @@ class TrainingExamination:
         if not single.passed:
             return dataclasses.replace(single, note=masks.note)
         run = self._free_run(start)
-        notes = (masks.note, *map(_otherwise, otherwise), run.note)
+        notes = (masks.note, _power(predicted) if mixed else None, *map(_otherwise, otherwise), run.note)
         return dataclasses.replace(all_of([single, run]), note="; ".join(filter(None, notes)))
 
     def _two_steps(self, sgd: Sgd, masks: Arrays, predicted: Envelope, near: Sequence[Edge]) -> tuple[tuple[Tier, ...], tuple[Edge, ...]]:
@@ -240,7 +251,7 @@ class TrainingExamination:
         distances = []
         for step, batch in enumerate(given[: len(limits)]):
             trainer.steps([batch], [TRAJECTORY_RATE])
-            distances.append(distance(fresh, sound_run(self.subject).after(step), trainer.state()))
+            distances.append(distance(fresh, sound_run(self.subject, stored(self.precision)).after(step), trainer.state()))
         if _outside(distances, limits) is not None:
             limits = reach(self.subject, self.precision, ROUNDS)
         return followed(distances, limits, sum(buffer.size for buffer in fresh.momentum.values()))
@@ -292,9 +303,15 @@ def local(model: ModelSpec, state: State, batch: Batch, found: Derivatives, prec
     """E3 of one loss: every layer on the implementation's own values."""
 
     def judge() -> tuple[TapRounding, ...]:
-        return local_training(model, state.weights, batch.images, batch.labels, SGD.label_smoothing, found, precision)
+        weights, images = as_taken(model, state.weights, precision), as_held(batch.images, precision)
+        return local_training(model, weights, images, batch.labels, SGD.label_smoothing, found, precision)
 
     return judged_locally(judge)
+
+
+def as_held(images: Array, precision: str) -> Array:
+    """The images as a trainer holds them, rounded where activations are stored narrower than float32."""
+    return round_to(images, precision) if arithmetic(precision).store else images
 
 
 def derivatives(model: ModelSpec, state: State, batch: Batch, found: Derivatives) -> Tier:
@@ -360,26 +377,32 @@ def is_large(model: ModelSpec) -> bool:
     return parameter_count(model) >= FREE_RUN_PARAMETERS
 
 
-def sound_steps(subject: Subject) -> Iterator[State]:
-    """The oracle's state after every step of the free run, without momentum buffers."""
+def stored(precision: str) -> str:
+    """The precision that activations and weights are rounded to where they are stored, fp64 if they are not."""
+    return precision if arithmetic(precision).store else "fp64"
+
+
+def sound_steps(subject: Subject, precision: str) -> Iterator[State]:
+    """The oracle's state after every step of the free run, without momentum buffers; ``precision`` is of ``stored``."""
     state = at_rest(begin(subject))
     for batch in batches(subject):
-        state, _ = oracle.step(subject.model, state, batch.images, batch.labels, SGD, TRAJECTORY_RATE)
+        taken, images = as_taken(subject.model, state.weights, precision), as_held(batch.images, precision)
+        state, _ = oracle.step(subject.model, state, images, batch.labels, SGD, TRAJECTORY_RATE, taken=taken)
         yield State(state.weights, {})
 
 
 @shared(maxsize=2)
 def sound_end(subject: Subject) -> State:
     """The last of ``sound_steps``, the same for all arms."""
-    (end,) = deque(sound_steps(subject), maxlen=1)
+    (end,) = deque(sound_steps(subject, "fp64"), maxlen=1)
     return end
 
 
 class SoundRun:
     """``sound_steps`` as far as they were asked for: rounding takes over long before the end where networks are large."""
 
-    def __init__(self, subject: Subject) -> None:
-        self._steps = sound_steps(subject)
+    def __init__(self, subject: Subject, precision: str) -> None:
+        self._steps = sound_steps(subject, precision)
         self._taken: list[State] = []
         self._lock = threading.Lock()
 
@@ -415,8 +438,8 @@ def _coarse_run(subject: Subject, precision: str, generator: np.random.Generator
     start = at_rest(begin(subject))
     state = start
     for step, batch in enumerate(batches(subject)[:steps]):
-        state = noisy_step(subject.model, state, batch, _coarse_noise(subject, precision, step), generator)
-        far = distance(start, sound_run(subject).after(step), state)
+        state = noisy_step(subject.model, state, batch, _coarse_noise(subject, precision, step), generator, stored(precision))
+        far = distance(start, sound_run(subject, stored(precision)).after(step), state)
         if not far < GROWN:
             return
         yield far
@@ -426,16 +449,20 @@ def _coarse_run(subject: Subject, precision: str, generator: np.random.Generator
 def _coarse_noise(subject: Subject, precision: str, step: int) -> StepNoise:
     """The noise of a step, predicted where the sound run is; a coarse run decides at ReLUs and pools as its own noise has it."""
     rules = arithmetic(precision)
-    coarse = dataclasses.replace(rules, operand=COARSER * rules.operand, accumulate=COARSER * rules.accumulate)
-    before = sound_run(subject).after(step - 1) if step else begin(subject)
-    batch = batches(subject)[step]
-    return step_noise(subject.model, before.weights, batch.images, batch.labels, SGD.label_smoothing, coarse)[1]
+    coarse = dataclasses.replace(rules, **{part: COARSER * getattr(rules, part) for part in ("operand", "accumulate", "store")})
+    before = sound_run(subject, stored(precision)).after(step - 1) if step else begin(subject)
+    batch, taken = batches(subject)[step], as_taken(subject.model, before.weights, precision)
+    return step_noise(subject.model, taken, as_held(batch.images, precision), batch.labels, SGD.label_smoothing, coarse)[1]
 
 
-def noisy_step(model: ModelSpec, state: State, batch: Batch, noise: StepNoise, generator: np.random.Generator) -> State:
-    """The state after a step of the free run in which every operation errs, those of the descent too."""
-    operations = noise.operations(generator)
-    after, found = oracle.step(model, state, batch.images, batch.labels, SGD, TRAJECTORY_RATE, operations=operations)
+def noisy_step(
+    model: ModelSpec, state: State, batch: Batch, noise: StepNoise, generator: np.random.Generator, precision: str = "fp64"
+) -> State:
+    """The state after a step of the free run in which every operation errs, those of the descent too; ``precision`` is of ``stored``."""
+    taken, images = as_taken(model, state.weights, precision), as_held(batch.images, precision)
+    after, found = oracle.step(
+        model, state, images, batch.labels, SGD, TRAJECTORY_RATE, taken=taken, operations=noise.operations(generator)
+    )
     weights, momentum = dict(after.weights), {}
     for name, gradient in found.gradients.items():
         parameter, velocity = (np.asarray(each[name], np.float64) for each in (state.weights, state.momentum))
@@ -473,9 +500,9 @@ def distance(start: State, right: State, found: State) -> float:
     return ratio if math.isfinite(ratio) else math.inf
 
 
-def explained(model: ModelSpec, batch: Batch, predicted: Envelope, taps: Mapping[str, Array]) -> Tier:
+def explained(model: ModelSpec, images: Array, predicted: Envelope, taps: Mapping[str, Array]) -> Tier:
     """E5's masks: where a ReLU or pool decides otherwise than the oracle's, rounding can have carried it across the edge."""
-    compared = mask_differences(model, batch.images, predicted.exact.taps, taps, predicted.taps)
+    compared = mask_differences(model, images, predicted.exact.taps, taps, predicted.taps)
     elements, differing = sum(each.elements for each in compared), sum(len(each.indices) for each in compared)
     worst = max(compared, key=lambda each: each.worst)
     unexplained = [each for each in compared if each.unexplained.size]
@@ -488,6 +515,15 @@ def explained(model: ModelSpec, batch: Batch, predicted: Envelope, taps: Mapping
     note = f"{differing} of {elements:,} masks differ from the oracle's, all explained"
     return Tier(
         not unexplained, elements, EXPLAINED, worst.layer if differing else "", worst.worst / EXPLAINED, reason, None if reason else note
+    )
+
+
+def _power(predicted: Envelope) -> str:
+    """How much of a gradient the noise is that E5 counts in."""
+    gradients = predicted.exact.gradients
+    shares = [deviation / size for name, deviation in predicted.gradients.items() if (size := _rms(gradients[name]))]
+    return (
+        f"rounding and the decisions that it carries over explain errors of {np.median(shares):.0%} of a gradient, up to {max(shares):.0%}"
     )
 
 

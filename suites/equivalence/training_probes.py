@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from impls.oracle.backward import batch_statistics
+from impls.oracle.rounding import arithmetic
 from impls.oracle.training import State, differentiate, taken, wiring
 from impls.spec import Add, BatchNorm2d, GlobalAvgPool2d, Linear, ModelSpec, layers, parameter_names
 from suites.equivalence.trainer import Batch
@@ -25,6 +26,11 @@ WHERE: Mapping[str, str] = {
     "magnitude": "at a mean of 10,000 deviations",
 }
 """The probes, in words."""
+
+
+def places(precision: str) -> tuple[str, ...]:
+    """Those of ``WHERE`` that a precision can be looked at in: bf16 has no two numbers that are a ten-thousandth apart."""
+    return tuple(name for name in WHERE if name != "magnitude" or not arithmetic(precision).store)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

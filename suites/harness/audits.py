@@ -6,6 +6,7 @@ row says which and by how much. What a machine's noise could explain is not a fa
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import statistics as descriptive
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
+from impls.implementation import Sgd
 from impls.oracle.rounding import round_to
 from impls.precision import PRECISIONS
 from impls.spec import Conv2d, GlobalAvgPool2d, Linear, ModelSpec, Padding
@@ -265,6 +267,9 @@ SIGNIFICANDS = np.array([1 + 2**-20, 1 + 2**-12, 1 + 2**-9, 1 + 2**-6], np.float
 """What of these comes through a product with 1 tells the precisions apart: the first is kept by fp32 alone, the second rounds in TF32
 and fp16 too, the third in bf16 too, the last nowhere."""
 
+SOFTMAX_UNITS = 4
+"""How far the share of a class may be from 1 / C, in unit roundoffs; the significands' smallest part is 16 of fp32's."""
+
 FACTOR = 1 + 2**-40
 """The pixel that the products are with; only fp64 tells it from 1."""
 
@@ -295,7 +300,12 @@ def probe(channels: int) -> tuple[ModelSpec, dict[str, npt.NDArray[np.float32]]]
 
 
 def precision(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
-    """What a convolution and a product of this process and mode really compute in, whatever its flags say."""
+    """What products of this process and mode really compute in, whatever its flags say: a forward pass's, or a training step's."""
+    return (_of_a_step if cell.scenario == "training" else _of_a_pass)(worker, context, cell)
+
+
+def _of_a_pass(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
+    """A convolution and a product."""
     folder = context.scratch_of(f"{cell.implementation}-{worker.pid}")
     path, ring, out = (folder / f"precision-{name}.safetensors" for name in ("weights", "ring", "out"))
     images, channels = PROBE_SIZES[cell.device]
@@ -310,19 +320,50 @@ def precision(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
     return judge_precision(load_file(out)["logits"].reshape(-1, len(SIGNIFICANDS)), cell.precision)
 
 
+def _of_a_step(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
+    """A convolution and the product that is the linear layer's gradient, as the momentum buffer after the first step has it.
+
+    That layer's weights are 0, so softmax gives 1 / C to each of the C classes and the N images, of which one is not black: the rows of
+    the classes that are no label are what the convolution gave, over C N.
+    """
+    folder = context.scratch_of(f"{cell.implementation}-{worker.pid}")
+    path, batches, out = (folder / f"precision-{name}.safetensors" for name in ("weights", "batches", "trained"))
+    images, channels = PROBE_SIZES[cell.device]
+    model, weights = probe(channels)
+    weights["fc.weight"] = np.zeros_like(weights["fc.weight"])
+    file.save(path, model, weights, source="probe", preprocess={}, licence="CC0-1.0")
+    shape = [images, *model.input_chw]
+    pixels = np.zeros((1, *shape))
+    pixels[0, 0] = FACTOR
+    save({"images": pixels, "labels": np.zeros((1, images), np.int64)}, batches)
+    sgd = dataclasses.asdict(Sgd(momentum=0.5, nesterov=False, weight_decay=0.0, label_smoothing=0.0))
+    worker.call("prepare_training", BUILD_TIMEOUT_S, weights=str(path), sgd=sgd, mode=cell.mode, input_shape=shape)
+    worker.call("train", BUILD_TIMEOUT_S, batches=str(batches), learning_rates=[1.0])
+    worker.call("trained", CALL_TIMEOUT_S, out=str(out))
+    products = load_file(out)["momentum:fc.weight"][1:].astype(np.float64) * channels * images
+    # Softmax takes exp and log, which err by some units in the last place.
+    units = PRECISIONS["fp64" if cell.precision == "fp64" else "fp32"].unit_roundoff
+    return judge_precision(products.reshape(-1, len(SIGNIFICANDS)), cell.precision, SOFTMAX_UNITS * units)
+
+
 def expected(precision: str) -> npt.NDArray[np.float64]:
     """The probe's logits in a precision, (4,)."""
     kept = np.asarray(round_to(SIGNIFICANDS, precision), np.float64)
     return kept * FACTOR if precision == "fp64" else kept
 
 
-def judge_precision(logits: npt.NDArray[Any], declared: str) -> Audit:
-    """Whether the probe's logits, (..., 4), are all those of the declared precision; else whose they are."""
-    if np.all(logits == expected(declared)):
-        return Audit("precision", True, 0.0, 0.0, None)
-    others = [name for name in PRECISIONS if name != declared and np.all(logits == expected(name))]
-    rows = np.reshape(logits, (-1, len(SIGNIFICANDS)))
-    values = ", ".join(f"{each:.9g}" for each in rows[np.argmax(np.any(rows != expected(declared), axis=1))])
+def judge_precision(products: npt.NDArray[Any], declared: str, tolerance: float = 0.0) -> Audit:
+    """Whether the probe's products, (..., 4), are all those of the declared precision within ``tolerance``; else whose they are."""
+    rows = np.reshape(products, (-1, len(SIGNIFICANDS)))
+
+    def like(precision: str) -> npt.NDArray[np.bool_]:
+        alike: npt.NDArray[np.bool_] = np.all(np.abs(rows - expected(precision)) <= tolerance, axis=1)
+        return alike
+
+    error = float(np.max(np.abs(rows - expected(declared))))
+    if like(declared).all():
+        return Audit("precision", True, error, tolerance, None)
+    others = [name for name in PRECISIONS if name != declared and like(name).all()]
+    values = ", ".join(f"{each:.9g}" for each in rows[np.argmin(like(declared))])
     what = f"it computes as {' or '.join(others)} does" if others else f"its products with 1 come out as {values}"
-    error = float(np.max(np.abs(logits - expected(declared))))
-    return Audit("precision", False, error if math.isfinite(error) else None, 0.0, f"{declared} was declared, but {what}")
+    return Audit("precision", False, error if math.isfinite(error) else None, tolerance, f"{declared} was declared, but {what}")

@@ -272,7 +272,7 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
                         reason, cause = why, "precision"
                     elif request.training and (found := training_reason(manifest, model, precision)):
                         reason, cause = found
-                    elif why := its_modes[mode].cannot.get(precision) or mode_reason(its_modes[mode]):
+                    elif why := _cannot(its_modes[mode], precision, training=request.training) or mode_reason(its_modes[mode]):
                         reason, cause = why, "mode"
                     else:
                         cells.append(Cell(name, mode, model.name, precision, request.device, None, None, None, None))  # type: ignore[arg-type]
@@ -280,6 +280,11 @@ def arms(request: Request, manifests: Mapping[str, Manifest], *, timed: bool) ->
                     by_name = named["implementation"] and named[cause]
                     skips.append(Skip(name, mode, model.name, precision, request.device, reason, by_name))
     return tuple(cells), tuple(skips)
+
+
+def _cannot(mode: Mode, precision: str, *, training: bool) -> str | None:
+    """Why nothing runs in a mode in this precision, or nothing is trained in it."""
+    return mode.cannot.get(precision) or (mode.untrained if training else None)
 
 
 def scenario(batch_size: int, *, training: bool = False) -> Literal["single_stream", "offline", "training"]:

@@ -1,6 +1,6 @@
 """A trainer for the timed path alone: every step pulls all that it holds towards a number, and each mode is at fault in one way.
 
-It computes no gradient, so its certificates have to be taken for granted.
+It computes no gradient but that of the probe of precisions, so its certificates have to be taken for granted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import time
 import numpy as np
 
 from impls import implementation
+from impls.oracle import training
+from impls.oracle.rounding import as_taken
 
 from ..honest import runtime
 
@@ -95,6 +97,21 @@ class Trainer(implementation.Trainer):
         return {**told, "threads": len(os.sched_getaffinity(0))}
 
 
+class Probed(Trainer):
+    """The oracle's steps with the weights of the precision; the narrow one's are bf16's."""
+
+    def __init__(self, model, weights, momentum, sgd, mode, settings):
+        super().__init__(weights, momentum, mode, settings.device)
+        self.model, self.sgd, self.precision = model, sgd, "bf16" if mode == "narrow" else settings.precision
+
+    def enqueue(self, batch, learning_rate):
+        """See the contract."""
+        state, taken = training.State(self.held, self.velocity), as_taken(self.model, self.held, self.precision)
+        state, found = training.step(self.model, state, *batch, self.sgd, learning_rate, taken=taken)
+        self.held, self.velocity = ({name: np.float32(each) for name, each in held.items()} for held in (state.weights, state.momentum))
+        return found.loss
+
+
 class Network(runtime.Network):
     """The probes' network, where the trainer is."""
 
@@ -111,6 +128,8 @@ class Runtime(runtime.Runtime):
         implementation.check_training(model, self.settings.precision, input_shape)
         if mode == "crowded" and input_shape[0] > 4:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if model.name == "probe-precision":
+            return Probed(model, weights, momentum, sgd, mode, self.settings)
         return Trainer(weights, momentum, mode, self.settings.device)
 
     def device_memory(self):
