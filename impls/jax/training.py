@@ -22,7 +22,7 @@ from jax import lax
 
 from impls import implementation
 from impls.implementation import Derivatives, Sgd
-from impls.jax.layers import FUNCTIONS, Tensors, to_canonical, to_framework, wide
+from impls.jax.layers import FUNCTIONS, Tensors, to_canonical, to_framework
 from impls.spec import BatchNorm2d, Layer, ModelSpec, Shape, parameter_names, tap_shapes, walk
 
 Array = npt.NDArray[Any]
@@ -76,7 +76,7 @@ def apply(layer: Layer, tensors: Tensors, *inputs: jax.Array) -> tuple[jax.Array
     """One layer in training mode: its output, and the running statistics that it changed."""
     dtype = inputs[0].dtype
     if isinstance(layer, BatchNorm2d):
-        output, running = batch_norm2d(layer, tensors, *map(wide, inputs))
+        output, running = batch_norm2d(layer, tensors, inputs[0].astype(tensors["weight"].dtype))
         return output.astype(dtype), running
     return FUNCTIONS[type(layer)](layer, {leaf: tensor.astype(dtype) for leaf, tensor in tensors.items()}, *inputs), {}
 
@@ -105,7 +105,7 @@ def loss_of(
             taps[layer.name] = output = output + nudges[layer.name]
         return output
 
-    logits = wide(walk(model.body, applied, images))
+    logits = walk(model.body, applied, images).astype(parameters[parameter_names(model)[-1]].dtype)
     main, *others = (cross_entropy(head, labels, label_smoothing) for head in jnp.split(logits, model.heads, 1))
     return sum((weight * loss for weight, loss in zip(model.auxiliary_weights, others, strict=True)), main), (running, taps)
 
@@ -195,7 +195,7 @@ class Trainer(implementation.Trainer):
         (loss, (_, taps)), (gradients, cotangents) = differentiated(
             self._state.parameters, nudges, self._state.statistics, *self.put(images, labels)
         )
-        return Derivatives(float(loss), _nchw(taps), _nchw(cotangents), _canonical(gradients))
+        return Derivatives(float(loss), _nchw(taps, self._held), _nchw(cotangents, self._held), _canonical(gradients))
 
     def weights(self) -> dict[str, Array]:
         """See the contract."""
@@ -224,8 +224,8 @@ def _nhwc(shape: Shape) -> Shape:
     return (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
 
 
-def _nchw(arrays: Arrays) -> dict[str, Array]:
-    host = jax.device_get({name: wide(array) for name, array in arrays.items()})
+def _nchw(arrays: Arrays, dtype: Any) -> dict[str, Array]:
+    host = jax.device_get({name: array.astype(dtype) for name, array in arrays.items()})
     return {name: array.transpose(0, 3, 1, 2) if array.ndim == 4 else array for name, array in host.items()}
 
 

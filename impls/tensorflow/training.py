@@ -18,7 +18,7 @@ import tensorflow as tf
 from impls import implementation
 from impls.implementation import Derivatives, Sgd
 from impls.spec import NO_PADDING, BatchNorm2d, Conv2d, Layer, ModelSpec, Padding, Shape, parameter_names, walk
-from impls.tensorflow.layers import FUNCTIONS, Tensors, explicit, to_canonical, to_framework, wide
+from impls.tensorflow.layers import FUNCTIONS, Tensors, to_canonical, to_framework
 
 Array = npt.NDArray[Any]
 
@@ -31,11 +31,11 @@ def conv2d(layer: Conv2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """
     if tf.config.list_logical_devices("GPU"):
         return FUNCTIONS[Conv2d](layer, tensors, x)
-    padding = "VALID"
-    if layer.stride == 1 and layer.padding == Padding.same_on_all_sides(layer.kernel // 2) and layer.kernel % 2:
+    padding, pad = "VALID", layer.padding
+    if layer.stride == 1 and pad == Padding.same_on_all_sides(layer.kernel // 2) and layer.kernel % 2:
         padding = "SAME"
-    elif layer.padding != NO_PADDING:
-        x = tf.pad(x, explicit(layer.padding))
+    elif pad != NO_PADDING:
+        x = tf.pad(x, [[0, 0], [pad.top, pad.bottom], [pad.left, pad.right], [0, 0]])
     y = tf.nn.conv2d(x, tensors["weight"], layer.stride, padding)
     return tf.nn.bias_add(y, tensors["bias"]) if layer.bias else y
 
@@ -79,7 +79,7 @@ def apply(layer: Layer, tensors: Tensors, *inputs: tf.Tensor) -> tuple[tf.Tensor
     """One layer in training mode: its output, and the running statistics that it changed."""
     dtype = inputs[0].dtype
     if isinstance(layer, BatchNorm2d):
-        output, running = batch_norm2d(layer, tensors, *map(wide, inputs))
+        output, running = batch_norm2d(layer, tensors, tf.cast(inputs[0], tensors["weight"].dtype))
         return tf.cast(output, dtype), running
     function = conv2d if isinstance(layer, Conv2d) else FUNCTIONS[type(layer)]
     return function(layer, {leaf: tf.cast(tensor, dtype) for leaf, tensor in tensors.items()}, *inputs), {}
@@ -153,7 +153,7 @@ class Trainer(implementation.Trainer):
             parameters = self._watched(tape)
             loss, _, taps = self._loss(tape, parameters, *self.put(images, labels))
         gradients, cotangents = tape.gradient(loss, (parameters, taps))
-        return Derivatives(float(loss), _nchw(taps), _nchw(cotangents), _canonical(gradients))
+        return Derivatives(float(loss), _nchw(taps, self._held), _nchw(cotangents, self._held), _canonical(gradients))
 
     def weights(self) -> dict[str, Array]:
         """See the contract."""
@@ -194,7 +194,7 @@ class Trainer(implementation.Trainer):
             tape.watch(taps[layer.name])
             return taps[layer.name]
 
-        logits = wide(walk(self._model.body, applied, images))
+        logits = tf.cast(walk(self._model.body, applied, images), self._held)
         main, *others = (cross_entropy(head, labels, self._sgd.label_smoothing) for head in tf.split(logits, self._model.heads, 1))
         return sum((weight * loss for weight, loss in zip(self._model.auxiliary_weights, others, strict=True)), main), running, taps
 
@@ -213,8 +213,8 @@ class Trainer(implementation.Trainer):
         return loss
 
 
-def _nchw(tensors: Mapping[str, tf.Tensor]) -> dict[str, Array]:
-    host = {name: wide(tensor).numpy() for name, tensor in tensors.items()}
+def _nchw(tensors: Mapping[str, tf.Tensor], dtype: tf.DType) -> dict[str, Array]:
+    host = {name: tf.cast(tensor, dtype).numpy() for name, tensor in tensors.items()}
     return {name: array.transpose(0, 3, 1, 2) if array.ndim == 4 else array for name, array in host.items()}
 
 
