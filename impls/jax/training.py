@@ -37,23 +37,37 @@ class State(NamedTuple):
     momentum: Arrays
 
 
+def centre(x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The mean of every channel, and x without it, in ``dtype``.
+
+    The mean is taken off twice, since what the first leaves of it by rounding, n terms long, can be more than the deviation. Not of bf16
+    numbers: their sum in float32 is all but exact, and in what it leaves the low bits are alike, so that their sum errs by more.
+    """
+    wide = x.astype(dtype)
+    if x.dtype != dtype:
+        mean = jnp.mean(wide, (0, 1, 2))
+        return mean, wide - mean
+    first = lax.stop_gradient(jnp.mean(x, (0, 1, 2)))  # any constant leaves the result the same, and so do its derivatives
+    rest = jnp.mean(x - first, (0, 1, 2))
+    return first + rest, x - first - rest
+
+
 def batch_norm2d(layer: BatchNorm2d, tensors: Tensors, x: jax.Array) -> tuple[jax.Array, Arrays]:
     """Normalisation by the batch's own mean and biased variance, and the running statistics after it.
 
-    The mean is taken off twice, since what the first leaves of it by rounding, n terms long, can be more than the deviation; and
-    before squaring (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983, section 3).
+    Arithmetic is in the dtype of the parameters. The mean is taken off before squaring (Chan, Golub and LeVeque, "Algorithms for computing
+    the sample variance", 1983, section 3).
     """
-    first = lax.stop_gradient(jnp.mean(x, (0, 1, 2)))  # any constant leaves the result the same, and so do its derivatives
-    rest = jnp.mean(x - first, (0, 1, 2))
-    centred = x - first - rest
+    mean, centred = centre(x, tensors["weight"].dtype)
     variance = jnp.mean(centred * centred, (0, 1, 2))
     count = x.size // layer.channels
     kept = variance * (count / (count - 1)) if layer.running_variance == "unbiased" else variance
     running = {
-        "running_mean": (1 - layer.momentum) * tensors["running_mean"] + layer.momentum * (first + rest),
+        "running_mean": (1 - layer.momentum) * tensors["running_mean"] + layer.momentum * mean,
         "running_var": (1 - layer.momentum) * tensors["running_var"] + layer.momentum * kept,
     }
-    return centred / jnp.sqrt(variance + layer.eps) * tensors["weight"] + tensors["bias"], running
+    normalised = centred / jnp.sqrt(variance + layer.eps)
+    return (normalised * tensors["weight"] + tensors["bias"]).astype(x.dtype), running
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
@@ -74,11 +88,9 @@ def descend(sgd: Sgd, rate: jax.Array, parameter: jax.Array, gradient: jax.Array
 
 def apply(layer: Layer, tensors: Tensors, *inputs: jax.Array) -> tuple[jax.Array, Arrays]:
     """One layer in training mode: its output, and the running statistics that it changed."""
-    dtype = inputs[0].dtype
     if isinstance(layer, BatchNorm2d):
-        output, running = batch_norm2d(layer, tensors, inputs[0].astype(tensors["weight"].dtype))
-        return output.astype(dtype), running
-    return FUNCTIONS[type(layer)](layer, {leaf: tensor.astype(dtype) for leaf, tensor in tensors.items()}, *inputs), {}
+        return batch_norm2d(layer, tensors, *inputs)
+    return FUNCTIONS[type(layer)](layer, {leaf: tensor.astype(inputs[0].dtype) for leaf, tensor in tensors.items()}, *inputs), {}
 
 
 def loss_of(

@@ -40,23 +40,37 @@ def conv2d(layer: Conv2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     return tf.nn.bias_add(y, tensors["bias"]) if layer.bias else y
 
 
+def centre(x: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+    """The mean of every channel, and x without it, in ``dtype``.
+
+    The mean is taken off twice, since what the first leaves of it by rounding, n terms long, can be more than the deviation. Not of bf16
+    numbers: their sum in float32 is all but exact, and in what it leaves the low bits are alike, so that their sum errs by more.
+    """
+    wide = tf.cast(x, dtype)
+    if x.dtype != dtype:
+        mean = tf.reduce_mean(wide, (0, 1, 2))
+        return mean, wide - mean
+    first = tf.stop_gradient(tf.reduce_mean(x, (0, 1, 2)))  # any constant leaves the result the same, and so do its derivatives
+    rest = tf.reduce_mean(x - first, (0, 1, 2))
+    return first + rest, x - first - rest
+
+
 def batch_norm2d(layer: BatchNorm2d, tensors: Tensors, x: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """Normalisation by the batch's own mean and biased variance, and the running statistics after it.
 
-    The mean is taken off twice, since what the first leaves of it by rounding, n terms long, can be more than the deviation; and
-    before squaring (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983, section 3).
+    Arithmetic is in the dtype of the parameters. The mean is taken off before squaring (Chan, Golub and LeVeque, "Algorithms for computing
+    the sample variance", 1983, section 3).
     """
-    first = tf.stop_gradient(tf.reduce_mean(x, (0, 1, 2)))  # any constant leaves the result the same, and so do its derivatives
-    rest = tf.reduce_mean(x - first, (0, 1, 2))
-    centred = x - first - rest
+    mean, centred = centre(x, tensors["weight"].dtype)
     variance = tf.reduce_mean(centred * centred, (0, 1, 2))
     count = x.shape.num_elements() // layer.channels
     kept = variance * (count / (count - 1)) if layer.running_variance == "unbiased" else variance
     running = {
-        "running_mean": (1 - layer.momentum) * tensors["running_mean"] + layer.momentum * (first + rest),
+        "running_mean": (1 - layer.momentum) * tensors["running_mean"] + layer.momentum * mean,
         "running_var": (1 - layer.momentum) * tensors["running_var"] + layer.momentum * kept,
     }
-    return centred / tf.sqrt(variance + layer.eps) * tensors["weight"] + tensors["bias"], running
+    normalised = centred / tf.sqrt(variance + layer.eps)
+    return tf.cast(normalised * tensors["weight"] + tensors["bias"], x.dtype), running
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float) -> tf.Tensor:
@@ -77,12 +91,10 @@ def descend(sgd: Sgd, rate: tf.Tensor, parameter: tf.Tensor, gradient: tf.Tensor
 
 def apply(layer: Layer, tensors: Tensors, *inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """One layer in training mode: its output, and the running statistics that it changed."""
-    dtype = inputs[0].dtype
     if isinstance(layer, BatchNorm2d):
-        output, running = batch_norm2d(layer, tensors, tf.cast(inputs[0], tensors["weight"].dtype))
-        return tf.cast(output, dtype), running
+        return batch_norm2d(layer, tensors, *inputs)
     function = conv2d if isinstance(layer, Conv2d) else FUNCTIONS[type(layer)]
-    return function(layer, {leaf: tf.cast(tensor, dtype) for leaf, tensor in tensors.items()}, *inputs), {}
+    return function(layer, {leaf: tf.cast(tensor, inputs[0].dtype) for leaf, tensor in tensors.items()}, *inputs), {}
 
 
 class Trainer(implementation.Trainer):
