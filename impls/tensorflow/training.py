@@ -93,8 +93,10 @@ def apply(layer: Layer, tensors: Tensors, *inputs: tf.Tensor) -> tuple[tf.Tensor
     """One layer in training mode: its output, and the running statistics that it changed."""
     if isinstance(layer, BatchNorm2d):
         return batch_norm2d(layer, tensors, *inputs)
-    function = conv2d if isinstance(layer, Conv2d) else FUNCTIONS[type(layer)]
-    return function(layer, {leaf: tf.cast(tensor, inputs[0].dtype) for leaf, tensor in tensors.items()}, *inputs), {}
+    own = {leaf: tf.cast(tensor, inputs[0].dtype) for leaf, tensor in tensors.items()}
+    if isinstance(layer, Conv2d):
+        return conv2d(layer, own, *inputs), {}
+    return FUNCTIONS[type(layer)](layer, own, *inputs), {}
 
 
 class Trainer(implementation.Trainer):
