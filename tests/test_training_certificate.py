@@ -437,7 +437,7 @@ def test_a_sound_run_stays_within_reach() -> None:
     for step, batch in enumerate(training.batches(about)[: len(limits)]):
         right = training.sound_run(about, "fp64").after(step)
         _, noise = training.step_noise(about.model, before.weights, batch.images, batch.labels, 0.1, training.arithmetic("fp32"))
-        runs = [training.noisy_step(about.model, each, batch, noise, generator) for each in runs]
+        runs = [training.noisy_step(about.model, each, batch, noise, generator, "fp64") for each in runs]
         for far, each in zip(distances, runs, strict=True):
             far.append(training.distance(start, right, each))
         before = right

@@ -87,18 +87,15 @@ def arithmetic(precision: str) -> Arithmetic:
             return Arithmetic(0.0, unit, 0.0, _smallest(precision))
 
 
-def as_taken(model: ModelSpec, weights: Mapping[str, npt.NDArray[Any]], precision: str) -> dict[str, npt.NDArray[Any]]:
+def as_taken(model: ModelSpec, weights: Mapping[str, npt.NDArray[Any]], precision: str) -> Mapping[str, npt.NDArray[Any]]:
     """The tensors that an operation of a training step takes, which in mixed precision are not those that are trained.
 
     What rounds as it stores (bf16) takes the tensors of convolutions and linear layers rounded, batch norm's as they are.
     """
-    rounds = arithmetic(precision).store > 0
-    rounded = {
-        f"{layer.name}.{leaf}"
-        for layer in spec.layers(model.body)
-        if rounds and isinstance(layer, Conv2d | Linear)
-        for leaf in layer.tensors()
-    }
+    if not arithmetic(precision).store:
+        return weights
+    products = (layer for layer in spec.layers(model.body) if isinstance(layer, Conv2d | Linear))
+    rounded = {f"{layer.name}.{leaf}" for layer in products for leaf in layer.tensors()}
     return {name: round_to(tensor, precision) if name in rounded else tensor for name, tensor in weights.items()}
 
 

@@ -463,9 +463,7 @@ def _coarse_noise(subject: Subject, precision: str, step: int) -> StepNoise:
     return step_noise(subject.model, taken, as_held(batch.images, precision), batch.labels, SGD.label_smoothing, coarse)[1]
 
 
-def noisy_step(
-    model: ModelSpec, state: State, batch: Batch, noise: StepNoise, generator: np.random.Generator, precision: str = "fp64"
-) -> State:
+def noisy_step(model: ModelSpec, state: State, batch: Batch, noise: StepNoise, generator: np.random.Generator, precision: str) -> State:
     """The state after a step of the free run in which every operation errs, those of the descent too; ``precision`` is of ``stored``."""
     taken, images = as_taken(model, state.weights, precision), as_held(batch.images, precision)
     after, found = oracle.step(
