@@ -107,7 +107,7 @@ def step_noise(
 
     def observed(layer: Layer, inputs: tuple[Array, ...], tensors: Mapping[str, Array]) -> Array:
         output = evaluate(layer, inputs, tensors)
-        forward[layer.name] = noise(layer, inputs, output, tensors, wide)
+        forward[layer.name] = noise(layer, inputs, output, tensors, wide).narrow()
         return output
 
     def observed_loss(
@@ -118,7 +118,7 @@ def step_noise(
 
     def observed_vjp(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Mapping[str, Array]) -> Pullback:
         pulled = vjp(layer, inputs, output, cotangent, tensors)
-        backward[layer.name] = vjp_noise(layer, inputs, cotangent, tensors, pulled, wide)
+        backward[layer.name] = vjp_noise(layer, inputs, cotangent, tensors, pulled, wide).narrow()
         return pulled
 
     operations = Operations(observed, observed_loss, observed_vjp)
