@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib.util
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,7 +140,11 @@ EXPECTED = {
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what users can mend into one sentence and the documented exit code; a fault of ours keeps its traceback."""
+    """Turn what users can mend into one sentence and the documented exit code; a fault of ours keeps its traceback.
+
+    SIGTERM, with which schedulers cancel a job, ends a command as Ctrl-C does.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
@@ -152,6 +157,8 @@ def plain_errors() -> Iterator[None]:
         if f"{type(error).__module__}.{type(error).__qualname__}" not in EXPECTED:
             raise
         fail(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def request_options(command: F) -> F:

@@ -100,18 +100,20 @@ def test_a_killed_parent_takes_its_stopped_worker_along(checkout: Checkout, tmp_
     assert len(records(tmp_path)) == 2
 
 
-def test_ctrl_c_is_one_sentence(checkout: Checkout, tmp_path: Path) -> None:
-    """SIGINT ends the run with 130, its workers with it; certificates are there and no traceback is.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_one_sentence(checkout: Checkout, tmp_path: Path, number: signal.Signals) -> None:
+    """SIGINT and SIGTERM end the run with 130, its workers and its scratch with it; certificates are there and no traceback is.
 
     A shell's background jobs ignore SIGINT, and so do the processes that they start, as these tests may be.
     """
     process, _ = hanging(checkout, tmp_path, "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "levelfield: interrupted; what was measured is stored, and the same command goes on from there"
     assert "Traceback" not in err
     assert workers_of(process.pid) == {}
+    assert not list(tmp_path.glob("*/scratch"))
     assert [each.status for each in records(tmp_path)] == ["ok", "ok"]
 
 

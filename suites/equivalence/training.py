@@ -142,12 +142,13 @@ class TrainingExamination:
         for sgd in (SGD, HEAVY_BALL):
             trainer, before = self._trainer("fp64", start, sgd), start
             for rate, batch in zip(RATES, given, strict=False):
-                found = trainer.differentiate(batch)
+                masks = trainer.differentiate(batch).taps
                 losses = trainer.steps([batch], [rate])
                 after = trainer.state()
-                expected, right = oracle.step(model, before, batch.images, batch.labels, sgd, rate, masks=found.taps)
+                expected, right = oracle.step(model, before, batch.images, batch.labels, sgd, rate, masks=masks)
                 yield meaning({"loss": np.array([right.loss])}, {"loss": np.array(losses)})
-                yield meaning(changes(before, expected), changes(before, after))
+                del masks, right
+                yield changed(before, expected, after)
                 before = after
         yield self._trajectory(start)
 
@@ -378,13 +379,16 @@ def _untied(model: ModelSpec, batch: Batch, taps: Arrays, cotangents: Arrays) ->
     return {name: settled(np.asarray(array, np.float64), ties.get(name)) for name, array in cotangents.items()}
 
 
-def changes(before: State, after: State) -> dict[str, Array]:
-    """What a step changed: parameters, running statistics and momentum buffers."""
+def changed(before: State, expected: State, found: State) -> Tier:
+    """E2 of what a step changed: parameters, running statistics and momentum buffers, one at a time as the states are large themselves."""
 
-    def of(kind: str, old: Arrays, new: Arrays) -> dict[str, Array]:
-        return {f"{kind} {name}": np.asarray(new[name], np.float64) - np.asarray(old[name], np.float64) for name in old}
+    def of(kind: str, old: Arrays, right: Arrays, given: Arrays) -> Iterator[Tier]:
+        for name, tensor in old.items():
+            label, start = f"{kind} {name}", np.asarray(tensor, np.float64)
+            yield meaning({label: right[name] - start}, {label: np.asarray(given[name], np.float64) - start})
 
-    return {**of("change of", before.weights, after.weights), **of("change of the momentum of", before.momentum, after.momentum)}
+    weights = of("change of", before.weights, expected.weights, found.weights)
+    return all_of([*weights, *of("change of the momentum of", before.momentum, expected.momentum, found.momentum)])
 
 
 def is_large(model: ModelSpec) -> bool:
