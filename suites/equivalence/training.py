@@ -53,6 +53,7 @@ from suites.equivalence.training_probes import WHERE, Probe, places, probes, zer
 from suites.harness import inputs
 from suites.harness.context import SEED as SEED_OF_WEIGHTS
 from suites.harness.context import Subject, subject
+from suites.harness.memory import reclaim
 
 SGD = Sgd(momentum=0.9, nesterov=True, weight_decay=5e-4, label_smoothing=0.1)
 HEAVY_BALL = Sgd(momentum=0.8, nesterov=False, weight_decay=0.02, label_smoothing=0.0)
@@ -120,6 +121,7 @@ class TrainingExamination:
         if tiers["E2"].passed:
             own, found = self.local()
             tiers["E3"] = self._probed(own)
+            reclaim()
             if tiers["E3"].passed:
                 tiers["E5"] = self.steps(found)
         return tiers
@@ -131,6 +133,7 @@ class TrainingExamination:
         answers = []
         for answer in self._meanings():
             answers.append(answer)
+            reclaim()
             if not answer.passed:
                 break
         return all_of(answers)
@@ -189,6 +192,7 @@ class TrainingExamination:
         single = self._single_steps(found)
         if not single.passed:
             return single
+        reclaim()
         run = self._free_run(begin(self.subject))
         return dataclasses.replace(all_of([single, run]), note="; ".join(filter(None, (single.note, run.note))))
 

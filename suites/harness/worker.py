@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from suites.harness.memory import peak_memory_bytes, reclaim, reset_peak_memory
+
 PROTOCOL_VERSION = 1
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -40,25 +42,6 @@ def use_cores(threads: int) -> None:
     """Confine the process to as many cores as it may use threads; before any framework counts them."""
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, allowed[:threads])
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident size since start or since ``reset_peak_memory`` (VmHWM; ru_maxrss would inherit the parent's)."""
-    match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    if match is None:
-        raise OSError("/proc/self/status has no VmHWM line")
-    return int(match[1]) * 1024
-
-
-def reset_peak_memory() -> None:
-    """Set VmHWM to the present resident size (proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def reclaim() -> None:
-    """Give memory that nothing holds back to the system; the C library keeps it otherwise, 1.4 GB after TensorFlow built a ResNet-50."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 class Worker:
