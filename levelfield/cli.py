@@ -433,7 +433,7 @@ def aa(
         if as_json:
             _print_json(judged.aa_document(entries))
         else:
-            click.echo(judged.aa(entries))
+            click.echo(judged.aa(entries, ledger))
         raise SystemExit(YES if entries else INVALID)
 
 

@@ -25,9 +25,12 @@ def compared(entry: Entry) -> str:
     return f"{what}{', which excludes 0' if entry.differs else ''}; {entry.verdict}"
 
 
-def aa(entries: Sequence[Entry]) -> str:
-    """What these comparisons say together."""
-    return calibration.line(tuple(entries)) if entries else "Nothing could be compared; the lines above say why."
+def aa(entries: Sequence[Entry], path: Path | None) -> str:
+    """What these comparisons say together, and what the ledger does that they were added to, at ``path`` or the project's."""
+    if not entries:
+        return "Nothing could be compared; the lines above say why."
+    machine = calibration.of_machine(entries[0].machine_id, entries[0].protocol_version, path)
+    return f"These: {calibration.line(tuple(entries))}.\nThe ledger: {machine}."
 
 
 def aa_document(entries: Sequence[Entry]) -> dict[str, Any]:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from results import ledger
 from results.ledger import Entry, Power, Summary
 
 
-def of_machine(machine_id: str, protocol_version: str) -> str:
-    """The line for a machine, from the ledger that is kept with the project.
+def of_machine(machine_id: str, protocol_version: str, path: Path | None = None) -> str:
+    """The line for a machine, from the ledger at ``path`` or the one that is kept with the project; too few entries are advisory.
 
     Raises:
         RecordError: the ledger was altered.
     """
-    return line(ledger.of_machine(ledger.read(ledger.path_of(machine_id)).entries, machine_id, protocol_version))
+    kept = ledger.read(path or ledger.path_of(machine_id)).entries
+    entries = ledger.of_machine(kept, machine_id, protocol_version)
+    if not entries:
+        return "equal things were not yet compared on this machine; `levelfield aa` does so"
+    return "; ".join(filter(None, (line(entries), ledger.summarise(entries).advisory)))
 
 
 def line(entries: tuple[Entry, ...]) -> str:
-    """The line for these entries, of one machine and protocol."""
-    if not entries:
-        return "equal things were not yet compared on this machine; `levelfield aa` does so"
+    """What these entries, at least one, of one machine and protocol, say."""
     parts = [_equal(name, summary) for name, summary in ledger.by(entries, ledger.condition).items() if summary.comparisons]
     whole = ledger.summarise(entries)
     if whole.comparisons:
         parts.append(f"the gate called {whole.false_alarms} of {whole.comparisons} equal ones regressed (at most {whole.alarm_bound:.1%})")
-    parts += [_power(power) for power in whole.power]
-    return "; ".join([*parts, *([whole.advisory] if whole.advisory else [])])
+    return "; ".join(parts + [_power(power) for power in whole.power])
 
 
 def _equal(condition: str, summary: Summary) -> str:

@@ -12,8 +12,9 @@ from results.schema import RecordError
 from tests.test_ledger import entry
 
 
-def test_nothing_yet() -> None:
-    assert calibration.line(()) == "equal things were not yet compared on this machine; `levelfield aa` does so"
+def test_nothing_yet(tmp_path: Path) -> None:
+    said = calibration.of_machine(entry().machine_id, "1", tmp_path / "none.jsonl")
+    assert said == "equal things were not yet compared on this machine; `levelfield aa` does so"
 
 
 def test_counts_bounds_widths_and_power() -> None:
@@ -29,8 +30,12 @@ def test_counts_bounds_widths_and_power() -> None:
     assert said.endswith("a planted slowdown of 5% found in 3 of 4 (19% to 99%)")
 
 
-def test_too_few_are_advisory() -> None:
-    assert calibration.line((entry(),)).endswith("ADVISORY: this machine has 1 of the 60 A/A comparisons that a binding verdict rests on")
+def test_too_few_are_advisory(tmp_path: Path) -> None:
+    """A ledger is, entries by themselves are not: they say nothing of how many a machine has."""
+    path = tmp_path / "aa.jsonl"
+    ledger.append(path, entry())
+    said = calibration.of_machine(entry().machine_id, "1", path)
+    assert said == f"{calibration.line((entry(),))}; ADVISORY: this machine has 1 of the 60 A/A comparisons that a binding verdict rests on"
 
 
 def test_other_machines_and_protocols_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

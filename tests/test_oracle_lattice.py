@@ -178,6 +178,24 @@ def test_values_of_linear_layers(precision: str) -> None:
     assert len(np.unique(made.expected["fc3"])) > 5
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_bias_before_batch_norm_folds_exactly(precision: str) -> None:
+    """Where bias, mean and offset would cancel in the folded bias, rounding in the folding could leave a remainder: none does."""
+    norm = BatchNorm2d("bn", 64, 1e-5, 0.1, "unbiased")
+    first = (Conv2d("conv0", 3, 64, 3, 1, Padding.same_on_all_sides(1), bias=True), norm, Relu("relu0"))
+    rest = replace(FLATTENING.body[0], in_channels=64), *FLATTENING.body[1:]
+    model = replace(FLATTENING, body=(*first, *rest))
+    for seed in range(8):
+        made = lattice(model, precision, batch=2, height=8, width=12, seed=seed)
+        folded = prove(*fold_batch_norm(model, made.weights), made.images, precision)
+        assert np.array_equal(folded.expected["fc3"], made.expected["fc3"])
+        for tensor in ("conv0.bias", "bn.bias", "bn.running_mean"):
+            assert np.count_nonzero(made.weights[tensor]) > 0.7 * 64, tensor
+        after = made.expected["relu0"]
+        assert after.max() <= CEILING
+        assert 0.25 < (after > 0).mean() < 0.75
+
+
 def test_faults_of_linear_layers_show() -> None:
     """Rows for columns or places for channels in the flattening, units or inputs shifted, a bias dropped: the logits differ."""
     made = lattice(FLATTENING, "bf16", batch=2, height=8, width=12, seed=0)

@@ -16,7 +16,7 @@ from impls import models, spec
 from impls.oracle import forward, local
 from impls.oracle.forward import WeightsError, evaluate
 from impls.oracle.local import EDGES, FALSE_ALARM, TESTS, TapError, judge, local_rounding, misread, with_single_epsilon
-from impls.oracle.rounding import arithmetic, round_to, sigma
+from impls.oracle.rounding import arithmetic, round_to, round_to_unit, sigma
 from impls.precision import PRECISIONS
 from impls.spec import (
     Add,
@@ -336,6 +336,92 @@ def test_a_wrong_wire_is_told_from_a_wrong_layer(precision: str, name: str, read
     (wrong, right), *others = [(new, old) for new, old in zip(reads, producers[name], strict=True) if new != old]
     assert others == []
     assert misread(MODEL, made.weights, made.images, made.taps, precision, name) == f"{name} reads {wrong}, not {right}"
+
+
+BIASED = Conv2d("conv", in_channels=24, out_channels=16, kernel=3, stride=1, padding=spec.Padding(1, 1, 1, 1), bias=True)
+
+
+def biased(precision: str, compute: Compute, seed: int = 0, change: Rounding = same) -> local.TapRounding:
+    """What is said of a convolution with a bias as large as its sums; the implementation computes with it as ``change`` makes it."""
+    generator = np.random.default_rng(seed)
+    x = round_to(generator.normal(size=(2, 24, 12, 12)), precision)
+    weight, bias = (round_to(values, precision) for values in (generator.normal(size=(16, 24, 3, 3)), 15 * generator.normal(size=16)))
+    output = compute(BIASED, (x,), {"weight": weight, "bias": change(bias)})
+    tensors = {"weight": weight.astype(np.float64), "bias": bias.astype(np.float64)}
+    return judge(BIASED, (x.astype(np.float64),), output.astype(np.float64), tensors, precision, CHANCE)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_bias_may_be_an_operation_of_its_own(precision: str) -> None:
+    """Added to the wide sum or to the stored one, each is right and is told from the other; so is the least accurate order of the sum."""
+    store = to(precision)
+    for seed, product in ((0, blas), (1, blas), (2, one_by_one(lambda array: array.astype(np.float32)))):
+        once = biased(precision, float32(store=store, product=product), seed)
+        assert (once.kind, once.fault) == ("Conv2d", None)
+        apart = biased(precision, float32(store=store, before_bias=store, product=product), seed)
+        assert (apart.kind, apart.fault) == (local.BIAS_APART, None)
+        assert apart.rms_z is not None
+        assert 0.5 < apart.rms_z < 3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("before_bias", [True, False])
+def test_what_is_wrong_with_a_bias_stays_wrong(precision: str, before_bias: bool) -> None:
+    """Neither way excuses other arithmetic, or another bias."""
+    store, unit = to(precision), arithmetic(precision).store
+
+    def twice(array: Array) -> Array:
+        return store(round_to_unit(array.astype(np.float64), unit / 4))
+
+    def shrunk(array: Array) -> Array:
+        return store(array * np.float32(1 - unit / 2))
+
+    def said(store: Rounding = store, before: Rounding = store, change: Rounding = same, **knobs: Any) -> str | None:
+        return biased(precision, float32(store=store, before_bias=before if before_bias else same, **knobs), change=change).fault
+
+    assert said() is None
+    assert said(product=one_by_one(store))
+    assert said(store=same)
+    for wrong in (twice, shrunk):
+        assert said(store=wrong)
+        assert said(before=wrong) or not before_bias
+    assert said(change=np.zeros_like)
+    assert said(change=lambda bias: np.where(np.arange(len(bias)) == 7, np.float32(0), bias))
+    assert said(change=lambda bias: store(bias * np.float32(1 - 2 * unit)))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_error_that_explains_a_sum_is_the_least(precision: str) -> None:
+    """Against a search over every stored product within 300 steps: also of small ones, whose error is many of their own steps."""
+    generator, unit = np.random.default_rng(0), arithmetic(precision).store
+    count = 200
+    product = generator.normal(size=count) * 2.0 ** generator.integers(-9, 2, count)
+    added = round_to(generator.normal(size=count), precision).astype(np.float64)
+    wide = product + generator.normal(size=count) * 2.0 ** generator.integers(-12, -6, count) * unit * 64
+    output = round_to(round_to(wide, precision) + added, precision).astype(np.float64)
+    found = local.residual_of_sum(output, product, added, precision)
+
+    def least(place: int) -> float:
+        best = math.inf
+        for direction in (-1.0, 1.0):
+            stored = float(round_to(product[place : place + 1], precision)[0])
+            for _ in range(300):
+                if float(round_to(np.array([stored + added[place]]), precision)[0]) == output[place]:
+                    step = float(local.spacing(np.array([stored]), precision)[0])
+                    best = min(best, max(abs(stored - product[place]) - step / 2, 0.0))
+                step = float(local.spacing(np.array([stored * (1 - 2.0**-20) if stored * direction < 0 else stored]), precision)[0])
+                stored += direction * step
+        return best
+
+    expected = np.array([least(place) for place in range(count)])
+    assert np.isfinite(expected).all()
+    assert np.count_nonzero(expected) > count / 20
+    np.testing.assert_allclose(np.abs(found), expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_where_nothing_is_stored_narrower_a_bias_is_no_excuse(precision: str) -> None:
+    assert biased(precision, SOUND[precision](before_bias=to("bf16"))).fault
 
 
 def test_a_wrong_layer_is_not_called_a_wrong_wire() -> None:

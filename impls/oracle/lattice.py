@@ -199,6 +199,7 @@ class _Maker:
     pooled_budget: float
     logits: str
     weights: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    before: Layer | None = None
 
     def run(self, nodes: tuple[Node, ...], x: Array, beside: Array | None = None) -> Array:
         """Evaluate ``nodes``; the last layer's offset is fitted to its sum with ``beside``."""
@@ -232,6 +233,7 @@ class _Maker:
                 self.put(layer, weight=weight, bias=bias)
             case BatchNorm2d():
                 self.normalise(layer, x, beside)
+        self.before = layer
         return evaluate(_absorbed(layer), (x,), tensors_of(layer, self.weights))
 
     def put(self, layer: Layer, **tensors: npt.NDArray[np.floating]) -> None:
@@ -254,7 +256,13 @@ class _Maker:
         joined = np.zeros_like(x) if beside is None else beside
         tails = _tail(joined + x) - _tail(joined - x) + self.generator.random(layer.channels)  # the random part breaks ties
         sign = np.where(tails <= np.median(tails), 1.0, -1.0)
-        offset = self.offset(joined + sign[:, None, None] * x)
+        values = joined + sign[:, None, None] * x
+        offset = self.offset(values)
+        if isinstance(self.before, Conv2d) and self.before.bias:
+            # Folded, its bias and the offset are one number: that must not be 0 either, for the same reason as below.
+            cancels = offset + sign * self.weights[f"{self.before.name}.bias"] == 0
+            lower, upper = offset - 1 - (offset == 1), offset + 1 + (offset == -1)
+            offset = np.where(cancels, np.where(values.max(axis=(0, 2, 3)) + lower >= 1, lower, upper), offset)
         # Where mean and bias would cancel, folding in float64 could leave a remainder: there both are 0.
         mean = np.where(offset == 0, 0.0, self.generator.choice([m for m in range(-MEAN_RANGE, MEAN_RANGE + 1) if m], layer.channels))
         exponent = self.generator.choice(self.variance_exponents, layer.channels)

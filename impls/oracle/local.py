@@ -59,6 +59,9 @@ binade lie on one grid, so adding the same eps to them errs by the same amount; 
 EDGES = tuple(bin / 2 for bin in range(-8, 9))
 """Between the bins of the histograms of z; the first and the last bin are open. A single rounding ends at 1 / kappa = 2.35."""
 
+BIAS_APART = "Conv2d, its bias added once it is rounded"
+"""The kind of a convolution whose bias is an operation of its own."""
+
 IMAGES = "images"
 """The name of the network's input among the taps."""
 
@@ -213,7 +216,47 @@ def check_shapes(shapes: Mapping[str, spec.Shape], taps: Mapping[str, npt.NDArra
 def judge(
     layer: Layer, inputs: tuple[Array, ...], output: Array, tensors: Mapping[str, Array], precision: str, chance: float
 ) -> TapRounding:
-    """Judge one layer's output, given its inputs; each of the tests fails a correct one with a probability of at most ``chance``."""
+    """Judge one layer's output, given its inputs; each of the tests fails a correct one with a probability of at most ``chance``.
+
+    A convolution may add its bias to the wide sum, or, where that is an operation of its own, to the sum as it was stored; ``kind`` says
+    which.
+    """
+    found = _judge(layer, inputs, output, tensors, precision, chance)
+    if found.fault is not None and isinstance(layer, Conv2d) and layer.bias and arithmetic(precision).store:
+        apart = _judge(replace(layer, bias=False), inputs, output, tensors, precision, chance, added=tensors["bias"][:, None, None])
+        if apart.fault is None:
+            return replace(apart, kind=BIAS_APART)
+    return found
+
+
+def residual_of_sum(output: Array, product: Array, added: Array, precision: str) -> Array:
+    """The least error of ``product`` with which its rounding, ``added`` to and rounded again, is ``output``.
+
+    The plain error where none is, as that is more than any accumulator explains.
+    """
+    inward, outward = spacing(output * (1 - 2.0**-20), precision) / 2, spacing(output, precision) / 2
+    # What rounds to the output lies between these, and so does the stored product that explains it: the nearest, or the first inside.
+    low = output - np.where(output > 0, inward, outward) - added
+    high = output + np.where(output > 0, outward, inward) - added
+    least = np.full_like(product, np.inf)
+    for near in (product, low, low + 0.75 * spacing(low, precision), high, high - 0.75 * spacing(high, precision)):
+        stored = round_to(near, precision).astype(np.float64)
+        explains = round_to(stored + added, precision) == output
+        error = np.maximum(np.abs(stored - product) - spacing(stored, precision) / 2, 0.0)
+        least = np.where(explains & (error < np.abs(least)), np.copysign(error, stored - product), least)
+    return np.where(np.isfinite(least), least, output - added - product)
+
+
+def _judge(
+    layer: Layer,
+    inputs: tuple[Array, ...],
+    output: Array,
+    tensors: Mapping[str, Array],
+    precision: str,
+    chance: float,
+    added: Array | None = None,
+) -> TapRounding:
+    """Of a layer whose result is rounded once, or of a product that is stored before ``added`` is added to it."""
     exact = evaluate(layer, inputs, tensors)
     kind = type(layer).__name__
     if isinstance(layer, EXACT_LAYERS) or (isinstance(layer, Add) and len(inputs) == 2):
@@ -225,7 +268,10 @@ def judge(
     # In fp64 the oracle rounds as much as the implementation, and neither is the reference for the other.
     rounds = 2 if precision == "fp64" else 1
     deviation = sigma(layer, inputs, exact, tensors, rules) * math.sqrt(rounds)
-    z = _over(output - exact, deviation)
+    if added is None:
+        z = _over(output - exact, deviation)
+    else:
+        z = _over(output - added - exact, np.hypot(deviation, KAPPA * rules.store * output))
     if rules.operand and isinstance(layer, Conv2d | Linear):
         inputs = tuple(round_to(x, precision).astype(np.float64) for x in inputs)
         tensors = {**tensors, "weight": round_to(tensors["weight"], precision).astype(np.float64)}
@@ -233,7 +279,9 @@ def judge(
     if wide != rules:
         deviation = sigma(layer, inputs, exact, tensors, wide)
     residual = output - exact
-    if rules.store:
+    if added is not None:
+        residual = residual_of_sum(output, exact, added, precision)
+    elif rules.store:
         residual = np.copysign(np.maximum(np.abs(residual) - spacing(output, precision) / 2, 0), residual)
     exponent = -math.log(chance)
     bound = largest_error(layer, inputs, exact, tensors, rules.accumulate, math.sqrt(2 * (exponent + math.log(2 * exact.size))))

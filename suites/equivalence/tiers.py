@@ -125,8 +125,9 @@ def judged_locally(judge: Callable[[], tuple[TapRounding, ...]]) -> Tier:
     errors = [max(math.inf if error is None else error for error in (tap.rms, tap.gauge, tap.slope)) for tap in judged]
     worst = max(errors)
     failed = next((f"{tap.tap}: {tap.fault}" for tap in judged if tap.fault is not None), None)
-    elements = sum(tap.elements for tap in judged)
-    return Tier(failed is None, elements, 1.0, judged[errors.index(worst)].tap, _finite(worst), failed, taps=judged)
+    elements, apart = sum(tap.elements for tap in judged), sum(tap.kind == local.BIAS_APART for tap in judged)
+    note = f"the biases of {apart} convolutions are added once the sum is rounded" if apart else None
+    return Tier(failed is None, elements, 1.0, judged[errors.index(worst)].tap, _finite(worst), failed, taps=judged, note=note)
 
 
 def local_rounding(model: ModelSpec, weights: Arrays, images: npt.NDArray[Any], taps: Arrays, precision: str) -> Tier:
