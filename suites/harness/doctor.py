@@ -19,6 +19,17 @@ PYTHONS = ((3, 11), (3, 12), (3, 13))
 DISK_GB = 12
 """Free space that the four CPU environments can take where PyTorch's default wheel brings CUDA's libraries."""
 
+VERSIONS = """
+import sys
+from importlib.metadata import PackageNotFoundError, version
+for name in sys.argv[1:]:
+    try:
+        print(name, version(name))
+    except PackageNotFoundError:
+        pass
+"""
+"""Prints the version of each distribution named on its command line that the interpreter has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -89,15 +100,11 @@ def _frameworks(named: tuple[str, ...]) -> list[Finding]:
     for name, manifest in manifests.items():
         device = manifest.devices["cpu"]
         if name in given:
-            done = subprocess.run(
-                [given[name], "-c", f"from importlib.metadata import version; print(version({manifest.distribution!r}))"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            found = done.stdout.strip() or f"{manifest.distribution} is not installed in {given[name]}"
+            done = subprocess.run([given[name], "-c", VERSIONS, *manifest.distributions], capture_output=True, text=True, check=False)
+            found = ", ".join(done.stdout.splitlines())
+            missing = f"{' or '.join(manifest.distributions)} is not installed in {given[name]}"
             mend = f"{given[name]} -m pip install -r {device.requirements}"
-            findings.append(Finding(manifest.title, done.returncode == 0, found, mend))
+            findings.append(Finding(manifest.title, bool(found), found or missing, mend))
         else:
             built = environments.is_built(manifest, device)
             findings.append(Finding(manifest.title, True, "installed" if built else "not installed yet; the first run installs it", None))
