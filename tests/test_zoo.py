@@ -21,7 +21,10 @@ from suites.harness.context import subject
 from suites.harness.process import Launch, WorkerProcess
 from suites.harness.runner import _probing
 
-ZOO = {"flax", "keras", "torchvision", "torchvision_export"}
+TWINS = {"flax": "jax", "keras": "tensorflow", "torchvision": "pytorch", "torchvision_export": "onnx"}
+"""Each zoo model and the implementation of ours whose framework it runs on."""
+
+ZOO = set(TWINS)
 
 MANIFEST = """
 title = "Toy"
@@ -68,6 +71,13 @@ def manifest(folder: Path, lines: str = "") -> Any:
     return read_manifest(folder / "impl.toml", "suites.zoo")
 
 
+def pins(requirements: Path) -> dict[str, str]:
+    """Version by package, each of which must be pinned exactly."""
+    lines = [line for line in requirements.read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+(\[[\w,-]+\])?==[\d.]+", line) for line in lines), requirements
+    return dict(line.split("==") for line in lines)
+
+
 def test_manifest_facts(tmp_path: Path) -> None:
     """Package, models, folds and taps are read; where nothing is said any model is built, folded, with taps."""
     plain = manifest(tmp_path / "toy")
@@ -100,10 +110,21 @@ def test_every_zoo_model_is_known_and_pinned() -> None:
         assert each.models
         assert [models.get(model).name for model in each.models] == list(each.models)
         assert not each.taps
-        for device in each.devices.values():
-            pins = device.requirements.read_text().split()
-            assert pins
-            assert all(re.fullmatch(r"[\w-]+==[\d.]+", pin) for pin in pins)
+        assert all(pins(device.requirements) for device in each.devices.values())
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_has_our_framework_to_the_version(name: str) -> None:
+    """It runs on every kind of device that ours runs on, with the same packages; but the exporter's PyTorch chooses CUDA's libraries."""
+    twin, ours = find(zoo=True)[name], find()[TWINS[name]]
+    assert set(twin.devices) == set(ours.devices)
+    for kind, device in twin.devices.items():
+        own, other = pins(device.requirements), pins(ours.devices[kind].requirements)
+        chosen = (
+            {package for package in other if package.startswith("nvidia-")} if (name, kind) == ("torchvision_export", "cuda") else set()
+        )
+        missing = {package: version for package, version in other.items() if package not in chosen and own.get(package) != version}
+        assert not missing, device.requirements
 
 
 def test_the_plan_holds_the_zoo_only_when_asked() -> None:

@@ -37,13 +37,23 @@ def path(name: str, is_norm: bool) -> tuple[str, ...]:
 
 
 class Network(runtime.Network):
-    """The Flax model, compiled for one shape at its first call."""
+    """The Flax model, compiled for one shape at its first call.
+
+    In bf16 and fp16 a batch norm's tensors are rounded as the others are, and held in float32, Flax's ``param_dtype``: it then computes in
+    float32 and rounds what it gives.
+    """
 
     def __init__(self, model: ModelSpec, weights: Mapping[str, Array], input_shape: Shape, dtype: Any) -> None:
         norms = {layer.name: layer for layer in layers(model.body) if isinstance(layer, BatchNorm2d)}
         network = ResNet(STAGE_SIZES[model.name], model.classes, next(iter(norms.values())).eps, dtype)
         self._paths = {name: path(name, name.rsplit(".", 1)[0] in norms) for name in weights}
-        held = {self._paths[name]: jnp.array(to_framework(array), dtype) for name, array in weights.items()}
+        wide = jnp.promote_types(dtype, jnp.float32)
+
+        def tensor(name: str) -> jax.Array:
+            rounded = jnp.array(to_framework(weights[name]), dtype)
+            return rounded.astype(wide) if name.rsplit(".", 1)[0] in norms else rounded
+
+        held = {self._paths[name]: tensor(name) for name in weights}
         self._params = flax.traverse_util.unflatten_dict(held)
         self._dtype = dtype
         self._parts = []
@@ -61,6 +71,11 @@ class Network(runtime.Network):
         held = flax.traverse_util.flatten_dict(jax.device_get(self._params))
         wide = np.float64 if self._dtype == jnp.float64 else np.float32
         return {name: to_canonical(np.asarray(held[place], wide)) for name, place in self._paths.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """See the contract; the precision is that of convolutions' kernels."""
+        kernel = next(leaf for leaf in jax.tree.leaves(self._params) if leaf.ndim == 4)
+        return {**runtime._settings(kernel, self._operand_precisions), "scanned_blocks": 0}
 
 
 class Runtime(runtime.Runtime):

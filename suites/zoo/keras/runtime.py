@@ -26,7 +26,7 @@ from impls.tensorflow.layers import to_framework
 
 Array = npt.NDArray[Any]
 
-POLICIES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16"}
+POLICIES = {"fp64": "float64", "fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 NAME = re.compile(r"conv(?P<stage>\d)(?:_block(?P<block>\d+)_(?P<place>\d))?_(?P<kind>conv|bn)")
 
@@ -88,8 +88,6 @@ class Runtime(runtime.Runtime):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        if settings.precision not in POLICIES:
-            raise CannotError(f"Keras is set up here for {', '.join(POLICIES)}, not for {settings.precision}")
         keras.config.set_floatx(POLICIES[settings.precision])
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Array], mode: str, input_shape: Shape) -> Network:

@@ -26,7 +26,7 @@ ARGUMENTS = {"googlenet": {"aux_logits": False, "init_weights": False}}
 
 
 def build(model: ModelSpec, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The torchvision model of the spec's name in evaluation mode, in the dtype of ``weights``.
+    """The torchvision model of the spec's name in evaluation mode, in the dtype and on the device of ``weights``.
 
     A spec with batch norm folded gives a model whose convolutions have a bias and whose batch norms are the identity.
 
@@ -39,7 +39,8 @@ def build(model: ModelSpec, weights: Mapping[str, Tensor]) -> nn.Module:
     network: nn.Module = make(num_classes=model.classes, **ARGUMENTS.get(model.name, {}))
     if not any(isinstance(layer, BatchNorm2d) for layer in layers(model.body)):
         _fold(network)
-    network.to(next(iter(weights.values())).dtype)
+    held = next(iter(weights.values()))
+    network.to(held.device, held.dtype)
     # Batch norm counts training steps under this name, which is in no weight file.
     counters = {name: tensor for name, tensor in network.state_dict().items() if name.endswith(".num_batches_tracked")}
     network.load_state_dict({**weights, **counters})

@@ -11,7 +11,7 @@ from torch import nn
 
 from impls.implementation import Settings
 from impls.pytorch import runtime
-from impls.pytorch.runtime import DTYPES, Execution
+from impls.pytorch.runtime import Execution
 from impls.spec import ModelSpec, Shape
 from suites.zoo.torchvision import network
 
@@ -22,7 +22,7 @@ class Network(runtime.Network):
     def __init__(self, settings: Settings, model: nn.Module, mode: str) -> None:
         super().__init__(settings, model, mode, Execution(channels_last=mode != "eager_nchw"))
         if mode == "compile":
-            self._compiled, self._call = True, torch.compile(model)
+            self._execution, self._call = Execution(compiler="default"), torch.compile(model)
 
 
 class Runtime(runtime.Runtime):
@@ -30,8 +30,7 @@ class Runtime(runtime.Runtime):
 
     def prepare(self, model: ModelSpec, weights: Mapping[str, Any], mode: str, input_shape: Shape) -> Network:
         """See the contract."""
-        tensors = {name: torch.tensor(array, dtype=DTYPES[self._settings.precision]) for name, array in weights.items()}
-        return Network(self._settings, network.build(model, tensors), mode)
+        return Network(self._settings, network.build(model, self._tensors(weights, self._settings.precision)), mode)
 
     def versions(self) -> dict[str, str]:
         """See the contract."""
