@@ -273,7 +273,8 @@ TRAINING_PRECISIONS = ("fp64", "fp32", "tf32", "bf16")
 
 Parameters, momentum buffers, running statistics and loss are float32, and so is all arithmetic of batch norm, loss and ``Sgd``. Images,
 every layer's output and every cotangent are bf16. A convolution or linear layer rounds its weight and bias to bf16, multiplies bf16 numbers
-and adds up in float32, forward and backward; what it gives, gradients included, is rounded to bf16, a gradient at most once.
+and adds up in float32, forward and backward; what it gives, gradients included, is rounded to bf16, a gradient at most once. A convolution
+may add its bias to its output as it was stored, and round again.
 
 fp16 would need loss scaling as well, which is not defined here.
 """

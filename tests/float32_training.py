@@ -89,8 +89,11 @@ def transposed(g: Array, weight: Array, layer: Conv2d, height: int, width: int) 
     return np.moveaxis(np.tensordot(seen, weight[:, :, ::-1, ::-1], axes=((1, 4, 5), (0, 2, 3))), 3, 1)
 
 
-def operations(total: ChannelSum, operand: Rounding = np.asarray) -> Operations:
-    """Forward and backward in float32, with channel sums by ``total``; ``operand`` rounds what enters every product of matrices."""
+def operations(total: ChannelSum, operand: Rounding = np.asarray, before_bias: Rounding = np.asarray) -> Operations:
+    """Forward and backward in float32, with channel sums by ``total``.
+
+    ``operand`` rounds what enters every product of matrices, ``before_bias`` a convolution's sum to which its bias is added.
+    """
 
     def single(array: Array) -> Array:
         return np.asarray(array, dtype=np.float32)
@@ -101,7 +104,7 @@ def operations(total: ChannelSum, operand: Rounding = np.asarray) -> Operations:
         match layer:
             case Conv2d():
                 y = np.moveaxis(np.tensordot(operand(windows(x, layer)), operand(own["weight"]), axes=((1, 4, 5), (1, 2, 3))), 3, 1)
-                y = y + wide(own["bias"]) if layer.bias else y
+                y = single(before_bias(y)) + wide(own["bias"]) if layer.bias else y
             case BatchNorm2d():
                 y = batch_norm(x, own["weight"], own["bias"], layer.eps, total)[2]
             case Linear():
@@ -160,9 +163,15 @@ def to_bf16(array: Array) -> Array:
     return round_to(array, "bf16").astype(np.float64)
 
 
-def mixed(total: ChannelSum, stored: Rounding = to_bf16, taken: Rounding = to_bf16, gradient: Rounding = to_bf16) -> Operations:
+def mixed(
+    total: ChannelSum,
+    stored: Rounding = to_bf16,
+    taken: Rounding = to_bf16,
+    gradient: Rounding = to_bf16,
+    before_bias: Rounding = np.asarray,
+) -> Operations:
     """Mixed precision: float32 arithmetic whose results are ``stored``, on weights as products take them, with their gradients rounded."""
-    single = operations(total)
+    single = operations(total, before_bias=before_bias)
 
     def own(layer: Layer, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
         return {leaf: taken(tensor) for leaf, tensor in tensors.items()} if isinstance(layer, Conv2d | Linear) else tensors

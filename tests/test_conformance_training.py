@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -278,7 +277,8 @@ def test_derivatives(frameworks: Frameworks, arm: Arm, net: tuple[str, int, int]
 def test_rounding_of_derivatives(frameworks: Frameworks, arm: Arm, net: tuple[str, int, int]) -> None:
     """E3 of the same in fp32 and mixed precision: every layer forward and backward, and the loss of several heads, on photographs.
 
-    But for biased convolutions in bf16, which JAX and TensorFlow round before the bias is added and again behind it, and which are refused.
+    In bf16 TensorFlow rounds a convolution before its bias is added and again behind it, JAX does where XLA does not leave it out, and the
+    tier says so.
     """
     given = case(*net)
     state = oracle.State(
@@ -287,11 +287,10 @@ def test_rounding_of_derivatives(frameworks: Frameworks, arm: Arm, net: tuple[st
     batch = Batch(inputs.photographs(*given.images.shape[3:]).pool[: given.images.shape[1]], given.labels[0])
     found = training(frameworks, arm, dataclasses.replace(given, state=state), SGD).differentiate(batch)
     tier = local(given.model, state, batch, found, arm.precision)
-    if arm.implementation != "pytorch" and arm.precision == "bf16" and net is not IMAGENET:
-        assert not tier.passed
-        assert re.match(r"\S*conv\S*: errs by more than rounding", str(tier.reason)), tier.reason
-    else:
-        passed(tier)
+    passed(tier)
+    apart = "are added once the sum is rounded" in str(tier.note)
+    twice = arm.implementation != "pytorch" and arm.precision == "bf16" and net is not IMAGENET
+    assert apart == twice or (arm.implementation == "jax" and twice)
 
 
 @each(*EAGER)

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from impls import models
-from impls.oracle.local import TapError, TapRounding
+from impls.oracle.local import BIAS_APART, TapError, TapRounding
 from impls.oracle.local_training import local_training
 from impls.oracle.rounding import as_taken, round_to, round_to_unit
 from impls.oracle.training import Derivatives, Operations, differentiate
-from impls.spec import ModelSpec, parameter_names
+from impls.spec import Conv2d, GlobalAvgPool2d, Linear, ModelSpec, Padding, Relu, parameter_names
 from impls.weights import synthesis
 from tests import float32_training
 
@@ -152,16 +152,16 @@ def test_a_loss_that_is_not_finite_fails() -> None:
     assert "loss" in faults(dataclasses.replace(run(SOUND), loss=float("nan")))
 
 
-def mixed(seed: int = 0, **faults: Callable[[Array], Array]) -> dict[str, TapRounding]:
+def mixed(seed: int = 0, model: ModelSpec = MODEL, **faults: Callable[[Array], Array]) -> dict[str, TapRounding]:
     """The judgement of a run in mixed precision with these roundings exchanged."""
-    weights, images, labels = case(seed)
-    images = round_to(images, "bf16")
+    _, images, labels = case(seed)
+    weights, images = synthesis.synthesize(model, seed), round_to(images, "bf16")
     how = float32_training.mixed(float32_training.pairwise, **faults)
-    found = differentiate(MODEL, weights, images, labels, SMOOTHING, operations=how)
+    found = differentiate(model, weights, images, labels, SMOOTHING, operations=how)
     stored = faults.get("stored", float32_training.to_bf16)
     found = dataclasses.replace(found, cotangents={name: stored(cotangent) for name, cotangent in found.cotangents.items()})
-    taken = as_taken(MODEL, weights, "bf16")
-    return {each.tap: each for each in local_training(MODEL, taken, images, labels, SMOOTHING, found, "bf16")}
+    taken = as_taken(model, weights, "bf16")
+    return {each.tap: each for each in local_training(model, taken, images, labels, SMOOTHING, found, "bf16")}
 
 
 def wrong(found: dict[str, TapRounding]) -> list[str]:
@@ -200,6 +200,47 @@ def test_other_roundings_are_no_mixed_precision(faults: dict[str, Callable[[Arra
     assert at <= set(found)
     if "gradient" in faults:
         assert not [name for name in found if not name.startswith("d ")]
+
+
+BIASED = ModelSpec(
+    "biased",
+    (3, 16, 16),
+    10,
+    (
+        Conv2d("conv1", 3, 16, 3, 1, Padding.same_on_all_sides(1), bias=True),
+        Relu("relu1"),
+        Conv2d("conv2", 16, 16, 3, 2, Padding.same_on_all_sides(1), bias=True),
+        Relu("relu2"),
+        GlobalAvgPool2d("pool"),
+        Linear("fc", 16, 10),
+    ),
+    "a test",
+)
+"""Convolutions with a bias and no batch norm, as AlexNet and the VGGs have them."""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_bias_may_be_added_to_what_was_stored(seed: int) -> None:
+    """A convolution may round before its bias and behind it, or behind it alone, and its kind says which; nothing else may."""
+    once, twice = (mixed(seed, BIASED, before_bias=rounding) for rounding in (np.asarray, float32_training.to_bf16))
+    assert (wrong(once), wrong(twice)) == ([], [])
+    assert [each.tap for each in once.values() if each.kind == BIAS_APART] == []
+    assert [each.tap for each in twice.values() if each.kind == BIAS_APART] == ["conv1", "conv2"]
+
+
+@pytest.mark.parametrize("before_bias", [off, lambda x: round_to(x, "fp16")], ids=["a bit less", "another format"])
+def test_what_else_is_done_before_a_bias_is_refused(before_bias: Callable[[Array], Array]) -> None:
+    """A coarser number before the bias, or one of a format that is not bf16."""
+    assert {"conv1", "conv2"} <= set(wrong(mixed(0, BIASED, before_bias=before_bias)))
+
+
+def test_a_wrong_bias_is_refused_either_way() -> None:
+    """A bias that is off by a bit is explained by neither."""
+    for rounding in (np.asarray, float32_training.to_bf16):
+        found = mixed(
+            0, BIASED, before_bias=rounding, taken=lambda tensor: off(tensor) if tensor.ndim == 1 else float32_training.to_bf16(tensor)
+        )
+        assert {"conv1", "conv2"} <= set(wrong(found))
 
 
 def test_numbers_that_bf16_does_not_have() -> None:

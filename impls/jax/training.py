@@ -22,8 +22,8 @@ from jax import lax
 
 from impls import implementation
 from impls.implementation import Derivatives, Sgd
-from impls.jax.layers import FUNCTIONS, Tensors, to_canonical, to_framework
-from impls.spec import BatchNorm2d, Layer, ModelSpec, Shape, parameter_names, tap_shapes, walk
+from impls.jax.layers import FUNCTIONS, Tensors, to_canonical, to_framework, wide
+from impls.spec import BatchNorm2d, Conv2d, Layer, ModelSpec, Shape, parameter_names, tap_shapes, walk
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, jax.Array]
@@ -43,10 +43,10 @@ def centre(x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     The mean is taken off twice, since what the first leaves of it by rounding, n terms long, can be more than the deviation. Not of bf16
     numbers: their sum in float32 is all but exact, and in what it leaves the low bits are alike, so that their sum errs by more.
     """
-    wide = x.astype(dtype)
     if x.dtype != dtype:
-        mean = jnp.mean(wide, (0, 1, 2))
-        return mean, wide - mean
+        once = x.astype(dtype)  # of two conversions each would round its part of the cotangent
+        mean = jnp.mean(once, (0, 1, 2))
+        return mean, once - mean
     first = lax.stop_gradient(jnp.mean(x, (0, 1, 2)))  # any constant leaves the result the same, and so do its derivatives
     rest = jnp.mean(x - first, (0, 1, 2))
     return first + rest, x - first - rest
@@ -86,11 +86,20 @@ def descend(sgd: Sgd, rate: jax.Array, parameter: jax.Array, gradient: jax.Array
     return parameter - rate * (gradient + sgd.momentum * velocity if sgd.nesterov else velocity), velocity
 
 
+def conv2d(layer: Conv2d, tensors: Tensors, x: jax.Array) -> jax.Array:
+    """As ``layers.conv2d``; a bias is added in float32, in which its gradient is then added up."""
+    y = FUNCTIONS[Conv2d](replace(layer, bias=False), tensors, x)
+    return (wide(y) + wide(tensors["bias"])).astype(x.dtype) if layer.bias else y
+
+
 def apply(layer: Layer, tensors: Tensors, *inputs: jax.Array) -> tuple[jax.Array, Arrays]:
     """One layer in training mode: its output, and the running statistics that it changed."""
     if isinstance(layer, BatchNorm2d):
         return batch_norm2d(layer, tensors, *inputs)
-    return FUNCTIONS[type(layer)](layer, {leaf: tensor.astype(inputs[0].dtype) for leaf, tensor in tensors.items()}, *inputs), {}
+    own = {leaf: tensor.astype(inputs[0].dtype) for leaf, tensor in tensors.items()}
+    if isinstance(layer, Conv2d):
+        return conv2d(layer, own, *inputs), {}
+    return FUNCTIONS[type(layer)](layer, own, *inputs), {}
 
 
 def loss_of(

@@ -269,9 +269,9 @@ def _judge(
     rounds = 2 if precision == "fp64" else 1
     deviation = sigma(layer, inputs, exact, tensors, rules) * math.sqrt(rounds)
     if added is None:
-        z = _over(output - exact, deviation)
+        z = over(output - exact, deviation)
     else:
-        z = _over(output - added - exact, np.hypot(deviation, KAPPA * rules.store * output))
+        z = over(output - added - exact, np.hypot(deviation, KAPPA * rules.store * output))
     if rules.operand and isinstance(layer, Conv2d | Linear):
         inputs = tuple(round_to(x, precision).astype(np.float64) for x in inputs)
         tensors = {**tensors, "weight": round_to(tensors["weight"], precision).astype(np.float64)}
@@ -285,8 +285,8 @@ def _judge(
         residual = np.copysign(np.maximum(np.abs(residual) - spacing(output, precision) / 2, 0), residual)
     exponent = -math.log(chance)
     bound = largest_error(layer, inputs, exact, tensors, rules.accumulate, math.sqrt(2 * (exponent + math.log(2 * exact.size))))
-    over_bound = np.abs(_over(residual, rounds * bound))
-    rms = _rms(_over(residual, deviation)) / (WORST_SIGNIFICAND * rms_of_draws(exact.shape[1], exponent))
+    over_bound = np.abs(over(residual, rounds * bound))
+    rms = _rms(over(residual, deviation)) / (WORST_SIGNIFICAND * rms_of_draws(exact.shape[1], exponent))
     gauge = float(over_bound.max())
     slope = _slope(residual, deviation, exact, exponent, SHARED_BY_CHANNELS if isinstance(layer, BatchNorm2d) else 0.0)
     fault = None
@@ -301,20 +301,21 @@ def _judge(
         tap=layer.name,
         kind=kind,
         elements=output.size,
-        rms_z=_finite(_rms(z)),
-        rms=_finite(rms),
-        gauge=_finite(gauge),
-        slope=_finite(slope),
+        rms_z=finite(_rms(z)),
+        rms=finite(rms),
+        gauge=finite(gauge),
+        slope=finite(slope),
         histogram=tuple(int(count) for count in np.histogram(z, (-np.inf, *EDGES, np.inf))[0]),
         fault=fault,
     )
 
 
-def _finite(figure: float) -> float | None:
+def finite(figure: float) -> float | None:
+    """The figure as a document holds it, which knows neither NaN nor infinities."""
     return figure if math.isfinite(figure) else None
 
 
-def _over(numerator: Array, denominator: Array) -> Array:
+def over(numerator: Array, denominator: Array) -> Array:
     """The quotient; 0 / 0 is 0, since no error where none is allowed is right."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(numerator == 0, 0.0, numerator / denominator)
@@ -333,7 +334,7 @@ def _slope(residual: Array, deviation: Array, exact: Array, exponent: float, sha
     """The larger of the steepest channel's slope and of the sum of all, over its bound."""
     axes = (0, *range(2, exact.ndim))
     enlarging = np.sum(residual * exact, axis=axes)
-    slopes = _over(enlarging, np.sum(deviation * np.abs(exact), axis=axes))
+    slopes = over(enlarging, np.sum(deviation * np.abs(exact), axis=axes))
     channels = len(slopes)
     steepest = float(np.max(np.abs(slopes))) / (WORST_SIGNIFICAND * math.sqrt(2 * (exponent + math.log(4 * channels))) + shared)
     spread = WORST_SIGNIFICAND * math.sqrt(2 * (exponent + math.log(4)) * channels) + shared * channels

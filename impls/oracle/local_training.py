@@ -26,10 +26,21 @@ from impls import spec
 from impls.oracle import backward_rounding
 from impls.oracle.backward_forced import Expected, forced
 from impls.oracle.forward import Array, check, tensors_of
-from impls.oracle.local import EDGES, FALSE_ALARM, WORST_SIGNIFICAND, TapRounding, check_taps, rms_of_draws
+from impls.oracle.local import (
+    BIAS_APART,
+    EDGES,
+    FALSE_ALARM,
+    WORST_SIGNIFICAND,
+    TapRounding,
+    check_taps,
+    finite,
+    over,
+    residual_of_sum,
+    rms_of_draws,
+)
 from impls.oracle.rounding import EXACT_LAYERS, KAPPA, arithmetic, round_to
 from impls.oracle.training import Arrays, evaluate, taken, wiring
-from impls.spec import ModelSpec
+from impls.spec import Conv2d, ModelSpec
 
 
 class Derivatives(Protocol):
@@ -103,10 +114,13 @@ def local_training(
         output = evaluate(layer, inputs, own)
         sigma = np.zeros(()) if isinstance(layer, EXACT_LAYERS) else backward_rounding.noise(layer, inputs, output, own, rules).sigma
         kept = precision if rules.store and not isinstance(layer, EXACT_LAYERS) else None
-        own_tap = Expected(output, np.broadcast_to(sigma, output.shape), None, kept)
-        judged.append(
-            stored(_judge(layer.name, kinds[layer.name], own_tap, found.taps[layer.name], rounds, chance), found.taps[layer.name])
+        tap = found.taps[layer.name]
+        answer = _judge(
+            layer.name, kinds[layer.name], Expected(output, np.broadcast_to(sigma, output.shape), None, kept), tap, rounds, chance
         )
+        if answer.fault is not None and kept is not None and isinstance(layer, Conv2d) and layer.bias:
+            answer = _bias_apart(layer, inputs, own, tap, precision, chance) or answer
+        judged.append(stored(answer, tap))
     judged.append(_judge("loss", "loss", expected.loss, np.array(found.loss), rounds, chance))
     for name, wanted in reversed(expected.cotangents.items()):
         judged.append(stored(_judge(f"d {name}", kinds[name], wanted, found.cotangents[name], rounds, chance), found.cotangents[name]))
@@ -118,10 +132,26 @@ def local_training(
     return tuple(judged)
 
 
+def _bias_apart(
+    layer: Conv2d, inputs: tuple[Array, ...], tensors: Arrays, found: npt.NDArray[Any], precision: str, chance: float
+) -> TapRounding | None:
+    """A convolution that adds its bias to the sum as it was stored, as ``local.judge`` knows it; None where that explains nothing."""
+    alone = replace(layer, bias=False)
+    product = evaluate(alone, inputs, tensors)
+    sigma = backward_rounding.noise(alone, inputs, product, tensors, arithmetic(precision)).sigma
+    residual = residual_of_sum(found.astype(np.float64), product, tensors["bias"][:, None, None].astype(np.float64), precision)
+    answer = _judge_errors(layer.name, BIAS_APART, over(residual, sigma), chance, exact=False)
+    return answer if answer.fault is None else None
+
+
 def _judge(tap: str, kind: str, expected: Expected, found: npt.NDArray[Any], rounds: float, chance: float) -> TapRounding:
-    z: Array = np.atleast_1d(expected.z(found)) / rounds
+    return _judge_errors(tap, kind, np.atleast_1d(expected.z(found)) / rounds, chance, exact=not np.any(expected.sigma))
+
+
+def _judge_errors(tap: str, kind: str, z: Array, chance: float, *, exact: bool) -> TapRounding:
+    """Errors in units of their deviations; where nothing is rounded (``exact``) any is one too many."""
     exponent = -math.log(chance)
-    if not np.any(expected.sigma):
+    if exact:
         unequal = int(np.count_nonzero(z))
         fault = f"{unequal} of {z.size} elements differ where nothing is rounded" if unequal else None
         return TapRounding(tap, kind, z.size, 0.0, 0.0, float(unequal), 0.0, (), fault)
@@ -135,14 +165,10 @@ def _judge(tap: str, kind: str, expected: Expected, found: npt.NDArray[Any], rou
         tap=tap,
         kind=kind,
         elements=z.size,
-        rms_z=_finite(rms_z),
-        rms=_finite(rms),
-        gauge=_finite(gauge),
+        rms_z=finite(rms_z),
+        rms=finite(rms),
+        gauge=finite(gauge),
         slope=0.0,
         histogram=tuple(int(count) for count in np.histogram(z, (-np.inf, *EDGES, np.inf))[0]),
         fault=fault,
     )
-
-
-def _finite(figure: float) -> float | None:
-    return figure if math.isfinite(figure) else None

@@ -1,14 +1,15 @@
 """Training in TensorFlow: a ``tf.function`` of fixed input shape that assigns the next state to variables.
 
-Batch norm, loss and optimizer are written in primitive operations after ``impls.spec`` and ``impls.implementation.Sgd``, and compute in
-float32 where the activations are bf16; every other layer is the one of ``layers``, in the dtype of its input, and ``tf.GradientTape``
-differentiates. No Keras.
+Loss and optimizer are written in primitive operations after ``impls.implementation.Sgd``; so is batch norm, but in graph mode, where it is
+TensorFlow's kernel. These compute in float32 where the activations are bf16; every other layer is the one of ``layers``, in the dtype of
+its input, and ``tf.GradientTape`` differentiates. No Keras.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,26 +19,68 @@ import tensorflow as tf
 from impls import implementation
 from impls.implementation import Derivatives, Sgd
 from impls.spec import NO_PADDING, BatchNorm2d, Conv2d, Layer, ModelSpec, Padding, Shape, parameter_names, walk
-from impls.tensorflow.layers import FUNCTIONS, Tensors, to_canonical, to_framework
+from impls.tensorflow.layers import FUNCTIONS, Tensors, to_canonical, to_framework, wide
 
 Array = npt.NDArray[Any]
 
 
 def conv2d(layer: Conv2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
-    """As ``layers.conv2d``, but on a CPU without explicit padding.
+    """As ``layers.conv2d``, but on a CPU without explicit padding; a bias is added in float32, in which its gradient is then added up.
 
-    oneDNN's gradients do not take it, and TensorFlow's own (2.21.0) take up to 3 times as long in fp32, 80 times in bf16, where they also
-    add up in bf16.
+    oneDNN's gradients do not take explicit padding, and TensorFlow's own (2.21.0) take up to 3 times as long in fp32, 80 times in bf16,
+    where they also add up in bf16.
     """
     if tf.config.list_logical_devices("GPU"):
-        return FUNCTIONS[Conv2d](layer, tensors, x)
-    padding, pad = "VALID", layer.padding
-    if layer.stride == 1 and pad == Padding.same_on_all_sides(layer.kernel // 2) and layer.kernel % 2:
-        padding = "SAME"
-    elif pad != NO_PADDING:
-        x = tf.pad(x, [[0, 0], [pad.top, pad.bottom], [pad.left, pad.right], [0, 0]])
-    y = tf.nn.conv2d(x, tensors["weight"], layer.stride, padding)
-    return tf.nn.bias_add(y, tensors["bias"]) if layer.bias else y
+        y = FUNCTIONS[Conv2d](replace(layer, bias=False), tensors, x)
+    else:
+        padding, pad = "VALID", layer.padding
+        if layer.stride == 1 and pad == Padding.same_on_all_sides(layer.kernel // 2) and layer.kernel % 2:
+            padding = "SAME"
+        elif pad != NO_PADDING:
+            x = tf.pad(x, [[0, 0], [pad.top, pad.bottom], [pad.left, pad.right], [0, 0]])
+        y = tf.nn.conv2d(x, tensors["weight"], layer.stride, padding)
+    return tf.cast(tf.nn.bias_add(wide(y), wide(tensors["bias"])), x.dtype) if layer.bias else y
+
+
+def batch_norm2d(layer: BatchNorm2d, tensors: Tensors, x: tf.Tensor, *, mode: str) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Normalisation by the batch's own mean and biased variance, and the running statistics after it.
+
+    By TensorFlow's kernel (2.21.0), but in float64, which it does not have, and under XLA, where it squares before it takes the mean off.
+    """
+    normalise = by_operations if mode == "xla" or x.dtype == tf.float64 else by_kernel
+    y, mean, unbiased = normalise(layer, tensors, x)
+    count = x.shape.num_elements() // layer.channels
+    kept = unbiased if layer.running_variance == "unbiased" else unbiased * ((count - 1) / count)
+    running = {
+        "running_mean": (1 - layer.momentum) * tensors["running_mean"] + layer.momentum * mean,
+        "running_var": (1 - layer.momentum) * tensors["running_var"] + layer.momentum * kept,
+    }
+    return y, running
+
+
+def by_kernel(layer: BatchNorm2d, tensors: Tensors, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The normalised x, its mean and its unbiased variance, which are float32 whatever x is."""
+    y, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=tensors["weight"],
+        offset=tensors["bias"],
+        mean=tf.zeros([0]),
+        variance=tf.zeros([0]),
+        epsilon=layer.eps,
+        is_training=True,
+    )
+    return y, mean, unbiased
+
+
+def by_operations(layer: BatchNorm2d, tensors: Tensors, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The same in the dtype of the parameters.
+
+    The mean is taken off before squaring (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983, section 3).
+    """
+    mean, centred = centre(x, tensors["weight"].dtype)
+    variance, count = tf.reduce_mean(centred * centred, (0, 1, 2)), x.shape.num_elements() // layer.channels
+    y = centred / tf.sqrt(variance + layer.eps) * tensors["weight"] + tensors["bias"]
+    return tf.cast(y, x.dtype), mean, variance * (count / (count - 1))
 
 
 def centre(x: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
@@ -46,31 +89,13 @@ def centre(x: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
     The mean is taken off twice, since what the first leaves of it by rounding, n terms long, can be more than the deviation. Not of bf16
     numbers: their sum in float32 is all but exact, and in what it leaves the low bits are alike, so that their sum errs by more.
     """
-    wide = tf.cast(x, dtype)
     if x.dtype != dtype:
-        mean = tf.reduce_mean(wide, (0, 1, 2))
-        return mean, wide - mean
+        once = tf.cast(x, dtype)  # of two conversions each would round its part of the cotangent
+        mean = tf.reduce_mean(once, (0, 1, 2))
+        return mean, once - mean
     first = tf.stop_gradient(tf.reduce_mean(x, (0, 1, 2)))  # any constant leaves the result the same, and so do its derivatives
     rest = tf.reduce_mean(x - first, (0, 1, 2))
     return first + rest, x - first - rest
-
-
-def batch_norm2d(layer: BatchNorm2d, tensors: Tensors, x: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Normalisation by the batch's own mean and biased variance, and the running statistics after it.
-
-    Arithmetic is in the dtype of the parameters. The mean is taken off before squaring (Chan, Golub and LeVeque, "Algorithms for computing
-    the sample variance", 1983, section 3).
-    """
-    mean, centred = centre(x, tensors["weight"].dtype)
-    variance = tf.reduce_mean(centred * centred, (0, 1, 2))
-    count = x.shape.num_elements() // layer.channels
-    kept = variance * (count / (count - 1)) if layer.running_variance == "unbiased" else variance
-    running = {
-        "running_mean": (1 - layer.momentum) * tensors["running_mean"] + layer.momentum * mean,
-        "running_var": (1 - layer.momentum) * tensors["running_var"] + layer.momentum * kept,
-    }
-    normalised = centred / tf.sqrt(variance + layer.eps)
-    return tf.cast(normalised * tensors["weight"] + tensors["bias"], x.dtype), running
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float) -> tf.Tensor:
@@ -89,10 +114,10 @@ def descend(sgd: Sgd, rate: tf.Tensor, parameter: tf.Tensor, gradient: tf.Tensor
     return parameter - rate * (gradient + sgd.momentum * velocity if sgd.nesterov else velocity), velocity
 
 
-def apply(layer: Layer, tensors: Tensors, *inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+def apply(layer: Layer, tensors: Tensors, mode: str, *inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """One layer in training mode: its output, and the running statistics that it changed."""
     if isinstance(layer, BatchNorm2d):
-        return batch_norm2d(layer, tensors, *inputs)
+        return batch_norm2d(layer, tensors, *inputs, mode=mode)
     own = {leaf: tf.cast(tensor, inputs[0].dtype) for leaf, tensor in tensors.items()}
     if isinstance(layer, Conv2d):
         return conv2d(layer, own, *inputs), {}
@@ -118,7 +143,7 @@ class Trainer(implementation.Trainer):
         input_shape: Shape,
         told: Callable[[Any, str], dict[str, Any]],
     ) -> None:
-        self._model, self._sgd, self._dtype, self._told = model, sgd, dtype, told
+        self._model, self._sgd, self._mode, self._dtype, self._told = model, sgd, mode, dtype, told
         self._held = tf.float64 if dtype == tf.float64 else tf.float32
         self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
         self._rate = math.nan, tf.zeros(())  # as it was given, and on the device
@@ -203,7 +228,7 @@ class Trainer(implementation.Trainer):
             own = {
                 leaf: parameters[name] if name in parameters else tf.convert_to_tensor(self._tensors[name]) for leaf, name in names.items()
             }
-            taps[layer.name], changed = apply(layer, own, *inputs)
+            taps[layer.name], changed = apply(layer, own, self._mode, *inputs)
             running.update({names[leaf]: value for leaf, value in changed.items()})
             tape.watch(taps[layer.name])
             return taps[layer.name]
