@@ -97,23 +97,33 @@ class Net:
         return self.folded if fold else (self.model, self.weights)
 
 
-def with_folded(model: ModelSpec, weights: Weights) -> Net:
-    return Net(model, weights, folding.fold_batch_norm(model, weights))
-
-
 @functools.cache
 def synthesised(name: str) -> Net:
     """The model of this name with weights in generic position."""
     model = models.get(name)
-    return with_folded(model, synthesis.synthesize(model, 0))
+    weights = synthesis.synthesize(model, 0)
+    return Net(model, weights, folding.fold_batch_norm(model, weights))
+
+
+@functools.cache
+def lattice_of(model: ModelSpec, precision: str, batch: int, height: int, width: int) -> lattice.Lattice:
+    """One probe for all arms of a precision."""
+    return lattice.lattice(model, precision, batch=batch, height=height, width=width, seed=5)
 
 
 @functools.cache
 def probe(name: str, precision: str, size: int) -> tuple[lattice.Lattice, Array]:
     """The lattice of a model and the logits of the folded network on it."""
     model = models.get(name)
-    made = lattice.lattice(model, precision, batch=2, height=size, width=size, seed=5)
+    made = lattice_of(model, precision, 2, size, size)
     return made, last(lattice.prove(*folding.fold_batch_norm(model, made.weights), made.images, precision).expected)
+
+
+@functools.cache
+def meant(name: str, size: int, fold: bool) -> dict[str, Array]:
+    """Every tap of a synthesised net on the first two of its images, by the oracle."""
+    net = synthesised(name)
+    return forward.taps(*net.given(fold), images_of(net.model, size, size)[:2])
 
 
 def last(taps: dict[str, Array]) -> Array:
@@ -165,28 +175,36 @@ def test_lattice_of_other_nets(frameworks: Frameworks, arm: Arm, name: str) -> N
     assert_passed(exact({"logits": last(made.expected)}, {"logits": logits}))
 
 
-def assert_meaning(frameworks: Frameworks, arm: Arm, net: Net, images: npt.NDArray[np.float32], folds: tuple[bool, ...] = (False,)) -> None:
-    for fold in folds:
-        model, weights = net.given(fold)
-        expected = forward.taps(model, weights, images)
-        logits, taps = examine(frameworks, arm, net.model, net.weights, images, fold=fold)
-        assert_passed(meaning(expected, taps))
-        assert_passed(meaning({"logits": last(expected)}, {"logits": logits}))
+def assert_meaning(
+    frameworks: Frameworks,
+    arm: Arm,
+    model: ModelSpec,
+    weights: Weights,
+    images: npt.NDArray[np.float32],
+    expected: dict[str, Array],
+    *,
+    fold: bool = False,
+) -> None:
+    logits, taps = examine(frameworks, arm, model, weights, images, fold=fold)
+    assert_passed(meaning(expected, taps))
+    assert_passed(meaning({"logits": last(expected)}, {"logits": logits}))
 
 
 @each(*of_precision(ARMS, "fp64"))
 def test_meaning(frameworks: Frameworks, arm: Arm) -> None:
     """E2: in float64 every tap and the logits are the oracle's."""
     net = synthesised("cifar_resnet8")
-    assert_meaning(frameworks, arm, net, images_of(net.model, 32, 32)[:2], (False, True))
+    for fold in (False, True):
+        expected = meant("cifar_resnet8", 32, fold)
+        assert_meaning(frameworks, arm, net.model, net.weights, images_of(net.model, 32, 32)[:2], expected, fold=fold)
 
 
 @each(*of_precision(EAGER, "fp64"))
 @deep
 def test_meaning_of_other_nets(frameworks: Frameworks, arm: Arm, name: str) -> None:
     """E2 for every kind of shortcut and block."""
-    net = synthesised(name)
-    assert_meaning(frameworks, arm, net, images_of(net.model, DEEP[name], DEEP[name])[:2])
+    net, size = synthesised(name), DEEP[name]
+    assert_meaning(frameworks, arm, net.model, net.weights, images_of(net.model, size, size)[:2], meant(name, size, False))
 
 
 UNUSUAL = {"cifar_resnet8": EAGER, "resnet18": of_precision(EAGER, "fp32")}
@@ -208,7 +226,7 @@ def test_unusual_sizes(frameworks: Frameworks, arm: Arm, name: str) -> None:
     shapes = added(model, "lattice")
     assert len(shapes) == 2
     for batch, _, height, width in shapes:
-        made = lattice.lattice(model, arm.precision, batch=batch, height=height, width=width, seed=5)
+        made = lattice_of(model, arm.precision, batch, height, width)
         logits, taps = examine(frameworks, arm, model, made.weights, made.images, fold=False)
         assert_passed(exact(made.expected, taps))
         assert_passed(exact({"logits": last(made.expected)}, {"logits": logits}))
@@ -543,7 +561,8 @@ def test_meaning_of_hand_made_nets(frameworks: Frameworks, arm: Arm, kind: str) 
     """E2 for padding, pooling, strides and wiring that no ResNet has but the spec allows."""
     model, height, width = HAND_MADE[kind]
     images = np.random.default_rng(12).normal(size=(2, 3, height, width)).astype(np.float32)
-    assert_meaning(frameworks, arm, with_folded(model, generic(model)), images)
+    weights = generic(model)
+    assert_meaning(frameworks, arm, model, weights, images, forward.taps(model, weights, images))
 
 
 @each(*(arm for arm in EAGER if arm.precision != "fp64"))
@@ -551,7 +570,7 @@ def test_meaning_of_hand_made_nets(frameworks: Frameworks, arm: Arm, kind: str) 
 def test_lattice_of_hand_made_nets(frameworks: Frameworks, arm: Arm, kind: str) -> None:
     """E1 for the same in the precisions that are timed, whose kernels are others."""
     model, height, width = HAND_MADE[kind]
-    made = lattice.lattice(model, arm.precision, batch=2, height=height, width=width, seed=2)
+    made = lattice_of(model, arm.precision, 2, height, width)
     logits, taps = examine(frameworks, arm, model, made.weights, made.images, fold=False)
     assert_passed(exact(made.expected, taps))
     assert_passed(exact({"logits": last(made.expected)}, {"logits": logits}))
