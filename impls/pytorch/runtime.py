@@ -210,6 +210,7 @@ def _settings(mode: str, execution: Execution, model: Model, computed: torch.dty
     compiled = execution.compiler is not None
     on_cpu = all(tensor.device.type == "cpu" for tensor in held)
     autocast = _dtypes(held) != str(computed).removeprefix("torch.")
+    frozen = compiled and _inductor_config().freezing
     return {
         "mode": mode,
         "placed_on": ", ".join(sorted({tensor.device.type for tensor in held})),
@@ -232,8 +233,8 @@ def _settings(mode: str, execution: Execution, model: Model, computed: torch.dty
         "compiler": "inductor" if compiled else "none",
         "compiler_mode": execution.compiler,
         "cuda_graphs": execution.replays_graphs,
-        "freezing": compiled and _inductor_config().freezing,
-        "weight_prepack": compiled and on_cpu and _inductor_config().cpp.weight_prepack,
+        "freezing": frozen,
+        "weight_prepack": frozen and on_cpu and _inductor_config().cpp.weight_prepack,
     }
 
 
