@@ -53,8 +53,7 @@ def _rows_columns(padding: Padding) -> tuple[tuple[int, int], tuple[int, int]]:
     return (padding.top, padding.bottom), (padding.left, padding.right)
 
 
-def wide(x: jax.Array) -> jax.Array:
-    """In float32 where it is narrower."""
+def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -71,8 +70,8 @@ def conv2d(layer: Conv2d, tensors: Tensors, x: jax.Array) -> jax.Array:
 
 def batch_norm2d(layer: BatchNorm2d, tensors: Tensors, x: jax.Array) -> jax.Array:
     """Normalisation by the running statistics."""
-    mean, variance, bias, weight = (wide(tensors[leaf]) for leaf in ("running_mean", "running_var", "bias", "weight"))
-    return ((wide(x) - mean) / jnp.sqrt(variance + layer.eps) * weight + bias).astype(x.dtype)
+    mean, variance, bias, weight = (_wide(tensors[leaf]) for leaf in ("running_mean", "running_var", "bias", "weight"))
+    return ((_wide(x) - mean) / jnp.sqrt(variance + layer.eps) * weight + bias).astype(x.dtype)
 
 
 def relu(layer: Relu, tensors: Tensors, x: jax.Array) -> jax.Array:
@@ -98,7 +97,7 @@ def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: jax.Array) ->
 
 def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, tensors: Tensors, x: jax.Array) -> jax.Array:
     """Mean over each window's rows, then over its columns; ``jnp.mean`` sums bf16 and fp16 in fp32, and the first is not rounded."""
-    rows = jnp.stack([jnp.mean(wide(x[:, first:end]), 1) for first, end in windows(x.shape[1], layer.size)], 1)
+    rows = jnp.stack([jnp.mean(_wide(x[:, first:end]), 1) for first, end in windows(x.shape[1], layer.size)], 1)
     return jnp.stack([jnp.mean(rows[:, :, first:end], 2) for first, end in windows(x.shape[2], layer.size)], 2).astype(x.dtype)
 
 

@@ -22,7 +22,7 @@ from jax import lax
 
 from impls import implementation
 from impls.implementation import Derivatives, Sgd
-from impls.jax.layers import FUNCTIONS, Tensors, to_canonical, to_framework, wide
+from impls.jax.layers import FUNCTIONS, Tensors, to_canonical, to_framework
 from impls.spec import BatchNorm2d, Conv2d, Layer, ModelSpec, Shape, parameter_names, tap_shapes, walk
 
 Array = npt.NDArray[Any]
@@ -86,10 +86,10 @@ def descend(sgd: Sgd, rate: jax.Array, parameter: jax.Array, gradient: jax.Array
     return parameter - rate * (gradient + sgd.momentum * velocity if sgd.nesterov else velocity), velocity
 
 
-def conv2d(layer: Conv2d, tensors: Tensors, x: jax.Array) -> jax.Array:
-    """As ``layers.conv2d``; a bias is added in float32, in which its gradient is then added up."""
+def conv2d(layer: Conv2d, tensors: Tensors, x: jax.Array, *, dtype: Any) -> jax.Array:
+    """As ``layers.conv2d``; a bias is added in ``dtype``, in which its gradient is then added up."""
     y = FUNCTIONS[Conv2d](replace(layer, bias=False), tensors, x)
-    return (wide(y) + wide(tensors["bias"])).astype(x.dtype) if layer.bias else y
+    return (y.astype(dtype) + tensors["bias"].astype(dtype)).astype(x.dtype) if layer.bias else y
 
 
 def apply(layer: Layer, tensors: Tensors, *inputs: jax.Array) -> tuple[jax.Array, Arrays]:
@@ -98,7 +98,7 @@ def apply(layer: Layer, tensors: Tensors, *inputs: jax.Array) -> tuple[jax.Array
         return batch_norm2d(layer, tensors, *inputs)
     own = {leaf: tensor.astype(inputs[0].dtype) for leaf, tensor in tensors.items()}
     if isinstance(layer, Conv2d):
-        return conv2d(layer, own, *inputs), {}
+        return conv2d(layer, own, *inputs, dtype=tensors["weight"].dtype), {}
     return FUNCTIONS[type(layer)](layer, own, *inputs), {}
 
 

@@ -50,8 +50,7 @@ def _explicit(padding: Padding) -> list[list[int]]:
     return [[0, 0], [padding.top, padding.bottom], [padding.left, padding.right], [0, 0]]
 
 
-def wide(x: tf.Tensor) -> tf.Tensor:
-    """In float32 where it is narrower."""
+def _wide(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(x, tf.float32) if x.dtype.size < tf.float32.size else x
 
 
@@ -63,11 +62,11 @@ def conv2d(layer: Conv2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
 
 def batch_norm2d(layer: BatchNorm2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """Normalisation by the running statistics (``tf.nn.fused_batch_norm`` has no float64)."""
-    mean, variance, offset, scale = (wide(tensors[leaf]) for leaf in ("running_mean", "running_var", "bias", "weight"))
+    mean, variance, offset, scale = (_wide(tensors[leaf]) for leaf in ("running_mean", "running_var", "bias", "weight"))
     # Not tf.nn.batch_normalization, nor an ordinary division, which Grappler turns into the same: their fast reciprocal square root
     # errs by 3.4 unit roundoffs on AVX-512, a square root and a division by 1.
     factor = tf.math.divide_no_nan(scale, tf.sqrt(variance + layer.eps))
-    return tf.cast((wide(x) - mean) * factor + offset, x.dtype)
+    return tf.cast((_wide(x) - mean) * factor + offset, x.dtype)
 
 
 def relu(layer: Relu, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
@@ -85,12 +84,12 @@ def max_pool2d(layer: MaxPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
 
 def global_avg_pool2d(layer: GlobalAvgPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """Mean over height and width."""
-    return tf.cast(tf.reduce_mean(wide(x), (1, 2)), x.dtype)
+    return tf.cast(tf.reduce_mean(_wide(x), (1, 2)), x.dtype)
 
 
 def adaptive_avg_pool2d(layer: AdaptiveAvgPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """Mean over each window's rows, then over its columns."""
-    rows = tf.stack([tf.reduce_mean(wide(x[:, first:end]), 1) for first, end in windows(x.shape[1], layer.size)], 1)
+    rows = tf.stack([tf.reduce_mean(_wide(x[:, first:end]), 1) for first, end in windows(x.shape[1], layer.size)], 1)
     return tf.cast(tf.stack([tf.reduce_mean(rows[:, :, first:end], 2) for first, end in windows(x.shape[2], layer.size)], 2), x.dtype)
 
 
@@ -106,8 +105,8 @@ def dropout(layer: Dropout, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
 
 def linear(layer: Linear, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """The product x @ weight, with weight (in, out), and the bias; without oneDNN's kernel the product of fp16 would be rounded too."""
-    y = tf.linalg.matmul(wide(x), wide(tensors["weight"]))
-    return tf.cast(tf.nn.bias_add(y, wide(tensors["bias"])), x.dtype)
+    y = tf.linalg.matmul(_wide(x), _wide(tensors["weight"]))
+    return tf.cast(tf.nn.bias_add(y, _wide(tensors["bias"])), x.dtype)
 
 
 def pad_shortcut(layer: PadShortcut, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
