@@ -217,7 +217,7 @@ def test_what_is_timed_is_the_network_that_is_trained(tmp_path: Path) -> None:
 def test_labels_go_with_their_images(tmp_path: Path) -> None:
     """An image of the pool has the same label wherever it stands in the ring, and a ring with labels is a file of its own."""
     pool = inputs.digits()[1].images[: inputs.POOL]
-    given = inputs.Inputs("digits", {}, pool)
+    given = inputs.Inputs("digits", None, pool)
     labels = inputs.pool_labels(10)
     assert set(labels) <= set(range(10))
     assert len(set(labels)) > 1

@@ -20,10 +20,12 @@ from impls.implementation import ROOT, find
 from impls.oracle import forward, lattice, local
 from impls.oracle.rounding import EXACT_LAYERS
 from impls.spec import walk
+from impls.weights import file
 from results import certificate as documents
 from results.record import Cell, Record
 from results.store import Store, StoreError
-from suites.equivalence import certificate, examination, probes
+from suites.data.preprocess import PRESETS, PreprocessError
+from suites.equivalence import certificate, examination, probes, training
 from suites.equivalence.examination import Examination
 from suites.equivalence.tiers import MEANING_BOUND, Tier
 from suites.harness import closure
@@ -194,6 +196,25 @@ def test_meaning_takes_the_epsilon_that_a_format_can_hold(context: Context) -> N
     about = subject(name)
     exact = forward.taps(local.with_single_epsilon(about.model), about.weights, about.inputs.pool[:2])
     assert all(np.array_equal(exact[tap], value) for tap, value in single.taps.items())
+
+
+def test_a_certificate_is_made_on_images_as_the_weights_want_them(context: Context, tmp_path: Path) -> None:
+    """What a weight file says of its pixels reaches every tier's images, which a certificate depends on; what cannot be used is named."""
+    usual = context.subject(CELL.model)
+    path = tmp_path / "net.safetensors"
+
+    def save(preprocess: dict[str, object]) -> None:
+        file.save(path, usual.model, usual.weights, source="a test", preprocess=preprocess, licence="CC0-1.0")
+
+    save(PRESETS["keras_caffe"].as_json())
+    about = subject(CELL.model, path)
+    assert about.inputs.sha256 != usual.inputs.sha256
+    images = (probes.real(about.inputs, 32, 32), probes.real(about.inputs, 13, 31), training.batches(about)[0].images)
+    assert all(np.abs(each).max() > 50 for each in images)  # torchvision's would reach 2.64
+    subject.cache_clear()
+    save({"mean": "usual"})
+    with pytest.raises(PreprocessError, match=f"{path}: .* `levelfield weights import --preprocess` writes one that can"):
+        subject(CELL.model, path)
 
 
 def noisy_taps(images: npt.NDArray[Any], wrong: str | None) -> dict[str, npt.NDArray[Any]]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits, load_sample_image
 
 from impls import models
+from suites.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PRESETS, PreprocessError
 from suites.harness import inputs
 
 GOLDEN = {
@@ -46,7 +47,7 @@ def test_the_rule_for_a_photograph() -> None:
     """Pixel by pixel: (value / 255 - mean) / std in float32, RGB, the first crop from the top left corner, the last from the other."""
     pool = inputs.photographs(64, 64).pool
     photograph = load_sample_image("china.jpg")
-    mean, std = (np.array(each, np.float32) for each in (inputs.IMAGENET_MEAN, inputs.IMAGENET_STD))
+    mean, std = (np.array(each, np.float32) for each in (IMAGENET_MEAN, IMAGENET_STD))
     for index, (top, left) in {0: (0, 0), 3: (427 - 64, 640 - 64)}.items():
         for row, column in ((0, 0), (5, 63), (63, 63)):
             pixel = photograph[top + row, left + column].astype(np.float32) / np.float32(255)
@@ -80,6 +81,23 @@ def test_a_ring_has_distinct_batches(batch_size: int) -> None:
     assert set(covering.flat) == set(range(inputs.POOL))
     assert all(len(set(place)) >= 2 for place in covering.T)
     assert len(covering) == 2 or set(covering[:-1].flat) != set(range(inputs.POOL))
+
+
+def test_pixels_are_prepared_as_the_weights_want_them() -> None:
+    """Caffe's BGR on 0..255 less the means, of any size; a CIFAR net that was not trained on digits sees photographs."""
+    caffe = inputs.for_model(models.get("resnet50_v1"), PRESETS["keras_caffe"].as_json())
+    photograph = load_sample_image("china.jpg").astype(np.float32)
+    assert caffe.pool[0, :, 5, 7].tolist() == (photograph[5, 7, ::-1] - np.array([103.939, 116.779, 123.68], np.float32)).tolist()
+    assert caffe.photographs(64, 64)[0, :, 5, 7].tolist() == caffe.pool[0, :, 5, 7].tolist()
+    assert inputs.for_model(models.get("resnet50_v1"), caffe.preprocess).sha256 == caffe.sha256
+    small = models.get("cifar_resnet20")
+    cifar = inputs.for_model(small, PRESETS["cifar"].as_json())
+    assert (cifar.pool.shape, cifar.source[-10:]) == ((8, 3, 32, 32), "flower.jpg")
+    digits = [inputs.for_model(small, stored) for stored in (None, {}, dict(inputs.DIGITS_PREPROCESS))]
+    assert {each.sha256 for each in digits} == {digits[0].sha256} != {cifar.sha256}
+    assert (digits[0].photographs(64, 64) == inputs.photographs(64, 64).pool).all()
+    with pytest.raises(PreprocessError, match="std is"):
+        inputs.for_model(small, {**cifar.preprocess, "std": [1, 0, 1]})
 
 
 def test_models_get_images_of_their_size() -> None:

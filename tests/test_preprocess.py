@@ -130,6 +130,7 @@ def test_metadata_without_geometry() -> None:
         ({"interpolation": ["area"]}, "interpolation is"),
         ({"resize": 10**9}, "resize is 1000000000"),
         ({"crop": True}, "crop is True"),
+        ({"source": {}}, "source is {}"),
     ],
 )
 def test_metadata_that_is_no_preprocessing_is_refused(change: dict[str, object], message: str) -> None:

@@ -444,6 +444,13 @@ def test_refuses_unusable_arch(file: Path, arch: str) -> None:
     assert "arch in its metadata" in refusal(file, None) or "there is no model 'resnet19'" in refusal(file, None)
 
 
+@pytest.mark.parametrize("preprocess", ["", "[]", "torchvision", "[" * 100_000])
+def test_refuses_unusable_preprocess(file: Path, preprocess: str) -> None:
+    """What is no object is refused in one sentence, before a tensor is read."""
+    edited(file, lambda header: header["__metadata__"].update(preprocess=preprocess))
+    assert refusal(file).startswith(("preprocess in its metadata cannot be read", "preprocess in its metadata is no object"))
+
+
 def test_refuses_what_is_no_file(tmp_path: Path) -> None:
     """A folder and a name with nothing behind it are refused."""
     assert refusal(tmp_path) == "is not a file"

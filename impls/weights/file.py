@@ -200,6 +200,8 @@ def _read_header(file: BufferedReader, path: Path) -> tuple[dict[str, str], dict
         raise WeightFileError(f"{path}: its format is {found}, not {FORMAT!r}; `levelfield weights import` converts checkpoints")
     if missing := [key for key in REQUIRED if key not in metadata]:
         raise WeightFileError(f"{path}: its metadata lacks {', '.join(missing)}")
+    if not isinstance(parse_json(path, "preprocess in its metadata", metadata["preprocess"]), dict):
+        raise WeightFileError(f"{path}: preprocess in its metadata is no object")
     return metadata, read_entries(file, path, document, start, ("F32",)), start
 
 

@@ -18,10 +18,13 @@ import numpy.typing as npt
 
 from suites.data.images import MOST_PIXELS, pillow
 from suites.data.labelled import ImageError, Pixels
-from suites.harness.inputs import IMAGENET_MEAN, IMAGENET_STD
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Three = tuple[float, float, float]
+
+# torchvision 0.28 transforms/_presets.py ImageClassification: statistics of ImageNet's training images, RGB on 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 TEN = 10
 """Crops of a 10-crop test: four corners and the centre, and the mirror image of each (Krizhevsky et al. 2012, section 4.1)."""
@@ -153,6 +156,7 @@ def of_metadata(stored: Mapping[str, object], size: int) -> Preprocess:
         ("range", _numbers(made.range, 2) and made.range[0] < made.range[1]),
         ("mean", _numbers(made.mean, 3)),
         ("std", _numbers(made.std, 3) and min(made.std) > 0),
+        ("source", isinstance(made.source, str)),
     ):
         if not right:
             raise PreprocessError(f"the weight file's own preprocessing cannot be used: {name} is {str(found[name])[:80]}")

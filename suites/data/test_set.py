@@ -48,7 +48,7 @@ def digits() -> TestSet:
     """The embedded digits that nothing here was trained on, prepared as the project's own networks take them."""
     held = inputs.digits()[1]
     names = [f"digit {index}" for index in range(len(held.labels))]
-    identity = inputs.Inputs(held.name, {}, held.images).sha256
+    identity = inputs.Inputs(held.name, None, held.images).sha256
     return TestSet(held.name, held.labels, names, 1, inputs.DIGITS_PREPROCESS, lambda index: held.images[index : index + 1], identity)
 
 

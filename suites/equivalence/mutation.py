@@ -36,7 +36,6 @@ from suites.equivalence.faults.fault import Array, Case, Citation, Fault, Functi
 from suites.equivalence.faults.inference import INFERENCE, POOL, photographs
 from suites.equivalence.rules import RULES, Outputs
 from suites.equivalence.tiers import Tier, exact, identity, local_rounding, meaning, rounding_noise
-from suites.harness import inputs
 from suites.harness.arrays import save
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, subject
 from suites.harness.process import Launch, WorkerProcess
@@ -221,7 +220,7 @@ def prepare(net: Net, threads: int) -> Subject:
     """The sound case of a network: eight images of its own kind, with all three channels different."""
     about = subject(net.model)
     own = about.model.input_chw[1:] == (net.size, net.size)
-    images = about.inputs.pool * TINT if own else inputs.photographs(net.size, net.size).pool
+    images = about.inputs.pool * TINT if own else about.inputs.photographs(net.size, net.size)
     return Subject(net, Case(about.model, about.weights, images), (about.folded_model, about.folded_weights), threads)
 
 

@@ -111,8 +111,8 @@ def training_size(model: ModelSpec) -> tuple[int, int]:
 
 
 def real(given: inputs.Inputs, height: int, width: int) -> Images:
-    """The pool of real images of this size: those given where they have it, else crops of the photographs."""
-    return given.pool if given.pool.shape[2:] == (height, width) else inputs.photographs(height, width).pool
+    """The pool of real images of this size: those given where they have it, else crops of the photographs, prepared alike."""
+    return given.pool if given.pool.shape[2:] == (height, width) else given.photographs(height, width)
 
 
 def extreme(model: ModelSpec, weights: Weights, images: Images, precision: str) -> Images:

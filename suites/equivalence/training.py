@@ -50,7 +50,6 @@ from suites.equivalence.timed_masks import Sums, inferred
 from suites.equivalence.trainer import Arrays, Batch, Trainer
 from suites.equivalence.training_probes import MODEL as PROBE_MODEL
 from suites.equivalence.training_probes import WHERE, Probe, places, probes, zero_gamma
-from suites.harness import inputs
 from suites.harness.context import SEED as SEED_OF_WEIGHTS
 from suites.harness.context import Subject, subject
 from suites.harness.memory import reclaim
@@ -309,7 +308,7 @@ def batches(subject: Subject) -> tuple[Batch, ...]:
     No digits: where half of an image is one value, a sum of a thousand equal terms errs in one direction, not at random.
     """
     generator = np.random.Generator(np.random.PCG64(SEED))
-    images = inputs.photographs(*training_size(subject.model)).pool[:PROBE_BATCH]
+    images = subject.inputs.photographs(*training_size(subject.model))[:PROBE_BATCH]
     labels = generator.integers(0, subject.model.classes, (TRAJECTORY_STEPS, len(images)))
     return tuple(Batch(np.roll(images, step, axis=3), labels[step]) for step in range(TRAJECTORY_STEPS))
 

@@ -18,6 +18,7 @@ from impls.weights import file, folding, synthesis, trained
 from results import provenance, record
 from results.record import Cell, Record
 from results.store import Run, Store
+from suites.data.preprocess import PreprocessError
 from suites.harness import gpu, inputs
 from suites.harness.environments import EnvironmentBuildError, Interpreters, cache_root, pip_line, software
 from suites.harness.noise import Card
@@ -84,16 +85,16 @@ def subject(name: str, brought: Path | None = None) -> Subject:
 
     Raises:
         WeightFileError: the file cannot be used for this model.
+        PreprocessError: nor what it says of its images.
     """
     model = models.get(name)
-    images = inputs.for_model(model)
     given = brought or trained.path(name)
     if given is None:
         path = cache_root() / "weights" / f"{name}-seed{SEED}-{file.spec_sha256(model)[:12]}.safetensors"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            weights = synthesis.synthesize(model, SEED)
-            file.save(path, model, weights, source=f"synthesised, seed {SEED}", preprocess=images.preprocess, licence="CC0-1.0")
+            weights, prepared = synthesis.synthesize(model, SEED), inputs.for_model(model).preprocess
+            file.save(path, model, weights, source=f"synthesised, seed {SEED}", preprocess=prepared, licence="CC0-1.0")
     else:
         path = given
     loaded = file.load(path, model)
@@ -109,8 +110,15 @@ def subject(name: str, brought: Path | None = None) -> Subject:
         spec_sha256=file.spec_sha256(model),
         dataset="digits" if given is not None and _prepared_as_digits(loaded) else None,
         source=loaded.metadata["source"],
-        inputs=images,
+        inputs=_images(loaded, path),
     )
+
+
+def _images(loaded: file.WeightFile, path: Path) -> inputs.Inputs:
+    try:
+        return inputs.for_model(loaded.model, json.loads(loaded.metadata["preprocess"]))
+    except PreprocessError as error:
+        raise PreprocessError(f"{path}: {error}; `levelfield weights import --preprocess` writes one that can") from None
 
 
 def _prepared_as_digits(loaded: file.WeightFile) -> bool:

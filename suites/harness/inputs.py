@@ -1,9 +1,9 @@
 """What the networks are fed: real images that come inside scikit-learn, brought to tensors once, the same bytes for all.
 
-Photographs (``china.jpg`` and ``flower.jpg``, 427 x 640) for ImageNet nets: crops without any resize, RGB on 0..1, minus mean,
-divided by standard deviation. Digits (1797 scans of 8 x 8 pixels with values 0..16; Alpaydin and Kaynak, UCI "Optical
-Recognition of Handwritten Digits") for CIFAR nets: every pixel repeated 4 x 4, the same in R, G and B, value / 8 - 1, which
-float32 holds exactly.
+Photographs (``china.jpg`` and ``flower.jpg``, 427 x 640): crops without any resize, whose pixels become what the weights were trained on,
+torchvision's where nothing is said of that. Digits (1797 scans of 8 x 8 pixels with values 0..16; Alpaydin and Kaynak, UCI "Optical
+Recognition of Handwritten Digits") for CIFAR nets that were trained on them or on nothing: every pixel repeated 4 x 4, the same in R, G
+and B, value / 8 - 1, which float32 holds exactly.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from impls.spec import ModelSpec
+from suites.data.preprocess import PRESETS, Preprocess, normalised, of_metadata
 from suites.harness.arrays import save
 
 Images = npt.NDArray[np.float32]
-
-# torchvision 0.28 transforms/_presets.py ImageClassification: statistics of ImageNet's training images, RGB on 0..1.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 POOL = 8
 """Distinct images of a ring; the oracle computes each once."""
@@ -39,6 +36,11 @@ MOST_IMAGES = 512
 DIGITS_TEST = 500
 """The last 500 digits are the test set, the first 1297 the training set."""
 
+PIXELS = ("channels", "range", "mean", "std")
+"""What of a preprocessing is done to pixels."""
+
+DEFAULT = PRESETS["torchvision"]
+"""Of images for weights that say nothing of theirs."""
 
 DIGITS_PREPROCESS: Mapping[str, object] = {"channels": "RGB", "repeat": 4, "range": [0, 16], "mean": [8, 8, 8], "std": [8, 8, 8]}
 
@@ -58,11 +60,22 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A pool of distinct images, (POOL, 3, H, W) float32, where they come from, and what was done to their pixels."""
+    """A pool of distinct images, (POOL, 3, H, W) float32, where they come from, and what was done to their pixels: None for digits."""
 
     source: str
-    preprocess: Mapping[str, object]
+    how: Preprocess | None
     pool: Images
+
+    @property
+    def preprocess(self) -> Mapping[str, object]:
+        """What was done to the pixels, as it stands in a weight file; nothing was resized."""
+        if self.how is None:
+            return DIGITS_PREPROCESS
+        return {name: value for name, value in self.how.as_json().items() if name in PIXELS}
+
+    def photographs(self, height: int, width: int) -> Images:
+        """Photographs of this size, (POOL, 3, height, width), prepared as these images are; beside digits as ``DEFAULT`` says."""
+        return photographs(height, width, self.how or DEFAULT).pool
 
     @property
     def sha256(self) -> str:
@@ -107,8 +120,8 @@ def pool_labels(classes: int) -> npt.NDArray[np.int64]:
 
 
 @functools.cache
-def photographs(height: int, width: int) -> Inputs:
-    """Crops of the two photographs, half from each, evenly spaced from corner to corner."""
+def photographs(height: int, width: int, how: Preprocess = DEFAULT) -> Inputs:
+    """Crops of the two photographs, half from each, evenly spaced from corner to corner; nothing is resized."""
     from sklearn.datasets import load_sample_images  # half a second that most commands need not pay
 
     crops = []
@@ -121,10 +134,7 @@ def photographs(height: int, width: int) -> Inputs:
         for index in range(POOL // 2):
             top, left = (index % 2) * rows, index * columns // (POOL // 2 - 1)
             crops.append(photograph[top : top + height, left : left + width])
-    values = np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-    mean, std = (np.array(each, np.float32)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
-    preprocess = {"channels": "RGB", "range": [0, 1], "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-    return Inputs("scikit-learn china.jpg and flower.jpg", preprocess, np.ascontiguousarray((values - mean) / std))
+    return Inputs("scikit-learn china.jpg and flower.jpg", how, normalised(np.stack(crops), how))
 
 
 @functools.cache
@@ -157,15 +167,20 @@ def check_dataset(model: ModelSpec, dataset: Dataset) -> None:
         raise NoInputError(f"{dataset.name}: the label {wrong[0]} is no class of {model.name}, which has {model.classes}")
 
 
-def for_model(model: ModelSpec) -> Inputs:
-    """The images that a model is timed on.
+def for_model(model: ModelSpec, preprocess: Mapping[str, object] | None = None) -> Inputs:
+    """The images that a model is timed on, whose pixels are prepared as its weights want them.
+
+    Args:
+        model: the network.
+        preprocess: what the metadata of its weight file says; nothing, or nothing in it, where it does not say.
 
     Raises:
         NoInputError: the model takes another number of channels, or images larger than the photographs.
+        PreprocessError: what is said cannot be used.
     """
     channels, height, width = model.input_chw
     if channels != 3:
         raise NoInputError(f"{model.name} takes {channels} channels; the embedded images have 3")
-    if (height, width) == (32, 32):
-        return Inputs("scikit-learn digits, test set", DIGITS_PREPROCESS, digits()[1].images[:POOL])
-    return photographs(height, width)
+    if (height, width) == (32, 32) and (not preprocess or preprocess == DIGITS_PREPROCESS):
+        return Inputs("scikit-learn digits, test set", None, digits()[1].images[:POOL])
+    return photographs(height, width, of_metadata(preprocess, height) if preprocess else DEFAULT)

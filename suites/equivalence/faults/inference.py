@@ -32,6 +32,7 @@ from impls.spec import (
     layers,
     walk,
 )
+from suites.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from suites.equivalence.faults.fault import Array, Case, Citation, Fault, Group
 from suites.equivalence.faults.surgery import (
     blocks,
@@ -52,7 +53,6 @@ from suites.equivalence.faults.surgery import (
     with_images,
     with_tensors,
 )
-from suites.harness.inputs import IMAGENET_MEAN, IMAGENET_STD
 
 MEAN, STD = (np.array(each, np.float64)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
 
