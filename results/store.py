@@ -60,7 +60,7 @@ class Store:
     """Runs and their records below ``root``, which is made when the first run is."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # of this process; workers run in a folder of their own
 
     def create_run(self, machine: Mapping[str, object], details: Mapping[str, object]) -> Run:
         """Open a run; later runs sort after earlier ones.

@@ -54,9 +54,8 @@ class Checkout:
     def start(self, *arguments: str, before: str = "", **options: Any) -> subprocess.Popen[str]:
         """The command in a process of its own, after the statements of ``before``."""
         command = [sys.executable, "-c", f"{before}\n{MAIN}", *arguments] if before else [sys.executable, "-m", "levelfield", *arguments]
-        return subprocess.Popen(
-            command, cwd=self.root, env=self.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
-        )
+        options = {"cwd": self.root, "env": self.environment(), **options}
+        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
     def run(self, *arguments: str, before: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
         """The same, waited for."""

@@ -168,6 +168,18 @@ def test_a_finished_run_is_not_gone_on_with(checkout: Checkout, tmp_path: Path) 
     assert [len(list((run / "records").iterdir())) for run in tmp_path.iterdir()] == [5, 5]
 
 
+def test_paths_are_those_of_the_folder_that_the_command_is_given_in(checkout: Checkout, tmp_path: Path) -> None:
+    """Workers run elsewhere; a weight file and a store that are named relative to here are found here."""
+    save(tmp_path / "own", get(MODEL), synthesize(get(MODEL), 1), source="a test", preprocess={}, licence="CC0-1.0")
+    here = checkout.environment() | {"PYTHONPATH": str(checkout.root)}
+    arguments = (*bench("honest", store=Path("store")), "--weights", "own", "--smoke")
+    done = checkout.run(*arguments, cwd=tmp_path, env=here)
+    assert done.returncode == 0, done.stderr
+    assert {each.model.weights_sha256 for each in records(tmp_path / "store") if each.model} == {
+        tensor_sha256(load(tmp_path / "own").weights)
+    }
+
+
 def test_own_weights_are_each_for_a_model(checkout: Checkout, tmp_path: Path) -> None:
     """A run is of the models of its weight files, and its records are of these weights; two files of one model are refused."""
     paths = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]

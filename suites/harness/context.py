@@ -102,7 +102,7 @@ def subject(name: str, brought: Path | None = None) -> Subject:
     folded_model, folded_weights = folding.fold_batch_norm(model, loaded.weights)
     return Subject(
         model=model,
-        path=path,
+        path=path.absolute(),  # workers run in a folder of their own
         weights=loaded.weights,
         folded_model=folded_model,
         folded_weights=folded_weights,

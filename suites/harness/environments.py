@@ -35,7 +35,7 @@ class EnvironmentBuildError(RuntimeError):
 def cache_root() -> Path:
     """``$LEVELFIELD_CACHE``, else ``levelfield`` in the user's cache folder (XDG base directory specification)."""
     if named := os.environ.get("LEVELFIELD_CACHE"):
-        return Path(named)
+        return Path(named).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "levelfield"
 
 
@@ -71,7 +71,7 @@ def parse_named(values: tuple[str, ...], known: Mapping[str, Manifest]) -> dict[
         elif (found := shutil.which(python)) is None:
             raise EnvironmentBuildError(f"--env {value}: there is no interpreter {python}")
         else:
-            named[name] = Path(found)
+            named[name] = Path(found).absolute()
     return named
 
 
