@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from impls import models
 from impls.oracle import forward, training
+from impls.oracle.rounding import round_to
 from levelfield.cli import main
 from suites.equivalence import mutation, simulation, training_mutation
 from suites.equivalence.faults import page
@@ -119,16 +120,19 @@ def test_practice_without_a_fault_is_the_oracles_training() -> None:
     assert_equal(trainer.state(), expected)
 
 
-def test_practice_in_fp32_holds_float32() -> None:
-    """Whatever a step shows or keeps is a float32, and not what float64 makes of it."""
+@pytest.mark.parametrize("precision", training_mutation.ROUNDED)
+def test_practice_holds_what_its_precision_holds(precision: str) -> None:
+    """Activations and cotangents are numbers of the precision, whatever else a step shows or keeps a float32; float64 makes others."""
     about = training_mutation.course()
-    wide, narrow = (PracticeTrainer(about.practice, about.state, precision) for precision in ("fp64", "fp32"))
+    wide, narrow = (PracticeTrainer(about.practice, about.state, each) for each in ("fp64", precision))
     found = narrow.differentiate(about.batches[0])
     losses = narrow.steps(about.batches[:1], [0.1])
     wide.steps(about.batches[:1], [0.1])
     state = narrow.state()
-    shown = {**found.taps, **found.cotangents, **found.gradients, **state.weights, **state.momentum, "loss": np.array(losses)}
-    assert all(np.array_equal(array, array.astype(np.float32)) for array in shown.values())
+    kept = {**found.gradients, **state.weights, **state.momentum, "loss": np.array(losses)}
+    assert all(np.array_equal(array, array.astype(np.float32)) for array in kept.values())
+    assert all(np.array_equal(array, round_to(array, precision)) for array in (*found.taps.values(), *found.cotangents.values()))
+    assert (precision == "bf16") is all(np.array_equal(array, round_to(array, "bf16")) for array in found.taps.values())
     with pytest.raises(AssertionError):
         assert_equal(state, wide.state())
 
@@ -140,26 +144,30 @@ def assert_equal(found: training.State, expected: training.State) -> None:
 
 
 SEEN = {
-    SOUND: (set(), ()),
-    "running-variance-biased": ({"statistics"}, ("E5",)),
-    "statistics-twice": ({"statistics"}, ("E5",)),
-    "train-eps-1.001e-5": ({"loss", "gradients", "statistics", "step", "zero gamma"}, ("epsilon",)),
-    "variance-fast": ({"loss", "gradients", "statistics", "step", "zero gamma"}, ("magnitude",)),
-    "relu-half-at-zero": ({"zero gamma"}, ("zero gamma",)),
-    "rate-in-velocity": ({"rate change", "trajectory"}, ("E5",)),
-    "rate-late": ({"rate change", "trajectory"}, ("E5",)),
-    "decay-decoupled": ({"step", "rate change", "trajectory"}, ("E5",)),
-    "statistics-constant": ({"gradients", "step", "rate change", "trajectory", "zero gamma"}, ("E3", "E5", "zero gamma", "epsilon")),
-    "log-softmax-twice": (set(), ()),
+    SOUND: (set(), (), ()),
+    "running-variance-biased": ({"statistics"}, ("E5",), ("E5",)),
+    "statistics-twice": ({"statistics"}, ("E5",), ("E5",)),
+    "train-eps-1.001e-5": ({"loss", "gradients", "statistics", "step", "zero gamma"}, ("epsilon",), ("epsilon",)),
+    "variance-fast": ({"loss", "gradients", "statistics", "step", "zero gamma"}, ("magnitude",), ()),
+    "relu-half-at-zero": ({"zero gamma"}, ("zero gamma",), ("E3", "zero gamma", "epsilon")),
+    "rate-in-velocity": ({"rate change", "trajectory"}, ("E5",), ("E5",)),
+    "rate-late": ({"rate change", "trajectory"}, ("E5",), ("E5",)),
+    "decay-decoupled": ({"step", "rate change", "trajectory"}, ("E5",), ("E5",)),
+    "statistics-constant": (
+        {"gradients", "step", "rate change", "trajectory", "zero gamma"},
+        ("E3", "E5", "zero gamma", "epsilon"),
+        ("E3", "E5", "zero gamma", "epsilon"),
+    ),
+    "log-softmax-twice": (set(), (), ()),
 }
-"""Faults of training, and all the tiers that can see each in float64 and in fp32."""
+"""Faults of training, and all the tiers that can see each in float64, in fp32 and in bf16."""
 
 
 def test_a_sample_of_training() -> None:
     """Each fault is refused by the tiers that claim to see it, and by no other; sound training is not."""
     faults = [fault for fault in TRAINING if fault.id in SEEN]
     rows = training_mutation.run(interpreter("pytorch"), THREADS, lambda line: None, faults)
-    found = {row.fault: ({tier for tier, killed in row.killed.items() if killed}, row.refused) for row in rows}
+    found = {row.fault: ({tier for tier, killed in row.killed.items() if killed}, *row.refused.values()) for row in rows}
     assert found == SEEN
     assert {row.run_by for row in rows} == {"pytorch", "NumPy"}
     assert [row.fault for row in rows if row.unseen or row.seen is row.clean] == []
@@ -167,18 +175,22 @@ def test_a_sample_of_training() -> None:
 
 def test_a_fault_below_the_noise_of_fp32_has_its_reason() -> None:
     """A reason is given for those faults alone whose signal is below ``SIGNAL``."""
-    small = {fault.id for fault in TRAINING if fault.equivalent is None and training_mutation.signal(fault.change) < mutation.SIGNAL}
+    wrong = [fault for fault in TRAINING if fault.equivalent is None]
+    small = {fault.id for fault in wrong if training_mutation.signal(fault.change, "fp32") < mutation.SIGNAL}
     assert small == {fault.id for fault in TRAINING if fault.hidden is not None}
 
 
 def test_a_row_of_training_keeps_nothing_back() -> None:
-    """What no tier of fp32 refuses is unseen if its signal is large or no reason is given; nothing clean is."""
-    quiet = training_mutation.TrainingRow("f", "s", "NumPy", None, None, "too small", killed={"loss": True}, signal=4.9)
-    assert (quiet.unseen, quiet.seen) == (False, True)
-    assert dataclasses.replace(quiet, hidden=None).unseen
-    assert dataclasses.replace(quiet, signal=5.0).unseen
-    assert not dataclasses.replace(quiet, signal=5.0, refused=("E5",)).unseen
-    assert not dataclasses.replace(quiet, hidden=None, fault=SOUND).unseen
+    """What no tier of a precision refuses is unseen if its signal is large there or, in fp32, no reason is given; nothing clean is."""
+    quiet = training_mutation.TrainingRow(
+        "f", "s", "NumPy", None, None, "too small", killed={"loss": True}, noticed={"fp32": 4.9, "bf16": 4.9}
+    )
+    assert (quiet.unseen, quiet.seen) == ((), True)
+    assert dataclasses.replace(quiet, hidden=None).unseen == ("fp32",)
+    assert dataclasses.replace(quiet, noticed={"fp32": 5.0, "bf16": 5.0}).unseen == ("fp32", "bf16")
+    assert dataclasses.replace(quiet, noticed={"fp32": 5.0, "bf16": 5.0}, refused={"fp32": ("E5",)}).unseen == ("bf16",)
+    assert dataclasses.replace(quiet, hidden=None, fault=SOUND).unseen == ()
+    assert dataclasses.replace(quiet, killed={}, refused={"bf16": ("E3",)}).seen
 
 
 def test_every_fault_of_training_changes_the_practice() -> None:
@@ -201,12 +213,24 @@ def test_the_page_shows_what_is_open() -> None:
     ]
     tiers = training_mutation.TIERS
     sound = training_mutation.TrainingRow(
-        SOUND, "the sound trainer", "pytorch", None, None, None, dict.fromkeys(tiers, 0.0), dict.fromkeys(tiers, False), (1.0,)
+        SOUND,
+        "the sound trainer",
+        "pytorch",
+        None,
+        None,
+        None,
+        dict.fromkeys(tiers, 0.0),
+        dict.fromkeys(tiers, False),
+        (1.0,),
+        noticed={"fp32": 0.1, "bf16": 0.1},
+        refused={"fp32": (), "bf16": ()},
     )
-    wrong = dataclasses.replace(sound, fault="h", sentence="too much", signals=dict.fromkeys(tiers, 0.5), signal=7.0, losses=(1.04,))
-    seen = dataclasses.replace(wrong, fault="i", sentence="more", hidden="it is small", signal=0.25, refused=("E5", "epsilon"))
+    large, small = {"fp32": 7.0, "bf16": 0.5}, {"fp32": 0.25, "bf16": 0.03}
+    wrong = dataclasses.replace(sound, fault="h", sentence="too much", signals=dict.fromkeys(tiers, 0.5), noticed=large, losses=(1.04,))
+    refused = {"fp32": ("E5", "epsilon"), "bf16": ("E3",)}
+    seen = dataclasses.replace(wrong, fault="i", sentence="more", hidden="it is small", noticed=small, refused=refused)
     killed = dataclasses.replace(wrong, fault="j", sentence="most", killed=dict.fromkeys(tiers, True), losses=(2.0,))
-    alarm = dataclasses.replace(sound, refused=("E3",))
+    alarm = dataclasses.replace(sound, refused={"fp32": ("E3",), "bf16": ()})
     text = page.page(rows, [alarm, wrong, seen, killed], [CorrectRun("n", "jax", True, {**passes, "top-1": False})])
     assert "- alive: s (n)" in text
     assert "- unseen in fp32: s (n), at 7 deviations" in text
@@ -219,7 +243,8 @@ def test_the_page_shows_what_is_open() -> None:
     assert "- unseen in training in fp32: too much, at 7 deviations" in text
     assert "- unseen in training in fp32: most, at 7 deviations" in text
     assert "- alarm in training: the sound trainer" in text
-    assert "| more *Below a step's rounding in fp32: it is small.* |  | pytorch | 0.25: E5, epsilon |" in text
+    assert "| more *Below a step's rounding in fp32: it is small.* |  | pytorch | 0.25: E5, epsilon | 0.03: E3 |" in text
+    assert "unseen in training in bf16" not in text
     assert "more, at" not in text
 
 

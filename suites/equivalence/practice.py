@@ -6,7 +6,7 @@ With no convention exchanged it is the oracle's own training, bit for bit, which
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,18 +14,21 @@ from impls.implementation import Sgd
 from impls.oracle import training
 from impls.oracle.backward import Pullback
 from impls.oracle.forward import Array, tensors_of
+from impls.oracle.rounding import arithmetic, round_to
 from impls.oracle.training import Derivatives, Operations, State, taken, wiring
-from impls.spec import BatchNorm2d, Layer
+from impls.spec import BatchNorm2d, Conv2d, Layer, Linear
 from suites.equivalence.faults.training import Labels, Practice, Tensors, Update
 from suites.equivalence.trainer import Batch
 
+Rounding = Callable[[Array], Array]
+
 
 class PracticeTrainer:
-    """One network in training by a practice, in fp64 or fp32; asked as ``LiveTrainer`` is."""
+    """One network in training by a practice, in fp64, fp32 or a precision of mixed training; asked as ``LiveTrainer`` is."""
 
     def __init__(self, practice: Practice, state: State, precision: str = "fp64") -> None:
-        self._practice = _in_single(practice) if precision == "fp32" else practice
-        self._dtype = np.dtype("float32" if precision == "fp32" else "float64")
+        self._stored = _stored(precision)
+        self._practice = practice if precision == "fp64" else _rounded(practice, self._stored)
         self._state = state
         self._rate_before: float | None = None
 
@@ -37,10 +40,10 @@ class PracticeTrainer:
             return practice.loss(logits, labels, smoothing)
 
         operations = Operations(practice.evaluate, loss, practice.pull)
-        smoothing = practice.sgd.label_smoothing
-        found = training.differentiate(practice.model, self._state.weights, batch.images, batch.labels, smoothing, operations=operations)
+        smoothing, images = practice.sgd.label_smoothing, self._stored(batch.images)
+        found = training.differentiate(practice.model, self._state.weights, images, batch.labels, smoothing, operations=operations)
         # Where branches meet, a cotangent is a sum that no operation rounds.
-        return dataclasses.replace(found, cotangents={name: each.astype(self._dtype) for name, each in found.cotangents.items()})
+        return dataclasses.replace(found, cotangents={name: self._stored(each) for name, each in found.cotangents.items()})
 
     def steps(self, batches: Sequence[Batch], learning_rates: Sequence[float]) -> list[float]:
         """A step on each of the batches; the loss before each."""
@@ -56,7 +59,7 @@ class PracticeTrainer:
         weights, momentum = dict(before.weights), {}
         for node in wiring(practice.model):
             if isinstance(node.layer, BatchNorm2d):
-                (x,) = taken(node, found.taps, batch.images)
+                (x,) = taken(node, found.taps, self._stored(batch.images))
                 new = practice.statistics(node.layer, x, tensors_of(node.layer, before.weights))
                 weights |= {f"{node.layer.name}.{leaf}": np.asarray(tensor) for leaf, tensor in new.items()}
         rate_before = rate if self._rate_before is None else self._rate_before
@@ -68,19 +71,35 @@ class PracticeTrainer:
         return found.loss
 
 
-def _in_single(practice: Practice) -> Practice:
-    """The practice in fp32: every result is computed in float64 and rounded once to float32, as by accumulators that are wide enough."""
+def _stored(precision: str) -> Rounding:
+    """How activations and cotangents are held."""
+    if precision == "fp64":
+        return lambda values: np.asarray(values, np.float64)
+    return _narrow(precision) if arithmetic(precision).store else _single
+
+
+def _rounded(practice: Practice, stored: Rounding) -> Practice:
+    """The practice in a precision: every result is computed in float64 and rounded once, as by accumulators that are wide enough.
+
+    Activations, cotangents, and what convolutions and linear layers take and derive of parameters are ``stored``; all else is float32.
+    """
+
+    def held(layer: Layer) -> Rounding:
+        return stored if isinstance(layer, Conv2d | Linear) else _single
+
+    def own(layer: Layer, tensors: Tensors) -> Tensors:
+        return {leaf: held(layer)(tensor) for leaf, tensor in tensors.items()}
 
     def evaluate(layer: Layer, inputs: tuple[Array, ...], tensors: Tensors) -> Array:
-        return _single(practice.evaluate(layer, inputs, tensors))
+        return stored(practice.evaluate(layer, inputs, own(layer, tensors)))
 
     def loss(logits: Array, labels: Labels, smoothing: float) -> tuple[float, Array]:
         value, cotangent = practice.loss(logits, labels, smoothing)
-        return float(np.float32(value)), _single(cotangent)
+        return float(np.float32(value)), stored(cotangent)
 
     def pull(layer: Layer, inputs: tuple[Array, ...], output: Array, cotangent: Array, tensors: Tensors) -> Pullback:
-        pulled = practice.pull(layer, inputs, output, cotangent, tensors)
-        return Pullback(tuple(map(_single, pulled.inputs)), {leaf: _single(value) for leaf, value in pulled.parameters.items()})
+        pulled = practice.pull(layer, inputs, output, stored(cotangent), own(layer, tensors))
+        return Pullback(tuple(map(stored, pulled.inputs)), {leaf: held(layer)(value) for leaf, value in pulled.parameters.items()})
 
     def statistics(layer: BatchNorm2d, x: Array, tensors: Tensors) -> dict[str, Array]:
         return {leaf: _single(value) for leaf, value in practice.statistics(layer, x, tensors).items()}
@@ -94,3 +113,7 @@ def _in_single(practice: Practice) -> Practice:
 
 def _single(values: Array) -> Array:
     return np.asarray(values, np.float32).astype(np.float64)
+
+
+def _narrow(precision: str) -> Rounding:
+    return lambda values: round_to(values, precision).astype(np.float64)

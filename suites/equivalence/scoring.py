@@ -77,10 +77,11 @@ def summary(matrix: Matrix) -> str:
     """A few lines for people."""
     score = mutation.score(matrix.rows)
     wrong = [row for row in matrix.trained if not row.clean]
+    rounded = ", ".join(f"{sum(bool(row.refused[precision]) for row in wrong)} in {precision}" for precision in training_mutation.ROUNDED)
     return "\n".join(
         (
             f"inference: {score.killed} of {score.mutants} mutants of {score.faults} faults refused",
-            f"training: {sum(row.seen for row in wrong)} of {len(wrong)} faults refused, {sum(bool(row.refused) for row in wrong)} in fp32",
+            f"training: {sum(row.seen for row in wrong)} of {len(wrong)} faults refused, {rounded}",
             f"located: {score.located} of {score.locatable} single-layer faults; alarms on sound networks: {len(score.alarms)}",
             f"the matrix, and what other rules make of it: {PAGE.relative_to(ROOT)}",
         )

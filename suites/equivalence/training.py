@@ -49,7 +49,7 @@ from suites.equivalence.tiers import MEANING_BOUND, Tier, all_of, judged_locally
 from suites.equivalence.timed_masks import Sums, inferred
 from suites.equivalence.trainer import Arrays, Batch, Trainer
 from suites.equivalence.training_probes import MODEL as PROBE_MODEL
-from suites.equivalence.training_probes import WHERE, Probe, places, probes, zero_gamma
+from suites.equivalence.training_probes import WHERE, Probe, batch_norm_alone, places, probes, zero_gamma
 from suites.harness.context import SEED as SEED_OF_WEIGHTS
 from suites.harness.context import Subject, subject
 from suites.harness.memory import reclaim
@@ -92,6 +92,9 @@ FREE_RUN_PARAMETERS = 60_000_000
 NOISE_BOUND = 5.0
 """Largest error of one tensor, in deviations. As its elements err together it may err like one normal number, which passes 5 with a
 probability of 6e-7; the tensors' mean square is held to ``rounding.RHO_MAX``."""
+
+NOISE_SGDS = (SGD, dataclasses.replace(HEAVY_BALL, label_smoothing=SGD.label_smoothing))
+"""The optimizers of these steps, which share one prediction."""
 
 NOISY_RUNS = 4
 
@@ -189,6 +192,8 @@ class TrainingExamination:
     def steps(self, found: Derivatives) -> Tier:
         """E5, given the decisions of these derivatives."""
         single = self._single_steps(found)
+        if single.passed and arithmetic(self.precision).store:
+            single = dataclasses.replace(all_of([single, self._statistics()]), note=single.note)
         if not single.passed:
             return single
         reclaim()
@@ -215,7 +220,7 @@ class TrainingExamination:
         masks = explained(model, images, predicted, found.taps)
         near = () if mixed else edges(model, images, predicted.exact.taps, found.taps, predicted.taps)
         answers, otherwise = [masks], dict[Edge, None]()
-        for sgd in (SGD, dataclasses.replace(HEAVY_BALL, label_smoothing=SGD.label_smoothing)):
+        for sgd in NOISE_SGDS:
             judged, flips = self._two_steps(sgd, found.taps, predicted, near)
             answers += judged
             otherwise |= dict.fromkeys(flips)
@@ -224,6 +229,17 @@ class TrainingExamination:
             return dataclasses.replace(single, note=masks.note)
         notes = (masks.note, _power(predicted) if mixed else None, *map(_otherwise, otherwise))
         return dataclasses.replace(single, note="; ".join(filter(None, notes)))
+
+    def _statistics(self) -> Tier:
+        """E5 of the running statistics of images: those of layers that are stored in few bits err by more than divisors differ."""
+        probe, rules = batch_norm_alone(0, 1), arithmetic(self.precision)
+        trainer = self.trainer(self.precision, probe.model, probe.state, SGD, probe.batch)
+        (loss,) = trainer.steps([probe.batch], NOISE_RATES[:1])
+        taken, images = as_taken(probe.model, probe.state.weights, self.precision), as_held(probe.batch.images, self.precision)
+        predicted = envelope(probe.model, taken, images, probe.batch.labels, SGD.label_smoothing, rules, free=True, runs=MIXED_RUNS)
+        errors = _observed_errors(loss, trainer.state(), predicted)
+        tier = within_noise(_errors(errors, 1 + sum(each.size for each in predicted.after.values())), MIXED_BOUND)
+        return tier if tier.passed else dataclasses.replace(tier, reason=f"in a batch norm of images alone: {tier.reason}")
 
     def _two_steps(self, sgd: Sgd, masks: Arrays, predicted: Envelope, near: Sequence[Edge]) -> tuple[tuple[Tier, ...], tuple[Edge, ...]]:
         """E5 of the two steps of one optimizer, and which of the decisions ``near`` their edge they took otherwise than ``masks``."""
@@ -614,13 +630,18 @@ def step_errors(taken: Steps, sgd: Sgd, predicted: Envelope, precision: str) -> 
     """Of each of the steps; loss and running statistics, which are the first's, stand with the second's."""
     short, long = NOISE_RATES
     start, between = taken.before, taken.between
-    observed = {"loss": abs(taken.loss - predicted.exact.loss) / predicted.loss}
-    for name, right in predicted.after.items():
-        observed[name] = _rms(between.weights[name] - right) / predicted.statistics[name]
     first = _descent_errors(start, between, sgd, short, predicted, precision)
-    second = observed | _descent_errors(between, taken.after, sgd, long, predicted, precision)
+    second = _observed_errors(taken.loss, between, predicted) | _descent_errors(between, taken.after, sgd, long, predicted, precision)
     elements = sum(buffer.size for buffer in start.momentum.values())
     return _errors(first, 2 * elements), _errors(second, 1 + elements + sum(tensor.size for tensor in start.weights.values()))
+
+
+def _observed_errors(loss: float, after: State, predicted: Envelope) -> dict[str, float]:
+    """Of what a step makes of its batch alone: the loss and the running statistics."""
+    errors = {"loss": abs(loss - predicted.exact.loss) / predicted.loss}
+    for name, right in predicted.after.items():
+        errors[name] = _rms(after.weights[name] - right) / predicted.statistics[name]
+    return errors
 
 
 def _descent_errors(before: State, after: State, sgd: Sgd, rate: float, predicted: Envelope, precision: str) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""How much the certificate of training sees: every fault of training, in float64 quantity by quantity, and in fp32 tier by tier.
+"""How much the certificate of training sees: every fault of training, in float64 quantity by quantity, in fp32 and bf16 tier by tier.
 
 Faults that the spec and ``Sgd`` can express are given to the framework's trainer; the others to ``suites.equivalence.practice``. In
 float64 each is judged by what a certificate of training compares, from a state in which every momentum buffer and running statistic
-is non-zero. In fp32 it goes through the certificate's own E3 and E5, and through E3 in three places where a fault shows that is small
-elsewhere.
+is non-zero. In fp32 and bf16 it goes through the certificate's own E3 and E5, and through E3 in the places where a fault shows that is
+small elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from impls import models
 from impls.implementation import OURS, Sgd
 from impls.oracle.backward_envelope import Envelope, envelope
 from impls.oracle.forward import Array
-from impls.oracle.rounding import arithmetic
+from impls.oracle.rounding import arithmetic, as_taken
 from impls.oracle.training import State
 from impls.spec import BatchNorm2d, ModelSpec, layers, parameter_names
 from impls.weights.initial import initialize
@@ -35,8 +35,8 @@ from suites.equivalence.mutation import SIGNAL, SOUND
 from suites.equivalence.practice import PracticeTrainer
 from suites.equivalence.tiers import MEANING_BOUND, meaning
 from suites.equivalence.trainer import Batch, LiveTrainer, Trainer
-from suites.equivalence.training import SGD, TrainingExamination
-from suites.equivalence.training_probes import WHERE
+from suites.equivalence.training import SGD, TrainingExamination, as_held
+from suites.equivalence.training_probes import WHERE, places
 from suites.harness.context import START_TIMEOUT_S, Subject, subject
 from suites.harness.process import Launch, WorkerProcess
 
@@ -55,11 +55,12 @@ TIERS = ("loss", "gradients", "statistics", "step", "rate change", "trajectory",
 """What is compared in float64: of one step loss, gradients, running statistics, and parameters with momentum; the same over a change of
 the learning rate; parameters after all steps; gradients of a net whose residual branches end in gamma 0."""
 
-SINGLE_TIERS = ("E3", "E5", *WHERE)
-"""What is compared in fp32: the certificate's E3 and E5, and the probes of its E3."""
+ROUNDED_TIERS = ("E3", "E5", *WHERE)
+"""What is compared where rounding shows: the certificate's E3 and E5, and the probes of its E3."""
 
 IMPLEMENTATION, MODE = "pytorch", "eager"
-PRECISIONS = ("fp64", "fp32")
+ROUNDED = ("fp32", "bf16")
+PRECISIONS = ("fp64", *ROUNDED)
 
 Change = Callable[[Practice], Practice]
 Begin = Callable[[State], Trainer]
@@ -69,8 +70,8 @@ Begin = Callable[[State], Trainer]
 class TrainingRow:
     """A fault, who ran it, how far each quantity moved in float64 (relative) and which of them fail, and the losses of all steps.
 
-    ``signal`` is how far a step is off in deviations of fp32's noise, computed in float64, ``hidden`` why that is little, and ``refused``
-    which tiers of fp32 fail.
+    ``noticed`` is, by precision of ``ROUNDED``, how far a step is off in deviations of its noise, computed in float64, and ``refused``
+    which tiers fail there. ``hidden`` says why the first is little in fp32.
     """
 
     fault: str
@@ -82,8 +83,8 @@ class TrainingRow:
     signals: dict[str, float] = field(default_factory=dict)
     killed: dict[str, bool] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
-    signal: float = 0.0
-    refused: tuple[str, ...] = ()
+    noticed: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
@@ -93,12 +94,14 @@ class TrainingRow:
     @property
     def seen(self) -> bool:
         """Whether anything fails in any precision."""
-        return any(self.killed.values()) or bool(self.refused)
+        return any(self.killed.values()) or any(self.refused.values())
 
     @property
-    def unseen(self) -> bool:
-        """Whether nothing fails in fp32 though the fault shows there, or no reason is given why it does not."""
-        return not (self.clean or self.refused) and (self.signal >= SIGNAL or self.hidden is None)
+    def unseen(self) -> tuple[str, ...]:
+        """Where nothing fails though the fault shows, or, in fp32, no reason is given why it does not."""
+        missed = [precision for precision in ROUNDED if not (self.clean or self.refused.get(precision))]
+        unexplained = {"fp32"} if self.hidden is None else set()
+        return tuple(precision for precision in missed if self.noticed.get(precision, 0.0) >= SIGNAL or precision in unexplained)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,33 +246,45 @@ class Mutant:
         return PracticeTrainer(practice, state, precision)
 
 
-def refused(mutant: Mutant) -> tuple[str, ...]:
-    """The tiers of fp32 that fail."""
+def refused(mutant: Mutant, rounded: str) -> tuple[str, ...]:
+    """The tiers of a precision of ``ROUNDED`` that fail."""
 
     def trainer(precision: str, model: ModelSpec, state: State, sgd: Sgd, batch: Batch) -> Trainer:
         return Misled(mutant.begin(precision, model, state, sgd, batch), mutant.practice(model, sgd))
 
-    examination = TrainingExamination(subject(MODEL), "fp32", trainer)
-    tiers = {name: examination.look(name) for name in WHERE}
+    examination = TrainingExamination(subject(MODEL), rounded, trainer)
+    tiers = {name: examination.look(name) for name in places(rounded)}
     tiers["E3"], found = examination.local()
     tiers["E5"] = examination.steps(found)
-    return tuple(name for name in SINGLE_TIERS if not tiers[name].passed)
+    return tuple(name for name in ROUNDED_TIERS if name in tiers and not tiers[name].passed)
+
+
+def _taken(about: Subject, precision: str) -> tuple[State, Batch]:
+    """What the first step of E5 computes from: weights and images as the precision has them."""
+    start, batch = training.begin(about), training.batches(about)[0]
+    weights = {name: np.asarray(tensor, np.float64) for name, tensor in as_taken(about.model, start.weights, precision).items()}
+    return State(weights, start.momentum), Batch(as_held(batch.images, precision), batch.labels)
 
 
 @functools.cache
-def noise(about: Subject) -> Envelope:
-    """Of the first step of E5 in fp32."""
-    batch, runs = training.batches(about)[0], training.NOISY_RUNS
-    return envelope(about.model, about.weights, batch.images, batch.labels, SGD.label_smoothing, arithmetic("fp32"), runs=runs)
+def noise(about: Subject, precision: str) -> Envelope:
+    """Of the first step of E5, decisions that rounding carries over an edge counted where E5 counts them."""
+    (start, batch), rules = _taken(about, precision), arithmetic(precision)
+    runs = training.MIXED_RUNS if rules.store else training.NOISY_RUNS
+    smoothing = SGD.label_smoothing
+    return envelope(about.model, start.weights, batch.images, batch.labels, smoothing, rules, free=rules.store > 0, runs=runs)
 
 
-def signal(change: Change) -> float:
-    """How far the steps of E5 are off, in deviations of fp32's noise: the largest error of loss, statistics, parameters and buffers."""
+def signal(change: Change, precision: str) -> float:
+    """How far the steps of E5 are off, in deviations of the noise: the largest error of loss, statistics, parameters and buffers."""
     about = subject(MODEL)
-    start, batch = training.begin(about), training.batches(about)[0]
-    practice = change(Practice(about.model, SGD))
-    taken = training.take_steps(Misled(PracticeTrainer(practice, start), practice), start, batch)
-    return max(max(errors.deviations.values()) for errors in training.step_errors(taken, SGD, noise(about), "fp32"))
+    start, batch = _taken(about, precision)
+    found: list[training.Errors] = []
+    for sgd in training.NOISE_SGDS:
+        practice = change(Practice(about.model, sgd))
+        steps = training.take_steps(Misled(PracticeTrainer(practice, start), practice), start, batch)
+        found += training.step_errors(steps, sgd, noise(about, precision), precision)
+    return max(max(errors.deviations.values()) for errors in found)
 
 
 def run(python: Path, threads: int, say: Callable[[str], None], faults: Sequence[TrainingFault] = TRAINING) -> list[TrainingRow]:
@@ -307,6 +322,6 @@ def _row(fault: TrainingFault, mutant: Mutant, sound: Found, about: Course) -> T
         signals=signals,
         killed=killed,
         losses=found.losses,
-        signal=signal(fault.change),
-        refused=refused(mutant),
+        noticed={precision: signal(fault.change, precision) for precision in ROUNDED},
+        refused={precision: refused(mutant, precision) for precision in ROUNDED},
     )

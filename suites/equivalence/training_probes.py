@@ -47,7 +47,7 @@ def probes(model: ModelSpec, state: State, batch: Batch) -> dict[str, Probe]:
     return {
         "zero gamma": Probe(model, zero_gamma(model, state), batch),
         "epsilon": Probe(model, small_variances(model, state, batch), batch),
-        "magnitude": large_mean(),
+        "magnitude": batch_norm_alone(100, 0.01),
     }
 
 
@@ -78,14 +78,14 @@ def small_variances(model: ModelSpec, state: State, batch: Batch) -> State:
     return State(weights, state.momentum)
 
 
-def large_mean() -> Probe:
-    """A batch norm of values with a mean of 100 and a deviation of 0.01, where E[x^2] - E[x]^2 cancels."""
+def batch_norm_alone(mean: float, deviation: float) -> Probe:
+    """A batch norm of 512 values a channel that no other layer made. At a mean of 10,000 deviations E[x^2] - E[x]^2 cancels."""
     body = (BatchNorm2d("bn", 3, 1e-5, 0.1, "unbiased"), GlobalAvgPool2d("avgpool"), Linear("fc", 3, 10))
-    model = ModelSpec("large_mean", (3, 8, 8), 10, body, "a probe of batch norm")
+    model = ModelSpec("batch_norm_alone", (3, 8, 8), 10, body, "a probe of batch norm")
     generator = np.random.Generator(np.random.PCG64(4))
     weights = {f"bn.{leaf}": np.full(3, value, np.float32) for leaf, value in (("weight", 1), ("bias", 0), ("running_mean", 0))}
     weights |= {"bn.running_var": np.ones(3, np.float32), "fc.bias": np.zeros(10, np.float32)}
     weights["fc.weight"] = generator.standard_normal((10, 3)).astype(np.float32)
-    images = (100 + 0.01 * generator.standard_normal((8, 3, 8, 8))).astype(np.float32)
+    images = (mean + deviation * generator.standard_normal((8, 3, 8, 8))).astype(np.float32)
     momentum = {name: np.zeros_like(weights[name]) for name in parameter_names(model)}
     return Probe(model, State(weights, momentum), Batch(images, generator.integers(0, 10, 8)))

@@ -93,7 +93,11 @@ def _open(score: Score, trained: Sequence[TrainingRow]) -> Iterable[str]:
         *(f"- alarm: {row.sentence} ({row.net}): {_taps(row)}" for row in score.alarms),
         *(f"- declared equivalent and is not: {row.sentence} ({row.net})" for row in score.not_equivalent),
         *(f"- alive in training: {row.sentence}" for row in trained if not (row.clean or row.seen)),
-        *(f"- unseen in training in fp32: {row.sentence}, at {row.signal:.3g} deviations" for row in trained if row.unseen),
+        *(
+            f"- unseen in training in {precision}: {row.sentence}, at {row.noticed[precision]:.3g} deviations"
+            for row in trained
+            for precision in row.unseen
+        ),
         *(f"- alarm in training: {row.sentence}" for row in trained if row.clean and row.seen),
     ]
     yield from found or ("Nothing: every mutant was refused, seen where it can show, and located; no sound network was.",)
@@ -135,24 +139,25 @@ def _thread(citation: Citation | None) -> str:
 
 
 def _training(trained: Sequence[TrainingRow]) -> Iterable[str]:
-    tiers = training_mutation.TIERS
+    tiers, rounded = training_mutation.TIERS, training_mutation.ROUNDED
     yield "## Training"
     yield ""
     yield (
         f"{training_mutation.MODEL}. What a framework can be told is trained by PyTorch; the rest in NumPy, by the oracle's steps with one "
-        "convention exchanged. fp32 names the certificate's tiers that fail there, and of E3 the probes apart: residual "
-        "branches that end in gamma 0 (zero gamma), batch variances below epsilon (epsilon), and a mean of 10,000 deviations (magnitude). "
-        "The signal before them is how far a step of E5 moves, in deviations of predicted noise. "
+        "convention exchanged. fp32 and bf16 (mixed precision) name the certificate's tiers that fail there, and of E3 the probes apart: "
+        "residual branches that end in gamma 0 (zero gamma), batch variances below epsilon (epsilon), and, in fp32, a mean of 10,000 "
+        "deviations (magnitude). The signal before them is how far a step of E5 moves, in deviations of predicted noise. "
         f"The other columns are float64, {len(training_mutation.RATES)} steps with a change of learning rate, against the oracle's: how "
         "far a quantity is off, relative to its rms, in bold where it fails."
     )
-    yield from ("", f"| fault | thread | trained by | fp32 | {' | '.join(tiers)} |", "|---" * (len(tiers) + 4) + "|")
+    columns = ("fault", "thread", "trained by", *rounded, *tiers)
+    yield from ("", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|")
     for row in trained:
         note = f" *Equivalent: {row.equivalent}.*" if row.equivalent else ""
         note += f" *Below a step's rounding in fp32: {row.hidden}.*" if row.hidden else ""
-        single = f"{row.signal:.2g}: {', '.join(row.refused)}".removesuffix(": ")
+        narrow = (f"{row.noticed[each]:.2g}: {', '.join(row.refused[each])}".removesuffix(": ") for each in rounded)
         cells = (_figure(row.signals, row.killed, tier) for tier in tiers)
-        yield f"| {row.sentence}{note} | {_thread(row.citation)} | {row.run_by} | {single} | {' | '.join(cells)} |"
+        yield f"| {row.sentence}{note} | {_thread(row.citation)} | {row.run_by} | {' | '.join((*narrow, *cells))} |"
 
 
 def _figure(signals: Mapping[str, float], killed: Mapping[str, bool], tier: str) -> str:
