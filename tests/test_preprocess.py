@@ -92,6 +92,15 @@ def test_known_values() -> None:
     assert preprocess.normalised(ends, preprocess.of_metadata(stored, 32))[:, 0, 0].tolist() == [-2, 2, -2]
 
 
+def test_torchvision_s_googlenet_normalises_twice() -> None:
+    """With ImageNet's statistics and, in the network, by ``transform_input``: the preset but for rounding."""
+    image = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    once = preprocess.normalised(image, PRESETS["torchvision"])
+    for channel, mean, std in zip(range(3), inputs.IMAGENET_MEAN, inputs.IMAGENET_STD, strict=True):
+        twice = once[channel] * np.float32(std / 0.5) + np.float32((mean - 0.5) / 0.5)
+        assert np.abs(twice - preprocess.normalised(image, PRESETS["torchvision_googlenet"])[channel]).max() < 2e-7
+
+
 def test_the_table_reproduces_the_embedded_photographs() -> None:
     """The images that networks are timed on are what this pipeline makes of the same pixels."""
     from sklearn.datasets import load_sample_images
@@ -145,7 +154,7 @@ def test_metadata_that_is_no_preprocessing_is_refused(change: dict[str, object],
 
 def test_an_unknown_preset_names_those_that_there_are() -> None:
     """The sentence is the list."""
-    with pytest.raises(PreprocessError, match=r"'torch' \(known: torchvision, torchvision_v2, timm"):
+    with pytest.raises(PreprocessError, match=r"'torch' \(known: torchvision, torchvision_v2, torchvision_googlenet"):
         preprocess.chosen("torch")
 
 

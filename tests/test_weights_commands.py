@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -122,6 +123,20 @@ def test_the_table_of_known_files() -> None:
         "levelfield weights import resnet50-11ad3fa6.pth --model resnet50 --preprocess torchvision_v2 --out resnet50-11ad3fa6.safetensors"
     )
     assert len({known.sha256 or known.md5 or known.file for known in public.KNOWN}) == len(public.KNOWN)
+
+
+def test_torchvision_s_googlenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heads for training that its file holds are left out, and what its network does to images is in the weight file."""
+    model = models.get("googlenet")
+    weights = {name: np.full(shape, 0.5, np.float32) for name, shape in tensor_shapes(models.in_training(model)).items()}
+    path = tmp_path / "googlenet.pth"
+    state_dict.save(path, models.in_training(model), weights)
+    published = next(each for each in public.KNOWN if each.model == "googlenet")
+    monkeypatch.setattr(public, "KNOWN", (dataclasses.replace(published, sha256=checkpoints.sha256(path)[:8]),))
+    assert brought(path, "googlenet").exit_code == 0
+    loaded = file.load(path.with_suffix(".safetensors"))
+    assert loaded.sha256 == file.tensor_sha256({name: weights[name] for name in tensor_shapes(model)})
+    assert json.loads(loaded.metadata["preprocess"]) == preprocess.chosen("torchvision_googlenet").as_json()
 
 
 def test_round_trip_through_torchvision(tmp_path: Path) -> None:

@@ -72,6 +72,12 @@ PRESETS: Mapping[str, Preprocess] = {
         _TORCHVISION, source="torchvision 0.28 transforms/_presets.py ImageClassification, of the IMAGENET1K_V1 weights"
     ),
     "torchvision_v2": dataclasses.replace(_TORCHVISION, resize=232, source="the same, of the IMAGENET1K_V2 weights: resize_size=232"),
+    "torchvision_googlenet": dataclasses.replace(
+        _TORCHVISION,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        source="torchvision 0.29 models/googlenet.py: ImageClassification and, in the network, transform_input; the same but for rounding",
+    ),
     "timm": dataclasses.replace(
         _TORCHVISION, interpolation="bicubic", source="timm 1.0 data/constants.py DEFAULT_CROP_PCT = 0.875: floor(224 / 0.875) = 256"
     ),

@@ -50,18 +50,22 @@ class Public:
         )
 
 
-# Its file names end in the first eight digits of the SHA-256 (torch.hub.load_state_dict_from_url, check_hash).
-TORCHVISION = "torchvision models/resnet.py, vgg.py and alexnet.py"
+# Names of its files end in the first eight digits of the SHA-256 (torch.hub.load_state_dict_from_url, check_hash).
+TORCHVISION = "torchvision models/resnet.py, vgg.py, googlenet.py and alexnet.py"
 CIFAR_MODELS = "chenyaofo/pytorch-cifar-models README.md, loaded by torch.hub.load_state_dict_from_url"
 KERAS = "keras-team/keras-applications README.md (top-1, top-5), keras applications/resnet.py, vgg16.py and vgg19.py (MD5)"
 KERAS_FIRST = "keras-team/keras-applications resnet50.py (MD5) and README.md; released by fchollet/deep-learning-models v0.2"
 AKAMASTER = "akamaster/pytorch_resnet_cifar10 README.md"
 
 
-def _torchvision(file: str, model: str, top1: float, top5: float, version: int = 1) -> Public:
-    preset = {1: "torchvision", 2: "torchvision_v2"}[version]
-    source, digits = f"{TORCHVISION} IMAGENET1K_V{version}", Path(file).stem.rpartition("-")[2]
-    return Public(file, model, source, "BSD-3-Clause", preset, "imagenet", top1, top5, sha256=digits)
+def _named_by_hash(file: str, model: str, preset: str, top1: float, top5: float, *, source: str, licence: str) -> Public:
+    digits = Path(file).stem.rpartition("-")[2]
+    return Public(file, model, source, licence, preset, "imagenet", top1, top5, sha256=digits)
+
+
+def _torchvision(file: str, model: str, top1: float, top5: float, version: int = 1, preset: str = "torchvision") -> Public:
+    source = f"{TORCHVISION} IMAGENET1K_V{version}"
+    return _named_by_hash(file, model, preset, top1, top5, source=source, licence="BSD-3-Clause")
 
 
 def _keras(model: str, md5: str, top1: float, top5: float, *, source: str = KERAS, licence: str = "MIT") -> Public:
@@ -82,15 +86,16 @@ KNOWN = (
     _torchvision("resnet18-f37072fd.pth", "resnet18", 69.758, 89.078),
     _torchvision("resnet34-b627a593.pth", "resnet34", 73.314, 91.420),
     _torchvision("resnet50-0676ba61.pth", "resnet50", 76.130, 92.862),
-    _torchvision("resnet50-11ad3fa6.pth", "resnet50", 80.858, 95.434, 2),
+    _torchvision("resnet50-11ad3fa6.pth", "resnet50", 80.858, 95.434, 2, "torchvision_v2"),
     _torchvision("resnet101-63fe2227.pth", "resnet101", 77.374, 93.546),
-    _torchvision("resnet101-cd907fc2.pth", "resnet101", 81.886, 95.780, 2),
+    _torchvision("resnet101-cd907fc2.pth", "resnet101", 81.886, 95.780, 2, "torchvision_v2"),
     _torchvision("resnet152-394f9c45.pth", "resnet152", 78.312, 94.046),
-    _torchvision("resnet152-f82ba261.pth", "resnet152", 82.284, 96.002, 2),
+    _torchvision("resnet152-f82ba261.pth", "resnet152", 82.284, 96.002, 2, "torchvision_v2"),
     _torchvision("vgg16-397923af.pth", "vgg16", 71.592, 90.382),
     _torchvision("vgg19-dcbb9e9d.pth", "vgg19", 72.376, 90.876),
     _torchvision("vgg16_bn-6c64b313.pth", "vgg16_bn", 73.360, 91.516),
     _torchvision("vgg19_bn-c79401a0.pth", "vgg19_bn", 74.218, 91.842),
+    _torchvision("googlenet-1378be20.pth", "googlenet", 69.778, 89.530, preset="torchvision_googlenet"),
     _torchvision("alexnet-owt-7be5be79.pth", "alexnet", 56.522, 79.066),
     _keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b", 71.268, 90.050, licence="CC-BY"),
     _keras("vgg19", "cbe5617147190e668d6c5d5026f83318", 71.256, 89.988, licence="CC-BY"),
