@@ -85,7 +85,10 @@ PRESETS: Mapping[str, Preprocess] = {
         _TORCHVISION,
         resize=235,
         interpolation="bicubic",
-        source="timm 1.0, crop_pct 0.95 of the resnet*.a1_in1k weights: floor(224 / 0.95)",
+        source="timm 1.0, crop_pct 0.95 of the resnet*.a1_in1k and a3_in1k weights: floor(224 / 0.95)",
+    ),
+    "timm_1.0": dataclasses.replace(
+        _TORCHVISION, resize=224, interpolation="bicubic", source="timm 1.0, test_crop_pct 1.0 of the resnet50.a1h_in1k weights"
     ),
     "keras_caffe": Preprocess(
         256,

@@ -50,8 +50,11 @@ class Public:
         )
 
 
-# Names of its files end in the first eight digits of the SHA-256 (torch.hub.load_state_dict_from_url, check_hash).
+# Names of torchvision's and timm's files end in the first eight digits of the SHA-256 (torch.hub.load_state_dict_from_url, check_hash).
 TORCHVISION = "torchvision models/resnet.py, vgg.py, googlenet.py and alexnet.py"
+TIMM = "timm results/results-imagenet.csv and models/resnet.py (hash)"
+GLUON = f"GluonCV, brought to PyTorch in rwightman/pytorch-pretrained-gluonresnet; {TIMM}"
+FACEBOOK = f"facebookresearch/semi-supervised-ImageNet1K-models; {TIMM}"
 CIFAR_MODELS = "chenyaofo/pytorch-cifar-models README.md, loaded by torch.hub.load_state_dict_from_url"
 KERAS = "keras-team/keras-applications README.md (top-1, top-5), keras applications/resnet.py, vgg16.py and vgg19.py (MD5)"
 KERAS_FIRST = "keras-team/keras-applications resnet50.py (MD5) and README.md; released by fchollet/deep-learning-models v0.2"
@@ -66,6 +69,19 @@ def _named_by_hash(file: str, model: str, preset: str, top1: float, top5: float,
 def _torchvision(file: str, model: str, top1: float, top5: float, version: int = 1, preset: str = "torchvision") -> Public:
     source = f"{TORCHVISION} IMAGENET1K_V{version}"
     return _named_by_hash(file, model, preset, top1, top5, source=source, licence="BSD-3-Clause")
+
+
+def _timm(file: str, model: str, preset: str, top1: float, top5: float) -> Public:
+    return _named_by_hash(file, model, preset, top1, top5, source=TIMM, licence="Apache-2.0")
+
+
+def _gluon(depth: int, digits: str, top1: float, top5: float) -> Public:
+    file = f"gluon_resnet{depth}_v1b-{digits}.pth"
+    return _named_by_hash(file, f"resnet{depth}", "timm", top1, top5, source=GLUON, licence="Apache-2.0")
+
+
+def _facebook(file: str, model: str, top1: float, top5: float) -> Public:
+    return _named_by_hash(file, model, "torchvision", top1, top5, source=FACEBOOK, licence="CC-BY-NC-4.0")
 
 
 def _keras(model: str, md5: str, top1: float, top5: float, *, source: str = KERAS, licence: str = "MIT") -> Public:
@@ -97,6 +113,22 @@ KNOWN = (
     _torchvision("vgg19_bn-c79401a0.pth", "vgg19_bn", 74.218, 91.842),
     _torchvision("googlenet-1378be20.pth", "googlenet", 69.778, 89.530, preset="torchvision_googlenet"),
     _torchvision("alexnet-owt-7be5be79.pth", "alexnet", 56.522, 79.066),
+    _timm("resnet18_a3_0-40c531c8.pth", "resnet18", "timm_0.95", 68.254, 88.176),
+    _timm("resnet34_a3_0-a20cabb6.pth", "resnet34", "timm_0.95", 72.970, 91.108),
+    _timm("resnet50_a3_0-59cae1ef.pth", "resnet50", "timm_0.95", 78.048, 93.780),
+    _timm("resnet50_a1h2_176-001a1197.pth", "resnet50", "timm_1.0", 80.676, 95.306),
+    _timm("resnet50_am-6c502b37.pth", "resnet50", "timm", 78.998, 94.396),
+    _timm("resnet101_a3_0-1db14157.pth", "resnet101", "timm_0.95", 79.814, 94.606),
+    _timm("resnet152_a3_0-134d4688.pth", "resnet152", "timm_0.95", 80.546, 95.000),
+    _gluon(18, "0757602b", 70.838, 89.754),
+    _gluon(34, "c6d82d59", 74.578, 91.984),
+    _gluon(50, "0ebe02e2", 77.580, 93.718),
+    _gluon(101, "3b017079", 79.310, 94.522),
+    _gluon(152, "c1edb0dd", 79.694, 94.736),
+    _facebook("semi_supervised_resnet18-d92f0530.pth", "resnet18", 72.594, 91.418),
+    _facebook("semi_supervised_resnet50-08389792.pth", "resnet50", 79.234, 94.826),
+    _facebook("semi_weakly_supervised_resnet18-118f1556.pth", "resnet18", 73.282, 91.732),
+    _facebook("semi_weakly_supervised_resnet50-16a12f1b.pth", "resnet50", 81.182, 95.992),
     _keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b", 71.268, 90.050, licence="CC-BY"),
     _keras("vgg19", "cbe5617147190e668d6c5d5026f83318", 71.256, 89.988, licence="CC-BY"),
     _keras("resnet50_v1", "a7b3fe01876f51b976af0dea6bc144eb", 74.704, 92.020, source=KERAS_FIRST),
