@@ -52,6 +52,7 @@ class Public:
 
 # Names of torchvision's and timm's files end in the first eight digits of the SHA-256 (torch.hub.load_state_dict_from_url, check_hash).
 TORCHVISION = "torchvision models/resnet.py, vgg.py, googlenet.py and alexnet.py"
+TORCHVISION_FIRST = "older torchvision docs/source/models.rst (100 minus the error), models/resnet.py and alexnet.py (hash)"
 TIMM = "timm results/results-imagenet.csv and models/resnet.py (hash)"
 GLUON = f"GluonCV, brought to PyTorch in rwightman/pytorch-pretrained-gluonresnet; {TIMM}"
 FACEBOOK = f"facebookresearch/semi-supervised-ImageNet1K-models; {TIMM}"
@@ -69,6 +70,10 @@ def _named_by_hash(file: str, model: str, preset: str, top1: float, top5: float,
 def _torchvision(file: str, model: str, top1: float, top5: float, version: int = 1, preset: str = "torchvision") -> Public:
     source = f"{TORCHVISION} IMAGENET1K_V{version}"
     return _named_by_hash(file, model, preset, top1, top5, source=source, licence="BSD-3-Clause")
+
+
+def _torchvision_first(file: str, model: str, top1: float, top5: float) -> Public:
+    return _named_by_hash(file, model, "torchvision", top1, top5, source=TORCHVISION_FIRST, licence="BSD-3-Clause")
 
 
 def _timm(file: str, model: str, preset: str, top1: float, top5: float) -> Public:
@@ -113,6 +118,12 @@ KNOWN = (
     _torchvision("vgg19_bn-c79401a0.pth", "vgg19_bn", 74.218, 91.842),
     _torchvision("googlenet-1378be20.pth", "googlenet", 69.778, 89.530, preset="torchvision_googlenet"),
     _torchvision("alexnet-owt-7be5be79.pth", "alexnet", 56.522, 79.066),
+    _torchvision_first("resnet18-5c106cde.pth", "resnet18", 69.76, 89.08),
+    _torchvision_first("resnet34-333f7ec4.pth", "resnet34", 73.30, 91.42),
+    _torchvision_first("resnet50-19c8e357.pth", "resnet50", 76.15, 92.87),
+    _torchvision_first("resnet101-5d3b4d8f.pth", "resnet101", 77.37, 93.56),
+    _torchvision_first("resnet152-b121ed2d.pth", "resnet152", 78.31, 94.06),
+    _torchvision_first("alexnet-owt-4df8aa71.pth", "alexnet", 56.55, 79.09),
     _timm("resnet18_a3_0-40c531c8.pth", "resnet18", "timm_0.95", 68.254, 88.176),
     _timm("resnet34_a3_0-a20cabb6.pth", "resnet34", "timm_0.95", 72.970, 91.108),
     _timm("resnet50_a3_0-59cae1ef.pth", "resnet50", "timm_0.95", 78.048, 93.780),
