@@ -155,7 +155,11 @@ KNOWN = (
     _cifar(100, 44, "ffe32858", 71.63, 91.58),
     _cifar(100, 56, "f2eff4c8", 72.63, 91.94),
     _akamaster("resnet20-12fca82f.th", 20, 91.73),
+    _akamaster("resnet32-d509ac18.th", 32, 92.63),
     _akamaster("resnet44-014dd654.th", 44, 93.10),
+    _akamaster("resnet56-4bfd9763.th", 56, 93.39),
+    _akamaster("resnet110-1d1ed7c2.th", 110, 93.68),
+    _akamaster("resnet1202-f3b1deed.th", 1202, 93.82),
 )
 
 
