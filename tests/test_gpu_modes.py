@@ -50,6 +50,33 @@ except CannotError as error:
 print(json.dumps(told))
 """
 
+TRAINING = """
+import json
+import numpy as np
+from impls import models
+from impls.implementation import Settings, Sgd
+from impls.pytorch import runtime
+from impls.spec import parameter_names
+from impls.weights import synthesis
+
+model = models.get("cifar_resnet8")
+weights = synthesis.synthesize(model, 0)
+generator = np.random.default_rng(0)
+momentum = {name: generator.standard_normal(weights[name].shape, np.float32) for name in parameter_names(model)}
+images, labels = generator.standard_normal((4, 3, 32, 32), np.float32), generator.integers(0, 10, 4)
+runtime.MODES = {"cpu": runtime.MODES["cuda"]}
+process = runtime.Runtime(Settings("cpu", "fp32", 1, False))
+told = {}
+for mode in ("eager", "channels_last"):
+    trainer = process.prepare_training(model, weights, momentum, Sgd(0.9, True, 5e-4, 0.1), mode, (4, 3, 32, 32))
+    state = trainer._optimizer.state
+    strides = [(parameter.stride(), state[parameter]["momentum_buffer"].stride()) for parameter in trainer._parameters.values()]
+    trainer.get(trainer.enqueue(trainer.put(images, labels), 0.1))
+    told[mode] = {"strides": strides, "weights": {name: tensor.tolist() for name, tensor in trainer.weights().items()}}
+apart = [np.abs(np.subtract(*(told[mode]["weights"][name] for mode in told))).max() for name in momentum]
+print(json.dumps({"strides": {mode: told[mode]["strides"] for mode in told}, "apart": float(max(apart))}))
+"""
+
 ONNX = """
 import json
 import numpy as np
@@ -123,6 +150,15 @@ def test_pytorchs_modes_tell_what_they_are(pytorch: dict[str, Any]) -> None:
     assert pytorch["same_weights"]
 
 
+def test_pytorch_trains_in_both_memory_orders() -> None:
+    """A momentum buffer lies in memory as its parameter does, which the fused optimizer needs, and a step is the same."""
+    found = told("pytorch", TRAINING)
+    for strides in found["strides"].values():
+        assert all(own == velocity for own, velocity in strides)
+    assert found["strides"]["eager"] != found["strides"]["channels_last"]
+    assert found["apart"] < 1e-4
+
+
 def test_pytorchs_compiler_has_these_modes(pytorch: dict[str, Any]) -> None:
     """By the words of the installed version, CUDA graphs too; a GPU's mode is refused on a CPU, with those that it has."""
     for mode in pytorch["modes"].values():
@@ -140,5 +176,4 @@ def test_onnx_runtimes_graph() -> None:
     for name, options in found["options"].items():
         precision, graph = name.split()
         assert options["enable_cuda_graph"] == str(int(graph == "True"))
-        assert options["use_tf32"] == str(int(precision == "tf32"))
-        assert options["prefer_nhwc"] == options["fuse_conv_bias"] == str(int(precision != "fp32"))
+        assert options["use_tf32"] == options["prefer_nhwc"] == options["fuse_conv_bias"] == str(int(precision != "fp32"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -48,8 +49,6 @@ IMAGES = "images"
 def build(model: ModelSpec, weights: Mapping[str, Any], dtype: npt.DTypeLike, input_shape: Shape) -> ModelProto:
     """The model, checked against the standard, with every tap's shape declared as the spec has it.
 
-    Images enter in float32 (float64 in a float64 model) and are cast inside where the model is narrower.
-
     Raises:
         onnx.checker.ValidationError, onnx.shape_inference.InferenceError: the graph is not valid ONNX, or ONNX infers
             another shape for a tap than the spec does.
@@ -57,22 +56,20 @@ def build(model: ModelSpec, weights: Mapping[str, Any], dtype: npt.DTypeLike, in
     opsets = [helper.make_opsetid("", OPSET_VERSION)]
     proto = helper.make_model(GraphProto(name=model.name), opset_imports=opsets, ir_version=IR_VERSION, producer_name="levelfield")
     graph = Graph(proto.graph, dtype)
-    inner_type = helper.np_dtype_to_tensor_dtype(graph.dtype)
-    outer_type = helper.np_dtype_to_tensor_dtype(np.result_type(graph.dtype, np.float32))
-    x = IMAGES if inner_type == outer_type else graph.node("Cast", IMAGES, output=f"{IMAGES}.cast", to=inner_type)
+    element_type = helper.np_dtype_to_tensor_dtype(graph.dtype)
 
     def apply(layer: Layer, *inputs: str) -> str:
         return FUNCTIONS[type(layer)](layer, graph, *inputs)
 
     def declared(shapes: Mapping[str, Shape]) -> dict[str, ValueInfoProto]:
-        return {name: helper.make_tensor_value_info(name, inner_type, shape) for name, shape in shapes.items()}
+        return {name: helper.make_tensor_value_info(name, element_type, shape) for name, shape in shapes.items()}
 
-    logits = spec.walk(model.body, apply, x)
+    logits = spec.walk(model.body, apply, IMAGES)
     batch, _, height, width = input_shape
     taps = declared(spec.tap_shapes(model, batch, height, width))
     proto.graph.output.append(taps.pop(logits))
     proto.graph.value_info.extend(taps.values())
-    proto.graph.input.append(helper.make_tensor_value_info(IMAGES, outer_type, input_shape))
+    proto.graph.input.append(helper.make_tensor_value_info(IMAGES, element_type, input_shape))
 
     # The check copies a model several times, so it sees the weights as inputs of their shapes.
     proto.graph.input.extend(declared(spec.tensor_shapes(model)).values())
@@ -87,10 +84,9 @@ def _with_every_tap_an_output(model: ModelProto, images_shape: Shape, layers: li
     """The model for images of any batch and size, with all taps for outputs."""
     graph = model.graph
     element_type = graph.output[0].type.tensor_type.elem_type
-    outer_type = graph.input[0].type.tensor_type.elem_type
     for declarations in (graph.input, graph.output, graph.value_info):
         del declarations[:]
-    graph.input.append(helper.make_tensor_value_info(IMAGES, outer_type, images_shape))
+    graph.input.append(helper.make_tensor_value_info(IMAGES, element_type, images_shape))
     graph.output.extend(helper.make_tensor_value_info(layer.name, element_type, None) for layer in layers)
     return model
 
@@ -121,6 +117,10 @@ class SessionNetwork(implementation.Network):
         level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         self._session = _session(f"/proc/self/fd/{file.fileno()}", settings, level, cuda_graph=cuda_graph)
         self._output_name = self._session.get_outputs()[0].name
+        self._images_dtype = np.dtype(TYPE_NAMES[self._session.get_inputs()[0].type])
+
+    def _cast(self, images: Array) -> Array:
+        return images.astype(self._images_dtype, copy=False)
 
     def _proto(self) -> ModelProto:
         self._file.seek(0)
@@ -128,7 +128,7 @@ class SessionNetwork(implementation.Network):
 
     def put(self, images: Array) -> onnxruntime.OrtValue:
         """See the contract. On a CPU the batch is a view of ``images``."""
-        return onnxruntime.OrtValue.ortvalue_from_numpy(images, self._device_type, 0)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(self._cast(images), self._device_type, 0)
 
     def run(self, batch: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
         """See the contract."""
@@ -152,7 +152,7 @@ class SessionNetwork(implementation.Network):
         observed = _with_every_tap_an_output(self._proto(), images.shape, layers)
         session = _session(observed.SerializeToString(), self._settings, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
         names = [layer.name for layer in layers]
-        return {name: _at_least_float32(tap) for name, tap in zip(names, session.run(names, {IMAGES: images}), strict=True)}
+        return {name: _at_least_float32(tap) for name, tap in zip(names, session.run(names, {IMAGES: self._cast(images)}), strict=True)}
 
     def weights(self) -> dict[str, Array]:
         """See the contract."""
@@ -171,7 +171,7 @@ class SessionNetwork(implementation.Network):
             "threads": options.intra_op_num_threads,
             "inter_op_threads": options.inter_op_num_threads,
             "precision": TYPE_NAMES[self._session.get_outputs()[0].type],
-            "tf32": provider_options.get("use_tf32") == "1",
+            "tf32": self._settings.precision == "tf32" and provider_options.get("use_tf32") == "1",
             "layout": "NHWC" if provider_options.get("prefer_nhwc") == "1" else "NCHW",
             "deterministic": options.use_deterministic_compute,
             "graph_optimization_level": options.graph_optimization_level.name,
@@ -198,6 +198,10 @@ class GraphNetwork(SessionNetwork):
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input(IMAGES, self._input)
         self._binding.bind_ortvalue_output(self._output_name, self._output)
+        uncaptured = onnxruntime.RunOptions()
+        uncaptured.add_run_config_entry("gpu_graph_id", "-1")
+        for _ in range(2):  # all memory is there before a run is captured, which no allocation may disturb
+            self._session.run_with_iobinding(self._binding, uncaptured)
 
     def _allocate(self, node: Any) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(node.shape, np.dtype(TYPE_NAMES[node.type]), self._device_type, 0)
@@ -278,6 +282,7 @@ def _session(
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = settings.deterministic
+    options.enable_mem_pattern = not cuda_graph  # a plan made between two runs would allocate while the graph is captured
     options.log_severity_level = 3  # errors; a fallback is an error below
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     provider = PROVIDERS[settings.device]
@@ -298,11 +303,12 @@ def _cuda_options(settings: Settings, *, cuda_graph: bool) -> dict[str, str]:
     """Options of the CUDA provider, by the names of its documentation and of onnxruntime-gpu 1.31.1's library."""
     tensor_cores = settings.precision in {"tf32", "fp16"}
     return {
-        "use_tf32": str(int(settings.precision == "tf32")),
+        # Off, it leaves out every plan of cuDNN that uses tensor cores, whatever the type (providers/cuda/nn/conv.cc).
+        "use_tf32": str(int(tensor_cores)),
         # cuDNN's tensor-core kernels take NHWC.
         "prefer_nhwc": str(int(tensor_cores)),
         "fuse_conv_bias": str(int(tensor_cores)),
-        # EXHAUSTIVE chooses algorithms by timing them, so two sessions can differ.
+        # DEFAULT takes cuDNN's fallback plan, which may be very slow; EXHAUSTIVE its best guess, and times nothing.
         "cudnn_conv_algo_search": "DEFAULT" if settings.deterministic else "EXHAUSTIVE",
         "cudnn_conv_use_max_workspace": "1",
         "enable_cuda_graph": str(int(cuda_graph)),
@@ -321,6 +327,8 @@ class Runtime(implementation.Runtime):
         if settings.precision not in device.precisions:
             raise CannotError(f"ONNX Runtime {settings.precision} on {settings.device}: {device.cannot[settings.precision]}")
         if settings.device == "cuda":
+            if settings.precision == "fp32":
+                os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # where no plan is left it tries once more with TF32, and says nothing
             # The libraries come from pip packages, where the loader does not look; what is missing is printed.
             with contextlib.redirect_stdout(sys.stderr):
                 onnxruntime.preload_dlls()

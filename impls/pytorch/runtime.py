@@ -296,9 +296,11 @@ class Runtime(implementation.Runtime):
         torch.set_num_threads(settings.threads)
         if torch.get_num_interop_threads() != 1:
             torch.set_num_interop_threads(1)  # may be set only once in a process
-        # These older flags alone: torch.compile refuses a mix of them and fp32_precision (pytorch/pytorch#166387).
         torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
         torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
+        # TorchInductor's convolution templates read this alone. Set after the older flags it agrees with them, which torch.compile demands
+        # (pytorch/pytorch#166387).
+        torch.backends.cudnn.fp32_precision = "tf32" if settings.precision == "tf32" else "ieee"
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         if settings.deterministic:

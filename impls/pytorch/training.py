@@ -59,7 +59,8 @@ class Trainer(implementation.Trainer):
             fused=True,  # one pass over all parameters, where the loop makes three of each
         )
         for name, parameter in self._parameters.items():
-            self._optimizer.state[parameter]["momentum_buffer"] = momentum[name]
+            # Fused SGD walks both in memory order: a GPU refuses strides that differ, a CPU takes the wrong elements.
+            self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum[name])
 
     def put(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """See the contract. On a CPU the batch is a view of ``images`` when neither dtype nor memory order has to change."""
