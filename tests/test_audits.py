@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 import sys
@@ -13,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from impls import models
 from impls.precision import PRECISIONS
+from results.record import Cell
 from results.timing import SecondClock, of
 from suites.harness import audits, environments
 from tests.checkouts import BRIEF, Checkout, bench, records
@@ -146,17 +149,32 @@ def test_a_probe_that_is_no_number_fails() -> None:
 
 @given(st.integers(0, 10**6))
 def test_work_that_is_left_for_the_reader_is_found(seed: int) -> None:
-    """A first read that takes 10 % of a call longer than the second fails, whatever single reads were disturbed."""
+    """A read at once that takes 10 % of a call longer than again, or than of a rested one, fails, whatever single reads are disturbed."""
     generator = random.Random(seed)
 
-    def taken(left: float) -> list[tuple[int, int, int]]:
-        reads = [(1_000_000, int(2_000 + left * 1_000_000), 2_000) for _ in range(5)]
-        disturbed = generator.randrange(5)
-        reads[disturbed] = (1_000_000, reads[disturbed][1] + 5_000_000, 2_000)
+    def taken(behind: float, put_off: float) -> list[tuple[int, int, int, int]]:
+        rested = int(2_000 + put_off * 1_000_000)
+        at_once = int(rested + behind * 1_000_000)
+        reads = [(1_000_000, at_once, 2_000, rested) for _ in range(5)]
+        reads[generator.randrange(5)] = (1_000_000, at_once + 5_000_000, 2_000, rested)
         return reads
 
-    assert audits.judge_reads(taken(0.0)).passed
-    assert not audits.judge_reads(taken(0.1)).passed
+    assert audits.judge_reads(taken(0.0, 0.0)).passed
+    assert not audits.judge_reads(taken(0.1, 0.0)).passed
+    assert not audits.judge_reads(taken(0.0, 0.1)).passed
+    assert audits.judge_reads(taken(0.0, 0.1), copy_s=1e-4).passed
+    assert not audits.judge_reads(taken(0.1, 0.1), copy_s=1e-4).passed
+    assert not audits.judge_reads(taken(0.0, 0.3), copy_s=1e-4).passed
+
+
+def test_a_copy_is_of_what_is_read() -> None:
+    """Nothing on a CPU; on a card the logits, or the loss and the first parameter of a step."""
+    model = models.get("cifar_resnet8")
+    cell = Cell("jax", "jit", model.name, "fp32", "cuda", 256, "device", "offline", 1)
+    step = dataclasses.replace(cell, scenario="training")
+    assert audits.longest_copy(model, dataclasses.replace(cell, device="cpu")) == 0
+    assert audits.longest_copy(model, cell) == pytest.approx(100e-6 + 256 * 10 * 4e-9)
+    assert audits.longest_copy(model, step) == pytest.approx(100e-6 + (1 + 16 * 27) * 4e-9)
 
 
 def simulated(generator: np.random.Generator, truth: float, noise: float, repeats: int) -> list[float]:

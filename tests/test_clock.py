@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suites.harness import clock
+from suites.harness import audits, clock
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +141,44 @@ def test_overhead_of_a_known_clock() -> None:
     assert resolution == 30
     assert overhead == 40
     assert clock.overhead_ns(lambda: 7, repeats=10) == (0, 0)
+
+
+class Late:
+    """A network in simulated time, whose outputs are there ``left`` seconds after a call of 1 ms and take 0.1 ms to be copied to the host.
+
+    What was copied once is kept there, as JAX and TensorFlow do.
+    """
+
+    host_layout = "NCHW"
+
+    def __init__(self, left: float) -> None:
+        self.now, self.left = 0.0, left
+
+    def put(self, host: str) -> str:
+        return host
+
+    def run(self, batch: str) -> dict[str, Any]:
+        self.now += 1e-3
+        return {"there": self.now + self.left}
+
+    def wait(self, output: dict[str, Any]) -> None:
+        pass
+
+    def get(self, output: dict[str, Any]) -> int:
+        if not output.get("copied"):
+            self.now = max(self.now, output["there"]) + 1e-4
+        output["copied"] = True
+        return 0
+
+    def sleep(self, duration: float) -> None:
+        self.now += duration
+
+
+@pytest.mark.parametrize(("left", "sound"), [(0.0, True), (2e-3, False), (1.0, False)])
+def test_a_copy_is_no_unfinished_work(monkeypatch: pytest.MonkeyPatch, left: float, sound: bool) -> None:
+    """A copy that is kept on the host afterwards passes; work that goes on after the call shows, however long it takes."""
+    network = Late(left)
+    path = clock.TimedPath(network, ["a", "b"])
+    monkeypatch.setattr(clock.time, "perf_counter_ns", lambda: round(network.now * 1e9))
+    monkeypatch.setattr(clock.time, "sleep", network.sleep)
+    assert audits.judge_reads(path.reads(scope="device", calls=5), copy_s=1e-4).passed is sound

@@ -25,6 +25,9 @@ from impls.implementation import Network
 KEPT_PER_BATCH = 2
 """Outputs of timed calls that are kept of each batch of the ring, chosen at random: 16 of a ring of 8."""
 
+REST_S = 0.01
+"""How long an output is left alone, unless a call takes longer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -114,21 +117,29 @@ class TimedPath:
                 durations.append(time.perf_counter_ns() - start)
         return durations
 
-    def reads(self, *, scope: str, calls: int) -> list[tuple[int, int, int]]:
-        """Of single calls: ns of the call, ns of reading its output on the host once it has been waited for, and of reading it again."""
+    def reads(self, *, scope: str, calls: int) -> list[tuple[int, int, int, int]]:
+        """Of calls that were waited for: ns of the call, of reading its output at once and again, and of another's that was left alone."""
         source, submit, finish = self.steps(scope)
+
+        def read(rest_s: float) -> list[int]:
+            (item,) = self._items(source, 1)
+            start = time.perf_counter_ns()
+            output = submit(item)
+            answer = finish(output)
+            times = [time.perf_counter_ns() - start]
+            time.sleep(rest_s)
+            for _ in range(2):
+                start = time.perf_counter_ns()
+                np.array(answer if scope == "transfer" else self.network.get(output))
+                times.append(time.perf_counter_ns() - start)
+            return times
+
         taken = []
         with no_collection():
             for _ in range(calls):
-                (item,) = self._items(source, 1)
-                times = [time.perf_counter_ns()]
-                output = submit(item)
-                answer = finish(output)
-                times.append(time.perf_counter_ns())
-                for _ in range(2):
-                    np.array(answer if scope == "transfer" else self.network.get(output))
-                    times.append(time.perf_counter_ns())
-                taken.append((times[1] - times[0], times[2] - times[1], times[3] - times[2]))
+                call, at_once, again = read(0)
+                _, rested, _ = read(max(REST_S, call / 1e9))
+                taken.append((call, at_once, again, rested))
         return taken
 
     def unlike(self, *, scope: str, calls: int) -> tuple[list[int], list[int]]:

@@ -316,7 +316,7 @@ class Round:
             if turn.entrant.arm in self._probed:
                 yield self._probed[turn.entrant.arm]
             call_s = statistics.process_time(*(turn.columns[name] for name in ("visit", "duration_ns", "calls", "warmup")))
-            yield audits.unfinished_work(worker, turn.handle, cell.scope)
+            yield audits.unfinished_work(worker, turn.handle, context, cell)
             yield audits.linearity(worker, turn.handle, cell.scope, turn.calls, call_s, self.random)
             if not trains:  # each step computes from what the one before it left
                 yield audits.caching(worker, turn.handle, cell.scope, call_s)
