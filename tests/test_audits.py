@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impls import models
+from impls.oracle.rounding import round_to
 from impls.precision import PRECISIONS
 from results.record import Cell
 from results.timing import SecondClock, of
@@ -27,7 +28,7 @@ CAUGHT = {
     "recompiles": ("recompilation", "compilations between timed calls"),
     "more_threads": ("threads", "by the framework's own word"),
     "elsewhere": ("placement", "it ran on cuda, by the framework's own word; cpu was declared"),
-    "narrow": ("precision", "fp32 was declared, but it computes as tf32 or fp16 does"),
+    "narrow": ("precision", "fp32 was declared, but its convolution computes as tf32 or fp16 does"),
 }
 """The villain's mode, the audit that fails first, and what the row says."""
 
@@ -124,27 +125,56 @@ def test_the_probe_tells_the_precisions_apart(name: str) -> None:
     """What each precision gives is its own; only tf32 and fp16, whose significands are equal, give the same."""
     for other in PRECISIONS:
         alike = name == other or {name, other} == {"tf32", "fp16"}
-        assert audits.judge_precision(audits.expected(other), name).passed == alike
+        assert audits.judge_precision(audits.expected(other).reshape(-1), name).passed == alike
 
 
 def test_the_probe_of_a_gpu_must_hold_everywhere() -> None:
     """It is larger, and one product of it that lost bits is enough."""
-    model, weights = audits.probe(64)
-    assert model.input_chw == (64, 2, 2)
-    assert np.array_equal(np.diag(weights["conv.weight"][:, :, 0, 0])[-4:], audits.SIGNIFICANDS)
-    logits = np.tile(audits.expected("fp32"), (256, 1))
+    assert audits.probe(64)[0].input_chw == (64, 2, 2)
+    logits = np.concatenate([np.tile(half, (16, 8)) for half in audits.expected("fp32")], axis=1)
     assert audits.judge_precision(logits, "fp32").passed
-    logits[200] = audits.expected("tf32")
+    logits[9, 36:40] = audits.expected("tf32")[1]
     audit = audits.judge_precision(logits, "fp32")
     assert not audit.passed
     assert audit.reason is not None
-    assert audit.reason.startswith("fp32 was declared, but its products with 1 come out as 1, 1, 1.00")
+    assert audit.reason.startswith("fp32 was declared, but its product gives 1, 1, 1.00")
+
+
+def rounded(array: Any, precision: str) -> Any:
+    return round_to(np.asarray(array, np.float32), precision).astype(np.float64)
+
+
+@pytest.mark.parametrize("second", PRECISIONS)
+@pytest.mark.parametrize("first", PRECISIONS)
+def test_the_probe_tells_each_of_its_layers(first: str, second: str) -> None:
+    """A convolution in one precision before a product in another: the audit of each says which of them is not what was declared."""
+    model, weights = audits.probe(8)
+    pixels = np.full((3, model.input_chw[0]), audits.FACTOR)
+
+    def product(x: Any, name: str, precision: str) -> Any:
+        matrix = np.asarray(weights[name], np.float64).reshape(8, 8)
+        return x @ matrix.T if precision == "fp64" else rounded(x, precision) @ rounded(matrix, precision).T
+
+    logits = product(product(pixels, "conv.weight", first), "fc.weight", second)
+    if "fp64" not in (first, second):
+        for declared, other in ((first, second), (second, first)):
+            audit = audits.judge_precision(logits, declared)
+            alike = declared == other or {declared, other} == {"tf32", "fp16"}
+            assert audit.passed == alike
+            if not alike:
+                which = "product" if declared == first else "convolution"
+                assert audit.reason is not None
+                assert re.match(f"{declared} was declared, but its {which} computes as .*{other}", audit.reason)
+    elif first == second:
+        assert audits.judge_precision(logits, "fp64").passed
+    else:
+        assert not audits.judge_precision(logits, "fp64").passed
 
 
 def test_a_probe_that_is_no_number_fails() -> None:
-    audit = audits.judge_precision(np.full(4, np.nan), "fp32")
+    audit = audits.judge_precision(np.full(8, np.nan), "fp32")
     assert not audit.passed
-    assert audit.reason == "fp32 was declared, but its products with 1 come out as nan, nan, nan, nan"
+    assert audit.reason == "fp32 was declared, but it gives nan, nan, nan, nan"
 
 
 @given(st.integers(0, 10**6))

@@ -292,15 +292,24 @@ and fp16 too, the third in bf16 too, the last nowhere."""
 SOFTMAX_UNITS = 4
 """How far the share of a class may be from 1 / C, in unit roundoffs; the significands' smallest part is 16 of fp32's."""
 
-FACTOR = 1 + 2**-40
-"""The pixel that the products are with; only fp64 tells it from 1."""
+FACTOR = 1 + 2**-30
+"""Every pixel; only fp64 tells it from 1, and holds its products with the significands exactly."""
 
-PROBE_SIZES = {"cpu": (1, 4), "cuda": (64, 64)}
-"""Images and channels of the probe: a GPU's libraries have tensor-core kernels for no fewer. A mean of 2 x 2 equal pixels is exact."""
+PROBE_SIZES = {"cpu": (1, 8), "cuda": (512, 512)}
+"""Images and channels of the probe; cuBLAS takes TF32 for no smaller products (PyTorch 2.13, _inductor/template_heuristics/triton.py).
+A mean of 2 x 2 equal pixels is exact."""
+
+SHOWN_BY = ("convolution", "product")
+"""What the first and the second half of the probe's channels show."""
 
 
 def probe(channels: int) -> tuple[ModelSpec, dict[str, npt.NDArray[np.float32]]]:
-    """A convolution and a product whose weights have the significands on their diagonals, over and over."""
+    """A convolution and a linear layer, each of which shows what it computes in whatever the other does.
+
+    The first half of the convolution's channels has weights s and -1 and so gives what its operands keep of s - 1, a power of two, which
+    the identity behind it hands on. The second half has weights 1 and s - 1, which no precision rounds, and so gives the significand s,
+    of which that product's operands keep what they can.
+    """
     model = ModelSpec(
         "probe-precision",
         (channels, 2, 2),
@@ -312,9 +321,14 @@ def probe(channels: int) -> tuple[ModelSpec, dict[str, npt.NDArray[np.float32]]]
         ),
         "a probe of the arithmetic",
     )
-    zero = np.zeros(channels, np.float32)
+    zero, places = np.zeros(channels, np.float32), np.arange(channels)
+    shown = np.resize(SIGNIFICANDS, channels)
+    first = places < channels // 2
+    kernels = np.zeros((channels, channels, 1, 1), np.float32)
+    kernels[places, places, 0, 0] = np.where(first, shown, 1)
+    kernels[places, places - 1, 0, 0] = np.where(first, -1, shown - 1)
     return model, {
-        "conv.weight": np.ascontiguousarray(np.diag(np.resize(SIGNIFICANDS, channels))[:, :, None, None]),
+        "conv.weight": kernels,
         "conv.bias": zero,
         "fc.weight": np.eye(channels, dtype=np.float32),
         "fc.bias": zero,
@@ -339,7 +353,7 @@ def _of_a_pass(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
     worker.call("put", BUILD_TIMEOUT_S, handle="precision", images=str(ring))
     worker.call("outputs", CALL_TIMEOUT_S, handle="precision", out=str(out))
     worker.call("release", CALL_TIMEOUT_S, handle="precision")
-    return judge_precision(load_file(out)["logits"].reshape(-1, len(SIGNIFICANDS)), cell.precision)
+    return judge_precision(load_file(out)["logits"], cell.precision)
 
 
 def _of_a_step(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
@@ -365,27 +379,31 @@ def _of_a_step(worker: WorkerProcess, context: Context, cell: Cell) -> Audit:
     products = load_file(out)["momentum:fc.weight"][1:].astype(np.float64) * channels * images
     # Softmax takes exp and log, which err by some units in the last place.
     units = PRECISIONS["fp64" if cell.precision == "fp64" else "fp32"].unit_roundoff
-    return judge_precision(products.reshape(-1, len(SIGNIFICANDS)), cell.precision, SOFTMAX_UNITS * units)
+    return judge_precision(products, cell.precision, SOFTMAX_UNITS * units)
 
 
 def expected(precision: str) -> npt.NDArray[np.float64]:
-    """The probe's logits in a precision, (4,)."""
+    """What the probe gives in a precision, (2, 4): by ``SHOWN_BY``, for each significand."""
     kept = np.asarray(round_to(SIGNIFICANDS, precision), np.float64)
-    return kept * FACTOR if precision == "fp64" else kept
+    given = np.stack([kept - 1, kept])
+    return given * FACTOR if precision == "fp64" else given
 
 
-def judge_precision(products: npt.NDArray[Any], declared: str, tolerance: float = 0.0) -> Audit:
-    """Whether the probe's products, (..., 4), are all those of the declared precision within ``tolerance``; else whose they are."""
-    rows = np.reshape(products, (-1, len(SIGNIFICANDS)))
+def judge_precision(given: npt.NDArray[Any], declared: str, tolerance: float = 0.0) -> Audit:
+    """Whether what the probe gives, (..., channels), is all of the declared precision within ``tolerance``; else whose it is."""
+    rows = np.moveaxis(np.reshape(given, (-1, len(SHOWN_BY), np.shape(given)[-1] // 2)), 1, 0).reshape(len(SHOWN_BY), -1, len(SIGNIFICANDS))
 
     def like(precision: str) -> npt.NDArray[np.bool_]:
-        alike: npt.NDArray[np.bool_] = np.all(np.abs(rows - expected(precision)) <= tolerance, axis=1)
+        alike: npt.NDArray[np.bool_] = np.all(np.abs(rows - expected(precision)[:, None]) <= tolerance, axis=2)
         return alike
 
-    error = float(np.max(np.abs(rows - expected(declared))))
-    if like(declared).all():
+    error = float(np.max(np.abs(rows - expected(declared)[:, None])))
+    right = like(declared)
+    if right.all():
         return Audit("precision", True, error, tolerance, None)
-    others = [name for name in PRECISIONS if name != declared and like(name).all()]
-    values = ", ".join(f"{each:.9g}" for each in rows[np.argmin(like(declared))])
-    what = f"it computes as {' or '.join(others)} does" if others else f"its products with 1 come out as {values}"
-    return Audit("precision", False, error if math.isfinite(error) else None, tolerance, f"{declared} was declared, but {what}")
+    wrong = [half for half in range(len(SHOWN_BY)) if not right[half].all()]
+    others = [name for name in PRECISIONS if name != declared and like(name)[wrong].all()]
+    values = ", ".join(f"{each:.9g}" for each in rows[wrong[0], np.argmin(right[wrong[0]])])
+    what = f"computes as {' or '.join(others)} does" if others else f"gives {values}"
+    who = "it" if len(wrong) == len(SHOWN_BY) else f"its {SHOWN_BY[wrong[0]]}"
+    return Audit("precision", False, error if math.isfinite(error) else None, tolerance, f"{declared} was declared, but {who} {what}")
