@@ -35,6 +35,8 @@ Array = npt.NDArray[Any]
 
 DTYPES = {"fp64": tf.float64, "fp32": tf.float32, "tf32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
 MODES = ("graph", "xla")
+TF32 = ("tf32", "bf16", "fp16")
+"""Where a GPU's float32 products may be TF32: in the last two their factors were bf16 or fp16, all of whose bits TF32 keeps."""
 
 
 class Runtime(implementation.Runtime):
@@ -49,7 +51,7 @@ class Runtime(implementation.Runtime):
             _prepare_gpu(settings.precision)
         tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-        tf.config.experimental.enable_tensor_float_32_execution(settings.precision == "tf32")
+        tf.config.experimental.enable_tensor_float_32_execution(settings.device == "cuda" and settings.precision in TF32)
         if settings.deterministic:
             tf.config.experimental.enable_op_determinism()
             tf.random.set_seed(0)  # wanted then for every program that XLA compiles, though nothing here is random
@@ -185,7 +187,9 @@ def _settings(function: Any, dtypes: str) -> dict[str, Any]:
         "placed_on": "cuda" if gpus else "cpu",
         "device": tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "CPU",
         "precision": dtypes,
+        # Whether numbers of this precision lose bits to TF32; the switch itself comes next.
         "tf32": bool(gpus) and dtypes == "float32" and tf.config.experimental.tensor_float_32_execution_enabled(),
+        "tensor_float_32_execution": tf.config.experimental.tensor_float_32_execution_enabled(),
         "layout": "NHWC",
         "deterministic": is_op_determinism_enabled(),
         "threads": tf.config.threading.get_intra_op_parallelism_threads(),
