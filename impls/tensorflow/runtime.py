@@ -37,6 +37,7 @@ DTYPES = {"fp64": tf.float64, "fp32": tf.float32, "tf32": tf.float32, "bf16": tf
 MODES = ("graph", "xla")
 TF32 = ("tf32", "bf16", "fp16")
 """Where a GPU's float32 products may be TF32: in the last two their factors were bf16 or fp16, all of whose bits TF32 keeps."""
+PERSISTENT = "TF_USE_CUDNN_BATCHNORM_SPATIAL_PERSISTENT"
 
 
 class Runtime(implementation.Runtime):
@@ -197,6 +198,7 @@ def _settings(function: Any, dtypes: str) -> dict[str, Any]:
         "jit_compile": _is_compiled(function),
         "onednn": _pywrap_util_port.IsMklEnabled(),
         "onednn_variable": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
+        "batch_norm_variable": os.environ.get(PERSISTENT, ""),
         "graph_optimizer": dict(tf.config.optimizer.get_experimental_options()),
         "xla_flags": os.environ.get("TF_XLA_FLAGS", ""),
         "synchronous": tf.config.experimental.get_synchronous_execution(),
@@ -247,5 +249,8 @@ def _prepare_gpu(precision: str) -> None:
     capability = tf.config.experimental.get_device_details(gpus[0])["compute_capability"]
     if precision in ("tf32", "bf16") and capability < (8, 0):
         raise CannotError(f"{precision} needs compute capability 8.0 or newer; this GPU has {'.'.join(map(str, capability))}")
+    if precision == "bf16":
+        # Without it training transposes bf16 around every batch norm; read when the first one runs. In tf32 and fp32 it is NCHW anyhow.
+        os.environ.setdefault(PERSISTENT, "1")
     tf.config.set_visible_devices(gpus[:1], "GPU")
     tf.config.experimental.set_memory_growth(gpus[0], True)
