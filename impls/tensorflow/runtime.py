@@ -185,6 +185,11 @@ def _is_compiled(function: Any) -> bool:
     return bool(function.function_def.attr["_XlaMustCompile"].b)
 
 
+def _layout(function: Any, dtypes: str) -> str:
+    """The memory order of a graph on a GPU: Grappler leaves NHWC where it finds convolutions of bf16 or fp16, and else may change it."""
+    return "NHWC" if _is_compiled(function) or dtypes in ("bfloat16", "float16") else "NHWC as traced, NCHW where Grappler prefers it"
+
+
 def _settings(function: Any, dtypes: str) -> dict[str, Any]:
     """What TensorFlow says of a concrete function that computes in ``dtypes``, and of itself."""
     gpus = tf.config.get_visible_devices("GPU")
@@ -195,7 +200,7 @@ def _settings(function: Any, dtypes: str) -> dict[str, Any]:
         # Whether numbers of this precision lose bits to TF32; the switch itself comes next.
         "tf32": bool(gpus) and dtypes == "float32" and tf.config.experimental.tensor_float_32_execution_enabled(),
         "tensor_float_32_execution": tf.config.experimental.tensor_float_32_execution_enabled(),
-        "layout": "NHWC",
+        "layout": _layout(function, dtypes) if gpus else "NHWC",
         "deterministic": is_op_determinism_enabled(),
         "threads": tf.config.threading.get_intra_op_parallelism_threads(),
         "interop_threads": tf.config.threading.get_inter_op_parallelism_threads(),
