@@ -64,7 +64,8 @@ class Device:
     """What an implementation offers on one kind of device.
 
     ``precisions`` can be certified. Those in ``untimed`` are not measured and those in ``cannot`` do not run at all;
-    each comes with its reason. ``modes`` are those that only this device has. ``rooflines`` says what each mode is held against.
+    each comes with its reason. ``modes`` are those that only this device has. ``rooflines`` says what each mode is held against,
+    ``training_rooflines`` what a step is in a mode that fuses less in training.
     ``distribution`` is the package that stands for the framework here, None where it is the manifest's. Where it ``caches``, all modes
     keep on the disk what was compiled, as those do that say so of themselves.
     """
@@ -76,6 +77,7 @@ class Device:
     cannot: Mapping[str, str]
     modes: Mapping[str, Mode] = field(default_factory=dict)
     rooflines: Mapping[str, Roofline] = field(default_factory=dict)
+    training_rooflines: Mapping[str, Roofline] = field(default_factory=dict)
     distribution: str | None = None
     caches: bool = False
 
@@ -157,6 +159,7 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
                 dict(entry.pop("cannot", {})),
                 _modes(own_tables[name]),
                 dict(entry.pop("rooflines", {})),
+                dict(entry.pop("training_rooflines", {})),
                 entry.pop("distribution", None),
                 bool(entry.pop("caches", False)),
             )
@@ -200,9 +203,13 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
         names = ", ".join(manifest.modes_on(device.name))
         if device.rooflines and set(device.rooflines) != set(manifest.modes_on(device.name)):
             raise ManifestError(f"{path}: devices.{device.name}.rooflines must name each of its modes: {names}")
-        if nonexistent := sorted(set(device.rooflines.values()) - set(get_args(Roofline))):
-            kinds = ", ".join(get_args(Roofline))
-            raise ManifestError(f"{path}: devices.{device.name}.rooflines: {', '.join(nonexistent)} is none of {kinds}")
+        if nonexistent := sorted(set(device.training_rooflines) - set(device.rooflines)):
+            unlisted = ", ".join(nonexistent)
+            raise ManifestError(f"{path}: devices.{device.name}.training_rooflines names {unlisted}, which rooflines does not")
+        for key, lines in (("rooflines", device.rooflines), ("training_rooflines", device.training_rooflines)):
+            if nonexistent := sorted(set(lines.values()) - set(get_args(Roofline))):
+                kinds = ", ".join(get_args(Roofline))
+                raise ManifestError(f"{path}: devices.{device.name}.{key}: {', '.join(nonexistent)} is none of {kinds}")
         if not device.requirements.is_file():
             raise ManifestError(f"{path}: {device.requirements.name} is missing")
     return manifest

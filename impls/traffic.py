@@ -56,11 +56,11 @@ def kernels(model: ModelSpec, roofline: Roofline, batch: int) -> list[Kernel]:
     """The kernels of a pass over a batch of the model's own size.
 
     ========  ======================================================================================================
-    fused     a convolution with all that follows it up to the next: batch norm, sum, ReLU (TensorRT)
+    fused     a convolution with all that follows it up to the next: batch norm, sum, ReLU (TensorRT; XLA with folded batch norm)
     compile   a convolution, then one kernel of its batch norm, sum and ReLU (TorchInductor, XLA)
     folded    batch norm is in the weights; ReLU and the sum are kernels of their own (ONNX Runtime's CUDA provider)
     eager     convolution, batch norm, sum and ReLU are kernels of their own; so they are where batch norm was folded
-              and the bias is added after the convolution (PyTorch)
+              and the bias is added after the convolution (PyTorch, TensorFlow's graphs)
     ========  ======================================================================================================
     """
     launched: list[Kernel] = []

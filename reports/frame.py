@@ -252,7 +252,7 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     parameters                    Int64    of the network, batch norm's statistics not counted
     macs                          Int64    multiply-accumulates of one image
     weights_sha256                string   the weights that were run: hash of their names, shapes and bytes
-    layout                        string   NCHW or NHWC, read back
+    layout                        string   NCHW or NHWC, read back; what may be rearranged says so
     folded                        boolean  batch norm was folded into the weights beforehand
     tf32                          boolean  TF32 was on, read back
     deterministic                 boolean  deterministic algorithms were asked for, read back

@@ -33,10 +33,13 @@ def implementation(name: str, mode: str) -> str:
     return manifest.every_mode[mode].title
 
 
-def roofline(name: str, mode: str, device: str) -> Roofline | None:
+def roofline(name: str, mode: str, device: str, *, training: bool = False) -> Roofline | None:
     """What a mode is held against on a device; None where its manifest names nothing, or the checkout does not have it."""
     manifest = _manifest(name)
-    return manifest.devices[device].rooflines.get(mode) if manifest and device in manifest.devices else None
+    if manifest is None or device not in manifest.devices:
+        return None
+    lines = manifest.devices[device].rooflines
+    return ({**lines, **manifest.devices[device].training_rooflines} if training else lines).get(mode)
 
 
 def folds(name: str) -> bool:

@@ -86,14 +86,14 @@ def _training_macs(cell: Cell) -> int:
 
 def _matching(record: Record, known: list[Record], machine: Mapping[str, object]) -> Bound | None:
     """The line of the record's mode at the best FLOP rate in its precision and the best copy bandwidth of the run's probes."""
-    cell, line = record.cell, labels.roofline(record.cell.implementation, record.cell.mode, record.cell.device)
+    cell, trains = record.cell, record.cell.scenario == "training"
+    line = labels.roofline(cell.implementation, cell.mode, cell.device, training=trains)
     peak = _best([each for each in known if each.cell.precision == cell.precision], "peak_flops_per_s")
     copy = _best(known, "copy_bytes_per_s")
     if line is None or peak is None or copy is None or (cell.batch_size or 0) < LEAST_BATCH or cell.scope != "device":
         return None
     assert cell.batch_size is not None
     try:
-        trains = cell.scenario == "training"
         time_s = line_s(cell.model, line, cell.precision, cell.batch_size, peak[0], copy[0], training=trains)
     except UnknownModelError:
         return None

@@ -48,6 +48,7 @@ ENVIRONMENT = (
     "TF_FORCE_*",
     "TF_GPU_*",
     "TF_NUM_*",
+    "TF_USE_*",
     "TF_XLA_*",
     "TORCHINDUCTOR_*",
     "TORCH_*",

@@ -112,6 +112,9 @@ cannot = { bf16 = "no graph of it" }
 eager = "eager"
 compile = "compile"
 graph = "fused"
+
+[devices.cuda.training_rooflines]
+graph = "compile"
 """
 
 
@@ -130,6 +133,7 @@ def test_a_device_has_modes_of_its_own(folder: Path) -> None:
     assert list(toy.modes_on("cuda")) == list(toy.every_mode) == ["eager", "compile", "graph"]
     assert toy.modes_on("cuda")["graph"].cannot == {"bf16": "no graph of it"}
     assert toy.devices["cuda"].rooflines["graph"] == "fused"
+    assert toy.devices["cuda"].training_rooflines == {"graph": "compile"}
     assert toy.distributions == ("toy-framework", "toy-gpu")
 
 
@@ -138,6 +142,8 @@ def test_a_device_has_modes_of_its_own(folder: Path) -> None:
     [
         ('graph = "fused"\n', "", "devices.cuda.rooflines must name each of its modes: eager, compile, graph"),
         ('graph = "fused"', 'graph = "fast"', "devices.cuda.rooflines: fast is none of fused, compile, folded, eager"),
+        ('graph = "compile"', 'grahp = "compile"', "devices.cuda.training_rooflines names grahp, which rooflines does not"),
+        ('graph = "compile"', 'graph = "fast"', "devices.cuda.training_rooflines: fast is none of fused, compile, folded, eager"),
         ("cannot = { bf16", "cannot = { bf61", "devices.cuda names precisions that do not exist: bf61"),
         ("build_s = 2", "build_s = 2\nneedz = 1", "unknown keys: devices.cuda.modes.graph.needz"),
         ('title = "Toy graph"\n', "", "the key 'title' is missing"),

@@ -40,7 +40,7 @@ def row(cells: pd.DataFrame, name: str, size: int, precision: str = "bf16", scop
 
 @pytest.mark.parametrize(
     ("name", "line", "limit"),
-    [("pytorch/compile", "compile", 36_400), ("pytorch/eager", "eager", 24_100), ("tensorflow/graph", "folded", 32_100)],
+    [("pytorch/compile", "compile", 36_400), ("tensorflow/graph", "eager", 24_100), ("tensorflow/xla", "fused", 59_200)],
 )
 def test_each_mode_has_its_line(cells: pd.DataFrame, name: str, line: str, limit: float) -> None:
     """ResNet-50, batch 256, bf16, 790 TFLOP/s and 4.3 TB/s: the rates of ``tests/test_traffic.py``."""
@@ -69,7 +69,7 @@ def test_a_low_grade_says_what_to_look_at(run: Run, tmp_path: Path) -> None:
     content = write.comparison(run.folder)
     notes = [note for section in content.sections for note in section.notes]
     low = [note for note in notes if "of its roofline" in note]
-    assert all(note.startswith(("TensorFlow graph: ", "PyTorch eager: ")) for note in low)
+    assert all(note.startswith(("TensorFlow XLA: ", "PyTorch eager: ")) for note in low)
     assert any("of its roofline (eager), below 60%: something may be set up wrong; look at its layout, NCHW" in note for note in low)
     assert all("clocks" in note and "cuDNN" in note for note in low)
 
@@ -132,7 +132,10 @@ def test_every_mode_of_a_gpu_has_a_line() -> None:
         implementation, mode = name.split("/")
         assert labels.roofline(implementation, mode, "cuda") is not None
         assert labels.roofline(implementation, mode, "cpu") is None
+        assert labels.roofline(implementation, mode, "cuda", training=True) is not None
     assert labels.roofline("no-such", "mode", "cuda") is None
+    # A step has batch norm between a convolution and ReLU, which XLA fuses where it is folded.
+    assert [labels.roofline("tensorflow", "xla", "cuda", training=training) for training in (False, True)] == ["fused", "compile"]
 
 
 def test_the_page_of_a_gpu(run: Run, tmp_path: Path) -> None:

@@ -46,8 +46,9 @@ def to_canonical(array: Array) -> Array:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
-def _explicit(padding: Padding) -> list[list[int]]:
-    return [[0, 0], [padding.top, padding.bottom], [padding.left, padding.right], [0, 0]]
+def _padding(padding: Padding) -> str | list[list[int]]:
+    # Where nothing is padded it must say so: only then a GPU computes a 1x1 convolution of stride 1 as the matrix product that it is.
+    return "VALID" if padding == NO_PADDING else [[0, 0], [padding.top, padding.bottom], [padding.left, padding.right], [0, 0]]
 
 
 def _wide(x: tf.Tensor) -> tf.Tensor:
@@ -56,7 +57,7 @@ def _wide(x: tf.Tensor) -> tf.Tensor:
 
 def conv2d(layer: Conv2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """Cross-correlation with zero padding."""
-    y = tf.nn.conv2d(x, tensors["weight"], layer.stride, _explicit(layer.padding))
+    y = tf.nn.conv2d(x, tensors["weight"], layer.stride, _padding(layer.padding))
     return tf.nn.bias_add(y, tensors["bias"]) if layer.bias else y
 
 
@@ -78,7 +79,7 @@ def max_pool2d(layer: MaxPool2d, tensors: Tensors, x: tf.Tensor) -> tf.Tensor:
     """Maximum over a window; padding holds minus infinity."""
     if layer.padding != NO_PADDING:
         # XLA refuses explicit padding in the pool itself.
-        x = tf.pad(x, _explicit(layer.padding), constant_values=tf.constant(-np.inf, x.dtype))
+        x = tf.pad(x, _padding(layer.padding), constant_values=tf.constant(-np.inf, x.dtype))
     return tf.nn.max_pool2d(x, layer.kernel, layer.stride, "VALID")
 
 

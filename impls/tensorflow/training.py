@@ -124,6 +124,12 @@ def apply(layer: Layer, tensors: Tensors, mode: str, *inputs: tf.Tensor) -> tupl
     return FUNCTIONS[type(layer)](layer, own, *inputs), {}
 
 
+def synchronise() -> None:
+    """Return when the GPU has done all that was enqueued; ``tf.test.experimental.sync_devices`` runs an operation on the CPU, too."""
+    with tf.device("GPU:0"):
+        tf.raw_ops.SyncDevice()
+
+
 class Trainer(implementation.Trainer):
     """One model's state in variables, and its step traced for one shape of batches.
 
@@ -145,7 +151,7 @@ class Trainer(implementation.Trainer):
     ) -> None:
         self._model, self._sgd, self._mode, self._dtype, self._told = model, sgd, mode, dtype, told
         self._held = tf.float64 if dtype == tf.float64 else tf.float32
-        self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        self._on_gpu, self._pending = bool(tf.config.list_logical_devices("GPU")), False
         self._rate = math.nan, tf.zeros(())  # as it was given, and on the device
 
         def variable(array: Array) -> tf.Variable:
@@ -171,12 +177,14 @@ class Trainer(implementation.Trainer):
         """See the contract."""
         if learning_rate != self._rate[0]:
             self._rate = learning_rate, tf.constant(learning_rate, self._held)
+        self._pending = self._on_gpu
         return self._step(*batch, self._rate[1])
 
     def wait(self, loss: tf.Tensor) -> None:
-        """See the contract."""
-        if self._on_gpu:  # on a CPU a call of a function returns with its variables assigned
-            tf.test.experimental.sync_devices()
+        """See the contract. On a CPU a call of a function returns with its variables assigned."""
+        if self._pending:
+            synchronise()
+            self._pending = False
 
     def get(self, loss: tf.Tensor) -> float:
         """See the contract."""
