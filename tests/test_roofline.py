@@ -69,7 +69,7 @@ def test_a_low_grade_says_what_to_look_at(run: Run, tmp_path: Path) -> None:
     content = write.comparison(run.folder)
     notes = [note for section in content.sections for note in section.notes]
     low = [note for note in notes if "of its roofline" in note]
-    assert all(note.startswith(("TensorFlow XLA: ", "PyTorch eager: ")) for note in low)
+    assert all(note.startswith(("TensorFlow XLA: ", "PyTorch eager: ", "JAX jit: ")) for note in low)
     assert any("of its roofline (eager), below 60%: something may be set up wrong; look at its layout, NCHW" in note for note in low)
     assert all("clocks" in note and "cuDNN" in note for note in low)
 
@@ -79,8 +79,8 @@ def test_faster_than_its_line_is_told(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.probe(790e12, 4.3e12, precision="bf16", device="cuda")
     at = {"device": "cuda", "precision": "bf16", "scope": "device", "batch_size": 256, "scenario": "offline"}
-    run.certify("jax/jit", precision="bf16", device="cuda")
-    run.timed("jax/jit", 256 / 50_000, **at)
+    run.certify("pytorch/compile", precision="bf16", device="cuda")
+    run.timed("pytorch/compile", 256 / 50_000, **at)
     (found,) = [each for _, each in frame.load(run.folder).iterrows()]
     assert pd.isna(found["roofline_fraction"])
     assert re.match(r"13\d% of its roofline \(compile\): it fuses more than that line takes it to", found["roofline_error"])

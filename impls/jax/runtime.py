@@ -29,7 +29,12 @@ from impls.spec import Layer, ModelSpec, Node, Shape, equal_runs, layers, walk, 
 Array = npt.NDArray[Any]
 
 DTYPES = {"fp64": jnp.float64, "fp32": jnp.float32, "tf32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
-MATMUL_PRECISION = {"fp64": "highest", "fp32": "highest", "tf32": "tensorfloat32"}  # of convolutions too; None is XLA's default
+MATMUL_PRECISION = {"fp64": "highest", "fp32": "highest"}
+"""Of convolutions too. Elsewhere it is XLA's default, on a GPU TF32 for float32. The name "tensorfloat32" means HIGH, with which XLA's
+Triton kernels compute in float32 (``IsTf32Allowed``)."""
+
+MEMORY_FRACTIONS = {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"}
+"""Names of one setting, of which JAX takes one at most."""
 
 SCAN_FROM = {"cpu": 7, "gpu": 100}
 """Fewest equal blocks in a row that are a scan, by JAX's name of the platform.
@@ -49,6 +54,8 @@ class Runtime(implementation.Runtime):
         # XLA reads its environment when the first device is asked for, which is below.
         os.environ["PJRT_NPROC"] = str(settings.threads)  # threads of the CPU client's pool
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        if not os.environ.keys() & MEMORY_FRACTIONS:
+            os.environ["XLA_CLIENT_MEM_FRACTION"] = "0.95"  # 0.75 if left alone, where other frameworks may have all of the card
         if settings.deterministic:
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
         jax.config.update("jax_platforms", settings.device)
