@@ -258,8 +258,9 @@ WRONG: dict[str, tuple[str, str, Compute]] = {
     "bf16 storage in an fp32 run, sum": ("fp32", "layer2.0.add", BF16()),
     "bf16 storage in an fp32 run, ReLU": ("fp32", "layer2.0.relu1", BF16()),
     "fp32 in a tf32 run": ("tf32", CONV, FP32()),
-    "fp32 in a tf32 run, classifier": ("tf32", LAST, FP32()),
     "bf16 operands in a tf32 run": ("tf32", CONV, float32(operand=to("bf16"))),
+    "bf16 operands in a tf32 run, classifier": ("tf32", LAST, float32(operand=to("bf16"))),
+    "truncated operands in a tf32 run, classifier": ("tf32", LAST, float32(operand=truncated)),
     "truncated operands in a tf32 run": ("tf32", CONV, float32(operand=truncated)),
     "tf32 storage in a tf32 run": ("tf32", CONV, TF32(store=to("tf32"))),
     "fp32 in a bf16 run": ("bf16", CONV, FP32()),
@@ -288,6 +289,15 @@ def test_one_layer_of_wrong_arithmetic_is_named(fault: str) -> None:
     for seed in range(3):
         faulty = run(precision, seed=seed, wrong={name: compute}).faulty(precision)
         assert list(faulty) == [name], faulty
+
+
+def test_a_library_may_multiply_a_classifier_in_float32_where_tf32_is_allowed() -> None:
+    """It passes and is called what it is; so is none that multiplies in TF32, and no convolution."""
+    for seed in range(3):
+        finer, sound = (run("tf32", seed=seed, wrong=wrong).judged("tf32") for wrong in ({LAST: FP32()}, {}))
+        assert [each.tap for each in finer if each.fault] == []
+        assert [each.tap for each in finer if each.kind == local.IN_FLOAT32] == [LAST]
+        assert local.IN_FLOAT32 not in {each.kind for each in sound}
 
 
 @pytest.mark.parametrize(

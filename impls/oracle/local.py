@@ -62,6 +62,10 @@ EDGES = tuple(bin / 2 for bin in range(-8, 9))
 BIAS_APART = "Conv2d, its bias added once it is rounded"
 """The kind of a convolution whose bias is an operation of its own."""
 
+IN_FLOAT32 = "Linear, multiplied in float32"
+"""The kind of a linear layer that a tf32 run computes in float32: cuBLAS takes TF32 on an H100 for 16 rows and more alone, with min(n, k) of at
+least 512 (PyTorch 2.13, torch/_inductor/template_heuristics/triton.py), whatever it is allowed."""
+
 IMAGES = "images"
 """The name of the network's input among the taps."""
 
@@ -218,10 +222,14 @@ def judge(
 ) -> TapRounding:
     """Judge one layer's output, given its inputs; each of the tests fails a correct one with a probability of at most ``chance``.
 
-    A convolution may add its bias to the wide sum, or, where that is an operation of its own, to the sum as it was stored; ``kind`` says
-    which.
+    A convolution may add its bias to the wide sum, or, where that is an operation of its own, to the sum as it was stored, and a linear
+    layer may be multiplied in float32 where TF32 is allowed; ``kind`` says which.
     """
     found = _judge(layer, inputs, output, tensors, precision, chance)
+    if found.fault is not None and isinstance(layer, Linear) and precision == "tf32":
+        finer = _judge(layer, inputs, output, tensors, "fp32", chance)
+        if finer.fault is None:
+            return replace(finer, kind=IN_FLOAT32)
     if found.fault is not None and isinstance(layer, Conv2d) and layer.bias and arithmetic(precision).store:
         apart = _judge(replace(layer, bias=False), inputs, output, tensors, precision, chance, added=tensors["bias"][:, None, None])
         if apart.fault is None:

@@ -116,6 +116,13 @@ def identity(expected: Arrays, found: Mapping[str, Mapping[str, Any]]) -> Tier:
     return Tier(True, elements, 0.0, "", 0.0, None) if elements else _failed("nothing was compared", 0.0)
 
 
+NOTED = {
+    local.BIAS_APART: "the biases of {} convolutions are added once the sum is rounded",
+    local.IN_FLOAT32: "{} linear layers are multiplied in float32",
+}
+"""What a certificate says of layers that compute in another way that is theirs to choose."""
+
+
 def judged_locally(judge: Callable[[], tuple[TapRounding, ...]]) -> Tier:
     """E3 from the judgement of every tap, which may raise TapError; errors are in units of their bounds."""
     try:
@@ -125,8 +132,9 @@ def judged_locally(judge: Callable[[], tuple[TapRounding, ...]]) -> Tier:
     errors = [max(math.inf if error is None else error for error in (tap.rms, tap.gauge, tap.slope)) for tap in judged]
     worst = max(errors)
     failed = next((f"{tap.tap}: {tap.fault}" for tap in judged if tap.fault is not None), None)
-    elements, apart = sum(tap.elements for tap in judged), sum(tap.kind == local.BIAS_APART for tap in judged)
-    note = f"the biases of {apart} convolutions are added once the sum is rounded" if apart else None
+    elements = sum(tap.elements for tap in judged)
+    counts = {kind: sum(tap.kind == kind for tap in judged) for kind in NOTED}
+    note = "; ".join(NOTED[kind].format(count) for kind, count in counts.items() if count) or None
     return Tier(failed is None, elements, 1.0, judged[errors.index(worst)].tap, _finite(worst), failed, taps=judged, note=note)
 
 
