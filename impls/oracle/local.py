@@ -63,8 +63,8 @@ BIAS_APART = "Conv2d, its bias added once it is rounded"
 """The kind of a convolution whose bias is an operation of its own."""
 
 IN_FLOAT32 = "Linear, multiplied in float32"
-"""The kind of a linear layer that a tf32 run computes in float32: cuBLAS takes TF32 on an H100 for 16 rows and more alone, with min(n, k) of at
-least 512 (PyTorch 2.13, torch/_inductor/template_heuristics/triton.py), whatever it is allowed."""
+"""The kind of a linear layer that a tf32 run computes in float32: on an H100 cuBLAS takes TF32 for 16 rows and more alone, with min(n, k)
+of at least 512 (PyTorch 2.13, torch/_inductor/template_heuristics/triton.py), whatever it is allowed."""
 
 IMAGES = "images"
 """The name of the network's input among the taps."""
