@@ -32,6 +32,7 @@ class Server(FakeNvml):
             **{"nvmlDeviceGetPersistenceMode": 1, "nvmlDeviceGetPowerManagementLimit": 700_000},
             **{"nvmlDeviceGetPowerManagementDefaultLimit": 700_000, "nvmlDeviceGetComputeRunningProcesses": []},
             **{"nvmlDeviceGetCurrPcieLinkGeneration": 5, "nvmlDeviceGetCurrPcieLinkWidth": 16},
+            "nvmlDeviceGetComputeMode": self.NVML_COMPUTEMODE_DEFAULT,
             "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=150_754_820_096, used=600_000_000),
         } | changes
         self.asked: list[tuple[str, Handle]] = []
@@ -130,7 +131,7 @@ def test_the_facts_of_a_card() -> None:
     assert (found["power_limit_w"], found["power_default_w"]) == (700, 700)
     assert (found["sm_clock_max_hz"], found["memory_clock_max_hz"]) == (1980e6, 3201e6)
     assert (found["driver"], found["cuda_driver"]) == ("580.65.06", "13.1")
-    assert (found["ecc"], found["persistence"], found["instance"]) == (True, True, False)
+    assert (found["ecc"], found["persistence"], found["instance"], found["compute_mode"]) == (True, True, False, "DEFAULT")
     assert "GPU-0" not in json.dumps(found)
     assert gpu.cautions(found) == ()
     assert not gpu.is_shared(found)
@@ -176,7 +177,7 @@ def test_what_a_card_does_not_tell() -> None:
     """Null, never zero."""
     silent = {name: None for name in Server().state if name != "nvmlDeviceGetName"}
     found = gpu.facts(gpu.card(Server(**silent), {}))
-    assert {found[name] for name in ("memory_bytes", "ecc", "persistence", "power_limit_w", "compute_processes", "pcie_width")} == {None}
+    assert {found[name] for name in ("memory_bytes", "ecc", "persistence", "power_limit_w", "compute_processes", "compute_mode")} == {None}
     assert gpu.cautions(found) == ()
 
 
@@ -190,6 +191,44 @@ def test_another_card_is_another_machine() -> None:
     assert gpu.of_machine(here, capped)["machine_id"] == first["machine_id"]
     assert gpu.of_machine(here, {**whole, "name": "NVIDIA H100"})["machine_id"] != first["machine_id"]
     assert gpu.of_machine(here, {**whole, "instance": True})["machine_id"] != first["machine_id"]
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine on which the driver's library can be loaded, and no card is named."""
+    monkeypatch.setattr(gpu, "LIBRARY", "libc.so.6")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("mode", "name"), [(0, None), (None, None), (2, "PROHIBITED"), (3, "EXCLUSIVE_PROCESS")])
+def test_a_card_that_refuses_processes(driver: pytest.MonkeyPatch, mode: int | None, name: str | None) -> None:
+    """One sentence says who can change that, the doctor's too; a card that does not tell its mode is tried."""
+    driver.setitem(sys.modules, "pynvml", Server(nvmlDeviceGetComputeMode=mode))
+    found = gpu.missing()
+    if name is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.startswith(f"the GPU is in compute mode {name}, ")
+        assert found.endswith("an administrator can allow them with `nvidia-smi -c DEFAULT`")
+        assert [each.found for each in doctor._system() if "GPU" in each.what] == [found]
+
+
+def test_a_card_that_cannot_be_told(driver: pytest.MonkeyPatch) -> None:
+    """Is said before anything is built, too."""
+    driver.setitem(sys.modules, "pynvml", Server(4))
+    assert str(gpu.missing()).startswith("which GPU is measured cannot be told: there are 4 cards; ")
+
+
+def test_no_driver(driver: pytest.MonkeyPatch) -> None:
+    """Without the driver's library one sentence names it, and without a driver below it NVML's own word is told."""
+    without = Server()
+    without.present = False
+    driver.setitem(sys.modules, "pynvml", without)
+    assert gpu.missing() == "the GPU's counters cannot be read: NVML says Driver Not Loaded of card 0"
+    driver.setattr(gpu, "LIBRARY", "no-such-library.so.1")
+    assert gpu.missing() == "there is no NVIDIA GPU to be used here: the driver's library no-such-library.so.1 cannot be loaded"
 
 
 def test_the_doctor_tells_the_card(monkeypatch: pytest.MonkeyPatch) -> None:

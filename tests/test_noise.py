@@ -220,6 +220,7 @@ class FakeNvml(types.ModuleType):
     """NVML with one card that cannot tell its memory clock. It has no function that sets anything."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU, NVML_SUCCESS = 1, 2, 0, 0
+    NVML_COMPUTEMODE_DEFAULT, NVML_COMPUTEMODE_PROHIBITED, NVML_COMPUTEMODE_EXCLUSIVE_PROCESS = 0, 2, 3
 
     class NVMLError(Exception):
         """What every function may raise."""
