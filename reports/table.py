@@ -411,6 +411,10 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
     if len(timed):
         classes = (f"{steady}: {labels.joined([_name(row) for _, row in each.iterrows()])}" for steady, each in timed.groupby("steady"))
         yield f"Steadiness while timed: {'; '.join(classes)}."
+    for column, cause in (("power_cap_fraction", "at the power limit"), ("heat_fraction", "for heat")):
+        if (rows[column] > 0).any():
+            shares = [f"{row[column]:.0%} of {_name(row)}" for _, row in rows[rows[column].notna()].iterrows()]
+            yield f"Of the time of the visits the clocks were held down {cause}: {labels.joined(shares)}."
     unpaired = rows["time_per_batch_s"].notna() & rows["ratio"].isna() & rows["unlike"].isna() & ~rows["is_baseline"]
     if unpaired.any():
         baseline = labels.implementation(*str(rows["baseline"].iloc[0]).split("/", 1))
@@ -433,13 +437,20 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
 
 def _low(row: pd.Series) -> str:
     """What is to be looked at where a row is far below its roofline."""
-    places = ["the clocks, power and clock event reasons of its visits", "the cuDNN and cuBLAS in its settings"]
+    places = [_held_down(row), "the cuDNN and cuBLAS in its settings"]
     if row["layout"] == "NCHW":
         places.insert(0, "its layout, NCHW, for which tensor cores rearrange every tensor")
     if row["precision"] == "tf32" and not row["tf32"]:
         places.insert(0, "TF32, which it says is off")
     low = f"{row['roofline_fraction']:.0%} of its roofline ({row['roofline']}), below {roofline.LOW:.0%}"
     return f"{low}: something may be set up wrong; look at {labels.joined(places)}."
+
+
+def _held_down(row: pd.Series) -> str:
+    """What held the card's clocks down, and for how much of its visits, as far as the card counts it."""
+    causes = {"the power limit": row["power_cap_fraction"], "heat": row["heat_fraction"]}
+    shares = [f"{cause} ({'not counted here' if pd.isna(share) else f'{share:.0%} of its visits'})" for cause, share in causes.items()]
+    return f"what held its clocks down: {', '.join(shares)}"
 
 
 def _second_clock(row: pd.Series) -> str:

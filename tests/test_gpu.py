@@ -78,9 +78,6 @@ class Server(FakeNvml):
     def nvmlDeviceGetMaxClockInfo(self, handle: Handle, kind: int) -> int:  # noqa: N802
         return {self.NVML_CLOCK_SM: 1980, self.NVML_CLOCK_MEM: 3201}[kind]
 
-    def nvmlSystemGetDriverVersion(self) -> bytes:  # noqa: N802
-        return b"580.65.06"
-
     def nvmlSystemGetCudaDriverVersion(self) -> int:  # noqa: N802
         return 13_010
 
@@ -91,6 +88,7 @@ def test_nvml_has_what_is_asked_of_it_and_nothing_is_set() -> None:
     names = set(re.findall(r"nvml\.(nvml\w+|NVML\w+)", code))
     assert len(names) > 20
     assert [name for name in sorted(names) if not hasattr(pynvml, name)] == []
+    assert [name for name in vars(FakeNvml) if name.startswith("NVML_") and getattr(FakeNvml, name) != getattr(pynvml, name)] == []
     assert [name for name in sorted(names) if re.search(r"Set|Reset|Clear|Create|Destroy", name)] == []
 
 
@@ -130,7 +128,7 @@ def test_the_facts_of_a_card() -> None:
     assert found["name"] == "NVIDIA H200"
     assert (found["power_limit_w"], found["power_default_w"]) == (700, 700)
     assert (found["sm_clock_max_hz"], found["memory_clock_max_hz"]) == (1980e6, 3201e6)
-    assert (found["driver"], found["cuda_driver"]) == ("580.65.06", "13.1")
+    assert (found["driver"], found["cuda_driver"]) == ("580.95.05", "13.1")
     assert (found["ecc"], found["persistence"], found["instance"], found["compute_mode"]) == (True, True, False, "DEFAULT")
     assert "GPU-0" not in json.dumps(found)
     assert gpu.cautions(found) == ()
@@ -153,9 +151,9 @@ def test_what_a_reader_must_know(changes: dict[str, Any], caution: str) -> None:
 
 
 def test_a_card_that_is_held_back() -> None:
-    """A slowdown by heat before anything runs is a caution; the software power cap and idleness are none."""
+    """A slowdown by heat before anything runs is a caution; the software power cap, idleness and a change of the clocks are none."""
     server = Server()
-    server.reasons = 0x1 | 0x4
+    server.reasons = 0x1 | 0x4 | 0x8
     assert gpu.cautions(gpu.facts(gpu.card(server, {}))) == ()
     server.reasons = 0x40
     assert gpu.cautions(gpu.facts(gpu.card(server, {}))) == ("the card is held back before anything runs: gpu-hw-thermal",)
@@ -235,7 +233,7 @@ def test_the_doctor_tells_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what speaks against its figures; a card that cannot be told is no traceback."""
     monkeypatch.setitem(sys.modules, "pynvml", Server(nvmlDeviceGetPersistenceMode=0))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert doctor._gpu().startswith("NVIDIA H200, driver 580.65.06, CUDA 13.1; persistence mode is off")
+    assert doctor._gpu().startswith("NVIDIA H200, driver 580.95.05, CUDA 13.1; persistence mode is off")
     monkeypatch.setitem(sys.modules, "pynvml", Server(cards=2))
     assert "there are 2 cards" in doctor._gpu()
 
