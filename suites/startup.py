@@ -112,7 +112,7 @@ def _one(
         "certificate_id": certificate_id,
         "model": about.as_record(cell.precision, cell.batch_size),
     }
-    before = context.card.used_bytes() if context.card else None
+    before = context.card.memory_bytes()[1] if context.card else None
     try:
         with context.launch(cell, cell.precision, seeds, purpose=f"start-{cell.model}-{cell.batch_size}", caches=caches) as worker:
             hello = worker.call("start", START_TIMEOUT_S)
@@ -128,7 +128,7 @@ def _one(
                 "running_memory_bytes": running["peak_memory_bytes"],
                 "peak_memory_bytes": max(built["peak_memory_bytes"], running["peak_memory_bytes"]),
             }
-            after = context.card.used_bytes() if context.card else None
+            after = context.card.memory_bytes()[1] if context.card else None
             if before is not None and after is not None and not context.is_shared:
                 bytes_["device_memory_bytes"] = after - before
             if times:

@@ -21,19 +21,25 @@ from tests.test_noise import FakeNvml
 Handle = str
 
 
+def memory(total: int, taken: int, reserved: int = 4_000_000_000) -> types.SimpleNamespace:
+    """NVML's nvmlMemory_v2_t, whose ``used`` holds ``reserved`` or not, as the driver has it."""
+    return types.SimpleNamespace(version=2, total=total, reserved=reserved, free=total - reserved - taken, used=reserved + taken)
+
+
 class Server(FakeNvml):
     """A server with ``cards`` H200s; where ``instances`` are named the first card is split into these (MIG)."""
 
     def __init__(self, cards: int = 1, instances: tuple[str, ...] = (), **changes: Any) -> None:
         super().__init__()
         self.cards, self.instances = cards, instances
+        self.memory_version = 2
         self.state = {
             **{"nvmlDeviceGetName": "NVIDIA H200", "nvmlDeviceGetVbiosVersion": "96.00.A5", "nvmlDeviceGetEccMode": [1, 1]},
             **{"nvmlDeviceGetPersistenceMode": 1, "nvmlDeviceGetPowerManagementLimit": 700_000},
             **{"nvmlDeviceGetPowerManagementDefaultLimit": 700_000, "nvmlDeviceGetComputeRunningProcesses": []},
             **{"nvmlDeviceGetCurrPcieLinkGeneration": 5, "nvmlDeviceGetCurrPcieLinkWidth": 16},
             "nvmlDeviceGetComputeMode": self.NVML_COMPUTEMODE_DEFAULT,
-            "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=150_754_820_096, used=600_000_000),
+            "nvmlDeviceGetMemoryInfo": memory(150_754_820_096, 600_000_000),
         } | changes
         self.asked: list[tuple[str, Handle]] = []
 
@@ -41,8 +47,10 @@ class Server(FakeNvml):
         if not name.startswith("nvmlDeviceGet"):
             raise AttributeError(name)
 
-        def answer(handle: Handle, *_: object) -> Any:
+        def answer(handle: Handle, *versions: int) -> Any:
             self.asked.append((name, handle))
+            if versions and self.memory_version < 2:
+                raise self.NVMLError("Function Not Found")
             if self.state.get(name) is None:
                 raise self.NVMLError("Not Supported")
             return self.state[name]
@@ -88,7 +96,9 @@ def test_nvml_has_what_is_asked_of_it_and_nothing_is_set() -> None:
     names = set(re.findall(r"nvml\.(nvml\w+|NVML\w+)", code))
     assert len(names) > 20
     assert [name for name in sorted(names) if not hasattr(pynvml, name)] == []
-    assert [name for name in vars(FakeNvml) if name.startswith("NVML_") and getattr(FakeNvml, name) != getattr(pynvml, name)] == []
+    assert [
+        name for name in vars(FakeNvml) if name.startswith(("NVML_", "nvmlMemory")) and getattr(FakeNvml, name) != getattr(pynvml, name)
+    ] == []
     assert [name for name in sorted(names) if re.search(r"Set|Reset|Clear|Create|Destroy", name)] == []
 
 
@@ -139,7 +149,7 @@ def test_the_facts_of_a_card() -> None:
     ("changes", "caution"),
     [
         ({"nvmlDeviceGetComputeRunningProcesses": [object()]}, "something else is on the GPU (1 processes"),
-        ({"nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=100, used=3)}, "something else is on the GPU (0 processes, 3 bytes)"),
+        ({"nvmlDeviceGetMemoryInfo": memory(100, 3, 0)}, "something else is on the GPU (0 processes, 3 bytes)"),
         ({"nvmlDeviceGetPowerManagementLimit": 500_000}, "power is capped at 500 W, below the card's own 700 W"),
         ({"nvmlDeviceGetPersistenceMode": 0}, "persistence mode is off"),
     ],
@@ -148,6 +158,16 @@ def test_what_a_reader_must_know(changes: dict[str, Any], caution: str) -> None:
     """Each state that bears on the figures has its sentence."""
     (said,) = gpu.cautions(gpu.facts(gpu.card(Server(**changes), {})))
     assert said.startswith(caution)
+
+
+def test_the_drivers_own_memory_is_nobody_elses() -> None:
+    """An empty card of 40 GB of which the driver keeps 912 MB is not shared; where an older driver does not tell its share, it counts."""
+    server = Server(nvmlDeviceGetMemoryInfo=memory(42_949_672_960, 7_800_000, 912_000_000))
+    card = gpu.card(server, {})
+    assert card.memory_bytes() == (42_949_672_960, 7_800_000)
+    assert gpu.cautions(gpu.facts(card)) == ()
+    server.memory_version = 1
+    assert card.memory_bytes() == (42_949_672_960, 919_800_000)
 
 
 def test_a_card_that_is_held_back() -> None:

@@ -220,6 +220,7 @@ class FakeNvml(types.ModuleType):
     """NVML with one card that cannot tell its memory clock. It has no function that sets anything."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU, NVML_SUCCESS = 1, 2, 0, 0
+    nvmlMemory_v2 = 0x02000028  # noqa: N815
     NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP = 74
     NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN = 269
     NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN = 270

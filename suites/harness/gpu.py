@@ -20,7 +20,10 @@ LIBRARY = "libnvidia-ml.so.1"
 """NVML itself, which comes with the driver."""
 
 BUSY_FRACTION = 0.02
-"""A card of which more memory than this is taken before a run begins serves somebody else too; the driver's own share is below."""
+"""A card of which more memory than this is taken before a run begins serves somebody else too.
+
+The driver's own share is not counted, but by drivers that do not tell it.
+"""
 
 
 def missing() -> str | None:
@@ -106,7 +109,7 @@ def facts(card: Card) -> dict[str, object]:
     The UUID, a serial number, is there as a hash. ``compute_processes`` and ``used_bytes`` are others', before any worker starts.
     """
     nvml, ask = card.nvml, card.ask
-    memory, ecc = ask(nvml.nvmlDeviceGetMemoryInfo, of=card.handle), ask(nvml.nvmlDeviceGetEccMode)
+    (memory_bytes, used_bytes), ecc = card.memory_bytes(), ask(nvml.nvmlDeviceGetEccMode)
     processes = ask(nvml.nvmlDeviceGetComputeRunningProcesses, of=card.handle)
     kinds = {"sm": nvml.NVML_CLOCK_SM, "memory": nvml.NVML_CLOCK_MEM}
     clocks = {kind: ask(nvml.nvmlDeviceGetMaxClockInfo, number) for kind, number in kinds.items()}
@@ -116,7 +119,7 @@ def facts(card: Card) -> dict[str, object]:
     return {
         "name": _text(ask(nvml.nvmlDeviceGetName)),
         "uuid_sha256": hashlib.sha256(uuid(card).encode()).hexdigest()[:16],
-        "memory_bytes": None if memory is None else int(memory.total),
+        "memory_bytes": memory_bytes,
         "instance": card.is_instance,
         "driver": _text(ask(lambda _: nvml.nvmlSystemGetDriverVersion())),
         "cuda_driver": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
@@ -130,7 +133,7 @@ def facts(card: Card) -> dict[str, object]:
         "pcie_generation": ask(nvml.nvmlDeviceGetCurrPcieLinkGeneration),
         "pcie_width": ask(nvml.nvmlDeviceGetCurrPcieLinkWidth),
         "compute_processes": None if processes is None else len(processes),
-        "used_bytes": None if memory is None else int(memory.used),
+        "used_bytes": used_bytes,
         "clock_event_reasons": ask(nvml.nvmlDeviceGetCurrentClocksEventReasons),
     }
 

@@ -198,10 +198,13 @@ class Card:
         millijoule = self.ask(self.nvml.nvmlDeviceGetTotalEnergyConsumption)
         return None if millijoule is None else millijoule / 1e3
 
-    def used_bytes(self) -> int | None:
-        """Memory of it that is taken now, by whomever."""
-        memory = self.ask(self.nvml.nvmlDeviceGetMemoryInfo, of=self.handle)
-        return None if memory is None else int(memory.used)
+    def memory_bytes(self) -> tuple[int, int] | tuple[None, None]:
+        """Its memory, and how much of it is taken now, by whomever; without the driver's own share, where that is told."""
+        question = self.nvml.nvmlDeviceGetMemoryInfo
+        if (memory := self.ask(question, self.nvml.nvmlMemory_v2, of=self.handle)) is not None:
+            return int(memory.total), int(memory.total - memory.free - memory.reserved)
+        memory = self.ask(question, of=self.handle)  # an older driver's ``used`` holds the share
+        return (None, None) if memory is None else (int(memory.total), int(memory.used))
 
     def ask(self, question: Any, *arguments: object, of: Any = None) -> Any:
         """What one of NVML's functions says of the card, or of its instance where ``of`` is ``handle``; None where it does not say."""
