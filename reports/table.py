@@ -118,7 +118,8 @@ def content(frame: pd.DataFrame, about: About, report: Path | None = None, allow
         footer.insert(0, f"Report: {report}")
     allowed = [("Allowed to differ", ", ".join(allow_unlike))] if allow_unlike else []
     found = list(sets.over(frame, about.records))
-    means = tuple(_set(each, f" of run {each.run_id}" if len(found) > 1 else "") for each in found)
+    several = len({each.run_id for each in found}) > 1
+    means = tuple(_set(each, f" of run {each.run_id}" if several else "") for each in found)
     limits = (*_no_conclusion(frame), *_of_energy(frame))
     answers = tuple(_answers(frame, sections))
     return Content(headline(sections), answers, (*allowed, *about.facts()), sections, means, limits, tuple(footer))
@@ -235,7 +236,7 @@ def _set(found: sets.Over, run: str) -> Set:
         notes.append(f"Not shown, for want of ratios in these cells or of common rounds: {absent}.")
     notes += [f"{labels.implementation(*arm)}: {said}." for arm, said in found.despite.items()]
     lines = tuple((labels.implementation(*arm), _speed(mean)) for arm, mean in found.means.items())
-    title = f"Over {len(found.cells)} cells{run}: geometric mean of the speeds, 95 % interval over rounds"
+    title = f"Over {len(found.cells)} cells in {found.precision}{run}: geometric mean of the speeds, 95 % interval over rounds"
     return Set(title, ("implementation", f"speed vs {baseline}"), lines, tuple(notes))
 
 
