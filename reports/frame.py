@@ -100,6 +100,8 @@ DTYPES: Mapping[str, str] = {
     "roofline": "string",
     "roofline_fraction": "Float64",
     "roofline_error": "string",
+    "power_cap_fraction": "Float64",
+    "heat_fraction": "Float64",
     "dataset": "string",
     "top1": "Float64",
     "top1_absent": "string",
@@ -143,6 +145,8 @@ MEMORY: Mapping[str, Mapping[str, str]] = {
     },
 }
 """The measurement that is in each column, by device: of a GPU the memory of the card, not of the host."""
+HELD = {"power_cap_fraction": "power_cap_s", "heat_fraction": "sw_thermal_s"}
+"""The card's counter that is in each column (``timing.held_fraction``)."""
 
 
 class NoRecordsError(ValueError):
@@ -242,6 +246,8 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     roofline                      string   what the mode is held against: bound, or (cuda) fused, compile, folded, eager
     roofline_fraction             Float64  least possible time over measured time (``reports.roofline``), 0 to 1
     roofline_error                string   why there is none although there were probes: it came out above 1
+    power_cap_fraction            Float64  cuda: of the time of its visits, how much the clocks were held down at the power limit
+    heat_fraction                 Float64  cuda: the same for heat, by the driver
     dataset                       string   the labelled images that top1 is of
     top1                          Float64  fraction of images classified as labelled
     top1_absent                   string   why there is no top1, where that was recorded: "bring weights: ...", or "failed"
@@ -375,6 +381,7 @@ class _Run:
         row |= self._status(cell, records)
         row |= self._certificate(cell, records)
         row |= {"processes": len(times), "noise": timing.disturbed(records), "steady": _steady(records), "mixed": _mixed(records)}
+        row |= {column: timing.held_fraction(records, counter) for column, counter in HELD.items()}
         if times:
             row |= self._times(cell, newest, times) | _tails(cell, records)
         return row | _second_clock(records) | self._beside(cell, row.get("weights_sha256"))

@@ -1,4 +1,4 @@
-"""The geometric mean of a speed over the cells of a run. It speaks of this set of cells and of no other."""
+"""The geometric mean of a speed over the cells of a run in one precision. It speaks of this set of cells and of no other."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """A set of cells of one run, and the mean speed over the baseline's of every implementation and mode that has all of them.
+    """Cells of one run and precision, and the mean speed over the baseline's of every implementation and mode that has all of them.
 
     ``left_out`` are cells in which some of them have a ratio and not all; ``absent`` who has ratios in more than one cell, but not
     in two of these; ``despite`` what differs in a row and was compared all the same.
     """
 
     run_id: str
+    precision: str
     baseline: str
     cells: tuple[Key, ...]
     means: dict[tuple[str, str], Ratio]
@@ -38,8 +39,9 @@ class Over:
 
 
 def over(cells: pd.DataFrame, records: Iterable[Record]) -> Iterator[Over]:
-    """The set of each run in which some implementation and mode has a ratio to the baseline in more than one cell.
+    """The set of each run and precision in which some implementation and mode has a ratio to the baseline in more than one cell.
 
+    A set over precisions would lose all cells of those that one implementation does not have.
     ``cells`` is the frame of these records; it says which rows may be compared. The set grows no row's cells: it is what all that
     are shown share, found from the one with the most cells on; one that shares fewer than two is not shown.
     """
@@ -48,13 +50,13 @@ def over(cells: pd.DataFrame, records: Iterable[Record]) -> Iterator[Over]:
         if record.suite in ("inference", "training"):
             of_run[record.run_id].append(record)
     compared = cells[cells["ratio"].notna()]
-    for run_id, rows in compared.groupby("run_id", sort=False):
-        made = _over(str(run_id), rows, latest(of_run[str(run_id)]))
+    for (run_id, precision), rows in compared.groupby(["run_id", "precision"], sort=False):
+        made = _over(str(run_id), str(precision), rows, latest(of_run[str(run_id)]))
         if made is not None:
             yield made
 
 
-def _over(run_id: str, rows: pd.DataFrame, records: list[Record]) -> Over | None:
+def _over(run_id: str, precision: str, rows: pd.DataFrame, records: list[Record]) -> Over | None:
     has: dict[tuple[str, str], dict[Key, None]] = defaultdict(dict)
     despite: dict[tuple[str, str], str] = {}
     for row in rows.to_dict("records"):
@@ -90,6 +92,7 @@ def _over(run_id: str, rows: pd.DataFrame, records: list[Record]) -> Over | None
     every = dict.fromkeys(key for arm in shown for key in has[arm])
     return Over(
         run_id,
+        precision,
         baseline,
         tuple(shared),
         dict(sorted(means.items(), key=lambda item: -(item[1].value or 0))),

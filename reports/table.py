@@ -118,7 +118,8 @@ def content(frame: pd.DataFrame, about: About, report: Path | None = None, allow
         footer.insert(0, f"Report: {report}")
     allowed = [("Allowed to differ", ", ".join(allow_unlike))] if allow_unlike else []
     found = list(sets.over(frame, about.records))
-    means = tuple(_set(each, f" of run {each.run_id}" if len(found) > 1 else "") for each in found)
+    several = len({each.run_id for each in found}) > 1
+    means = tuple(_set(each, f" of run {each.run_id}" if several else "") for each in found)
     limits = (*_no_conclusion(frame), *_of_energy(frame))
     answers = tuple(_answers(frame, sections))
     return Content(headline(sections), answers, (*allowed, *about.facts()), sections, means, limits, tuple(footer))
@@ -235,7 +236,7 @@ def _set(found: sets.Over, run: str) -> Set:
         notes.append(f"Not shown, for want of ratios in these cells or of common rounds: {absent}.")
     notes += [f"{labels.implementation(*arm)}: {said}." for arm, said in found.despite.items()]
     lines = tuple((labels.implementation(*arm), _speed(mean)) for arm, mean in found.means.items())
-    title = f"Over {len(found.cells)} cells{run}: geometric mean of the speeds, 95 % interval over rounds"
+    title = f"Over {len(found.cells)} cells in {found.precision}{run}: geometric mean of the speeds, 95 % interval over rounds"
     return Set(title, ("implementation", f"speed vs {baseline}"), lines, tuple(notes))
 
 
@@ -411,6 +412,10 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
     if len(timed):
         classes = (f"{steady}: {labels.joined([_name(row) for _, row in each.iterrows()])}" for steady, each in timed.groupby("steady"))
         yield f"Steadiness while timed: {'; '.join(classes)}."
+    for column, cause in (("power_cap_fraction", "at the power limit"), ("heat_fraction", "for heat")):
+        if (rows[column] > 0).any():
+            shares = [f"{row[column]:.0%} of {_name(row)}" for _, row in rows[rows[column].notna()].iterrows()]
+            yield f"Of the time of the visits the clocks were held down {cause}: {labels.joined(shares)}."
     unpaired = rows["time_per_batch_s"].notna() & rows["ratio"].isna() & rows["unlike"].isna() & ~rows["is_baseline"]
     if unpaired.any():
         baseline = labels.implementation(*str(rows["baseline"].iloc[0]).split("/", 1))
@@ -433,13 +438,20 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
 
 def _low(row: pd.Series) -> str:
     """What is to be looked at where a row is far below its roofline."""
-    places = ["the clocks, power and clock event reasons of its visits", "the cuDNN and cuBLAS in its settings"]
+    places = [_held_down(row), "the cuDNN and cuBLAS in its settings"]
     if row["layout"] == "NCHW":
         places.insert(0, "its layout, NCHW, for which tensor cores rearrange every tensor")
     if row["precision"] == "tf32" and not row["tf32"]:
         places.insert(0, "TF32, which it says is off")
     low = f"{row['roofline_fraction']:.0%} of its roofline ({row['roofline']}), below {roofline.LOW:.0%}"
     return f"{low}: something may be set up wrong; look at {labels.joined(places)}."
+
+
+def _held_down(row: pd.Series) -> str:
+    """What held the card's clocks down, and for how much of its visits, as far as the card counts it."""
+    causes = {"the power limit": row["power_cap_fraction"], "heat": row["heat_fraction"]}
+    shares = [f"{cause} ({'not counted here' if pd.isna(share) else f'{share:.0%} of its visits'})" for cause, share in causes.items()]
+    return f"what held its clocks down: {', '.join(shares)}"
 
 
 def _second_clock(row: pd.Series) -> str:

@@ -123,6 +123,17 @@ def disturbed(records: Iterable[Record]) -> str | None:
     return f"INVALID-NOISY: {dropped} of {blocks} blocks were disturbed ({', '.join(flags)}), more than {NOISY_FRACTION:.0%}"
 
 
+def held_fraction(records: Iterable[Record], counter: str) -> float | None:
+    """How much of the time of all visits, also of blocks left out, the card's clocks were held down, by one of its counters.
+
+    ``counter`` is a field of ``CardNoise`` (``suites/harness/noise.py``). None where any visit lacks it.
+    """
+    visits = [seen for record in records if (beside := of(record)) is not None for seen in beside.noise]
+    cards = [card if isinstance(card := seen.get("card"), Mapping) else {} for seen in visits]
+    held_s, wall_s = [card.get(counter) for card in cards], [seen.get("wall_s") for seen in visits]
+    return sum(held_s) / sum(wall_s) if visits and None not in (*held_s, *wall_s) else None  # type: ignore[arg-type]
+
+
 def call_s(record: Record) -> float:
     """Seconds of one call in one process, of a record with samples.
 

@@ -140,8 +140,8 @@ def record_of(
 def _beside(context: Context, entrant: Entrant, seeds: Seeds, taken: Taken, certificate_id: str, *, memory: bool) -> None:
     """What a process that timed one network on a GPU says of memory and of copies, as records of their own."""
     fields: dict[str, Any] = {"process": seeds.as_record(), "certificate_id": certificate_id, "settings": dict(taken.settings)}
-    names = [name for name in ("peak_allocated_bytes", "peak_reserved_bytes") if memory and name in taken.memory]
-    allocated = {name: float(taken.memory[name]) for name in names}
+    names = ("peak_allocated_bytes", "peak_reserved_bytes") if memory else ()
+    allocated = {name: float(value) for name in names if (value := taken.memory.get(name)) is not None}
     found: tuple[tuple[Suite, Mapping[str, float]], ...] = (("memory", allocated), ("copies", taken.copies))
     for suite, measurements in found:
         if measurements and not context.store.has(context.run.run_id, suite, entrant.cell, seeds.index):

@@ -23,6 +23,7 @@ from typing import Any
 from results.record import Cell, Record
 from suites.harness import requests
 from suites.harness.context import BUILD_TIMEOUT_S, CALL_TIMEOUT_S, START_TIMEOUT_S, Context, Seeds
+from suites.harness.memory import NO_PEAK
 from suites.harness.process import WorkerError, WorkerProcess
 
 RUNNING_CALLS = 3
@@ -112,7 +113,7 @@ def _one(
         "certificate_id": certificate_id,
         "model": about.as_record(cell.precision, cell.batch_size),
     }
-    before = context.card.used_bytes() if context.card else None
+    before = context.card.memory_bytes()[1] if context.card else None
     try:
         with context.launch(cell, cell.precision, seeds, purpose=f"start-{cell.model}-{cell.batch_size}", caches=caches) as worker:
             hello = worker.call("start", START_TIMEOUT_S)
@@ -122,19 +123,21 @@ def _one(
             worker.call("visit", CALL_TIMEOUT_S, handle="cell", scope=cell.scope, samples=RUNNING_CALLS, calls=1)
             running = worker.call("memory", CALL_TIMEOUT_S, reset=False)
             fields |= {"settings": first["settings"], "software": hello["packages"]}
+            peaks = built["peak_memory_bytes"], running["peak_memory_bytes"]
             bytes_ = {
                 **running,
                 "imported_memory_bytes": imported["peak_memory_bytes"],
-                "running_memory_bytes": running["peak_memory_bytes"],
-                "peak_memory_bytes": max(built["peak_memory_bytes"], running["peak_memory_bytes"]),
+                "running_memory_bytes": running["peak_memory_bytes"] if built["reset"] else None,
+                "peak_memory_bytes": None if None in peaks else max(peaks),
             }
-            after = context.card.used_bytes() if context.card else None
+            after = context.card.memory_bytes()[1] if context.card else None
             if before is not None and after is not None and not context.is_shared:
                 bytes_["device_memory_bytes"] = after - before
             if times:
                 taken = {"import_s": hello["import_s"], "load_s": loaded["load_s"], "first_call_s": first["first_call_s"]}
                 context.store.append(context.record("startup", cell, measurements=taken, **fields))
-            context.store.append(context.record("memory", cell, measurements=bytes_, **fields))
+            absent = {"absent": NO_PEAK} if bytes_["peak_memory_bytes"] is None else None
+            context.store.append(context.record("memory", cell, measurements=bytes_, data=absent, **fields))
             afterwards(cell, worker, hello, "cell")
     except WorkerError as error:
         for suite in ("startup", "memory") if times else ("memory",):

@@ -23,7 +23,7 @@ sys.path.append({str(ROOT)!r})
 from tests.test_gpu import Server
 sys.modules["pynvml"] = Server()
 from suites.harness import gpu, plan, probe
-gpu.missing = lambda: None
+gpu.LIBRARY = "libc.so.6"
 plan.ON_GPU = plan.Effort(processes=2, blocks=1, visit_s=0.02, samples=3, warmup_s=0.02, rewarm_calls=1)
 tiny = probe.Shapes(((probe._convolution(8, 8), 2), (probe._product(64), 64)), (probe._copy(4, 16), 2), 2)
 probe.SHAPES = {{**probe.SHAPES, "cuda": tiny}}
@@ -37,6 +37,18 @@ def run(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[i
     options = ("--device", "cuda", "--precisions", "fp32", "--scopes", "all", "--baseline", "card/eager")
     code, document = checkout.document(*bench("card", store=store, batch_sizes="1,4,8,16"), *options, before=CARD)
     return code, document, store
+
+
+@pytest.mark.parametrize("command", ["bench", "certify"])
+def test_an_exclusive_card_stops_a_run_before_it_begins(checkout: Checkout, tmp_path: Path, command: str) -> None:
+    """One sentence and the exit code of the environment's errors; no run is begun."""
+    exclusive = f"{CARD}\nsys.modules['pynvml'].state['nvmlDeviceGetComputeMode'] = 3"
+    options = ("--models", "cifar_resnet8", "--env", "current", "--impls", "card", "--store", str(tmp_path / "store"))
+    done = checkout.run(command, "--device", "cuda", *options, before=exclusive)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("levelfield: the GPU is in compute mode EXCLUSIVE_PROCESS, ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "store").exists()
 
 
 def of(found: list[Record], suite: str, **coordinates: Any) -> list[Record]:

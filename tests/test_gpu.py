@@ -21,18 +21,25 @@ from tests.test_noise import FakeNvml
 Handle = str
 
 
+def memory(total: int, taken: int, reserved: int = 4_000_000_000) -> types.SimpleNamespace:
+    """NVML's nvmlMemory_v2_t, whose ``used`` holds ``reserved`` or not, as the driver has it."""
+    return types.SimpleNamespace(version=2, total=total, reserved=reserved, free=total - reserved - taken, used=reserved + taken)
+
+
 class Server(FakeNvml):
     """A server with ``cards`` H200s; where ``instances`` are named the first card is split into these (MIG)."""
 
     def __init__(self, cards: int = 1, instances: tuple[str, ...] = (), **changes: Any) -> None:
         super().__init__()
         self.cards, self.instances = cards, instances
+        self.memory_version = 2
         self.state = {
             **{"nvmlDeviceGetName": "NVIDIA H200", "nvmlDeviceGetVbiosVersion": "96.00.A5", "nvmlDeviceGetEccMode": [1, 1]},
             **{"nvmlDeviceGetPersistenceMode": 1, "nvmlDeviceGetPowerManagementLimit": 700_000},
             **{"nvmlDeviceGetPowerManagementDefaultLimit": 700_000, "nvmlDeviceGetComputeRunningProcesses": []},
             **{"nvmlDeviceGetCurrPcieLinkGeneration": 5, "nvmlDeviceGetCurrPcieLinkWidth": 16},
-            "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=150_754_820_096, used=600_000_000),
+            "nvmlDeviceGetComputeMode": self.NVML_COMPUTEMODE_DEFAULT,
+            "nvmlDeviceGetMemoryInfo": memory(150_754_820_096, 600_000_000),
         } | changes
         self.asked: list[tuple[str, Handle]] = []
 
@@ -40,8 +47,10 @@ class Server(FakeNvml):
         if not name.startswith("nvmlDeviceGet"):
             raise AttributeError(name)
 
-        def answer(handle: Handle, *_: object) -> Any:
+        def answer(handle: Handle, *versions: int) -> Any:
             self.asked.append((name, handle))
+            if versions and self.memory_version < 2:
+                raise self.NVMLError("Function Not Found")
             if self.state.get(name) is None:
                 raise self.NVMLError("Not Supported")
             return self.state[name]
@@ -77,9 +86,6 @@ class Server(FakeNvml):
     def nvmlDeviceGetMaxClockInfo(self, handle: Handle, kind: int) -> int:  # noqa: N802
         return {self.NVML_CLOCK_SM: 1980, self.NVML_CLOCK_MEM: 3201}[kind]
 
-    def nvmlSystemGetDriverVersion(self) -> bytes:  # noqa: N802
-        return b"580.65.06"
-
     def nvmlSystemGetCudaDriverVersion(self) -> int:  # noqa: N802
         return 13_010
 
@@ -90,6 +96,9 @@ def test_nvml_has_what_is_asked_of_it_and_nothing_is_set() -> None:
     names = set(re.findall(r"nvml\.(nvml\w+|NVML\w+)", code))
     assert len(names) > 20
     assert [name for name in sorted(names) if not hasattr(pynvml, name)] == []
+    assert [
+        name for name in vars(FakeNvml) if name.startswith(("NVML_", "nvmlMemory")) and getattr(FakeNvml, name) != getattr(pynvml, name)
+    ] == []
     assert [name for name in sorted(names) if re.search(r"Set|Reset|Clear|Create|Destroy", name)] == []
 
 
@@ -129,8 +138,8 @@ def test_the_facts_of_a_card() -> None:
     assert found["name"] == "NVIDIA H200"
     assert (found["power_limit_w"], found["power_default_w"]) == (700, 700)
     assert (found["sm_clock_max_hz"], found["memory_clock_max_hz"]) == (1980e6, 3201e6)
-    assert (found["driver"], found["cuda_driver"]) == ("580.65.06", "13.1")
-    assert (found["ecc"], found["persistence"], found["instance"]) == (True, True, False)
+    assert (found["driver"], found["cuda_driver"]) == ("580.95.05", "13.1")
+    assert (found["ecc"], found["persistence"], found["instance"], found["compute_mode"]) == (True, True, False, "DEFAULT")
     assert "GPU-0" not in json.dumps(found)
     assert gpu.cautions(found) == ()
     assert not gpu.is_shared(found)
@@ -140,7 +149,7 @@ def test_the_facts_of_a_card() -> None:
     ("changes", "caution"),
     [
         ({"nvmlDeviceGetComputeRunningProcesses": [object()]}, "something else is on the GPU (1 processes"),
-        ({"nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=100, used=3)}, "something else is on the GPU (0 processes, 3 bytes)"),
+        ({"nvmlDeviceGetMemoryInfo": memory(100, 3, 0)}, "something else is on the GPU (0 processes, 3 bytes)"),
         ({"nvmlDeviceGetPowerManagementLimit": 500_000}, "power is capped at 500 W, below the card's own 700 W"),
         ({"nvmlDeviceGetPersistenceMode": 0}, "persistence mode is off"),
     ],
@@ -151,10 +160,20 @@ def test_what_a_reader_must_know(changes: dict[str, Any], caution: str) -> None:
     assert said.startswith(caution)
 
 
+def test_the_drivers_own_memory_is_nobody_elses() -> None:
+    """An empty card of 40 GB of which the driver keeps 912 MB is not shared; where an older driver does not tell its share, it counts."""
+    server = Server(nvmlDeviceGetMemoryInfo=memory(42_949_672_960, 7_800_000, 912_000_000))
+    card = gpu.card(server, {})
+    assert card.memory_bytes() == (42_949_672_960, 7_800_000)
+    assert gpu.cautions(gpu.facts(card)) == ()
+    server.memory_version = 1
+    assert card.memory_bytes() == (42_949_672_960, 919_800_000)
+
+
 def test_a_card_that_is_held_back() -> None:
-    """A slowdown by heat before anything runs is a caution; the software power cap and idleness are none."""
+    """A slowdown by heat before anything runs is a caution; the software power cap, idleness and a change of the clocks are none."""
     server = Server()
-    server.reasons = 0x1 | 0x4
+    server.reasons = 0x1 | 0x4 | 0x8
     assert gpu.cautions(gpu.facts(gpu.card(server, {}))) == ()
     server.reasons = 0x40
     assert gpu.cautions(gpu.facts(gpu.card(server, {}))) == ("the card is held back before anything runs: gpu-hw-thermal",)
@@ -176,7 +195,7 @@ def test_what_a_card_does_not_tell() -> None:
     """Null, never zero."""
     silent = {name: None for name in Server().state if name != "nvmlDeviceGetName"}
     found = gpu.facts(gpu.card(Server(**silent), {}))
-    assert {found[name] for name in ("memory_bytes", "ecc", "persistence", "power_limit_w", "compute_processes", "pcie_width")} == {None}
+    assert {found[name] for name in ("memory_bytes", "ecc", "persistence", "power_limit_w", "compute_processes", "compute_mode")} == {None}
     assert gpu.cautions(found) == ()
 
 
@@ -192,11 +211,49 @@ def test_another_card_is_another_machine() -> None:
     assert gpu.of_machine(here, {**whole, "instance": True})["machine_id"] != first["machine_id"]
 
 
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine on which the driver's library can be loaded, and no card is named."""
+    monkeypatch.setattr(gpu, "LIBRARY", "libc.so.6")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("mode", "name"), [(0, None), (None, None), (2, "PROHIBITED"), (3, "EXCLUSIVE_PROCESS")])
+def test_a_card_that_refuses_processes(driver: pytest.MonkeyPatch, mode: int | None, name: str | None) -> None:
+    """One sentence says who can change that, the doctor's too; a card that does not tell its mode is tried."""
+    driver.setitem(sys.modules, "pynvml", Server(nvmlDeviceGetComputeMode=mode))
+    found = gpu.missing()
+    if name is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.startswith(f"the GPU is in compute mode {name}, ")
+        assert found.endswith("an administrator can allow them with `nvidia-smi -c DEFAULT`")
+        assert [each.found for each in doctor._system() if "GPU" in each.what] == [found]
+
+
+def test_a_card_that_cannot_be_told(driver: pytest.MonkeyPatch) -> None:
+    """Is said before anything is built, too."""
+    driver.setitem(sys.modules, "pynvml", Server(4))
+    assert str(gpu.missing()).startswith("which GPU is measured cannot be told: there are 4 cards; ")
+
+
+def test_no_driver(driver: pytest.MonkeyPatch) -> None:
+    """Without the driver's library one sentence names it, and without a driver below it NVML's own word is told."""
+    without = Server()
+    without.present = False
+    driver.setitem(sys.modules, "pynvml", without)
+    assert gpu.missing() == "the GPU's counters cannot be read: NVML says Driver Not Loaded of card 0"
+    driver.setattr(gpu, "LIBRARY", "no-such-library.so.1")
+    assert gpu.missing() == "there is no NVIDIA GPU to be used here: the driver's library no-such-library.so.1 cannot be loaded"
+
+
 def test_the_doctor_tells_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what speaks against its figures; a card that cannot be told is no traceback."""
     monkeypatch.setitem(sys.modules, "pynvml", Server(nvmlDeviceGetPersistenceMode=0))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert doctor._gpu().startswith("NVIDIA H200, driver 580.65.06, CUDA 13.1; persistence mode is off")
+    assert doctor._gpu().startswith("NVIDIA H200, driver 580.95.05, CUDA 13.1; persistence mode is off")
     monkeypatch.setitem(sys.modules, "pynvml", Server(cards=2))
     assert "there are 2 cards" in doctor._gpu()
 

@@ -220,6 +220,12 @@ class FakeNvml(types.ModuleType):
     """NVML with one card that cannot tell its memory clock. It has no function that sets anything."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU, NVML_SUCCESS = 1, 2, 0, 0
+    nvmlMemory_v2 = 0x02000028  # noqa: N815
+    NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP = 74
+    NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN = 269
+    NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN = 270
+    NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN = 271
+    NVML_COMPUTEMODE_DEFAULT, NVML_COMPUTEMODE_PROHIBITED, NVML_COMPUTEMODE_EXCLUSIVE_PROCESS = 0, 2, 3
 
     class NVMLError(Exception):
         """What every function may raise."""
@@ -227,12 +233,18 @@ class FakeNvml(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("pynvml")
         self.reasons = 0x1
-        self.counters = {270: 5, 271: 7}
+        self.counters = {74: 9, 269: 3, 270: 5, 271: 7}
+        self.driver: str | None = "580.95.05"
         self.present = True
 
     def nvmlInit(self) -> None:  # noqa: N802
         if not self.present:
             raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        if self.driver is None:
+            raise self.NVMLError("Not Supported")
+        return self.driver
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
         return f"card {index}"
@@ -272,8 +284,10 @@ class FakeNvml(types.ModuleType):
 
 
 def of_card(before: CardReading, after: CardReading, tmp_path: Path) -> Noise:
+    """A visit of one second between two readings of a card."""
     first = read(PID, tmp_path)
-    return between(dataclasses.replace(first, card=before), dataclasses.replace(read(PID, tmp_path), card=after))
+    last = dataclasses.replace(first, clock_ns=first.clock_ns + 10**9)
+    return between(dataclasses.replace(first, card=before), dataclasses.replace(last, card=after))
 
 
 def test_card(tmp_path: Path) -> None:
@@ -286,41 +300,90 @@ def test_card(tmp_path: Path) -> None:
         "temperature_celsius": 61.0,
         "power_w": 650.5,
         "reasons": 1,
+        "power_cap_s": 0.0,
+        "sw_thermal_s": 0.0,
+        "hw_thermal_s": 0.0,
+        "power_brake_s": 0.0,
         "faults": [],
     }
     assert flags(found) == ()
 
 
 @pytest.mark.parametrize(
-    ("reasons", "counters", "expected"),
+    ("reasons", "held_ms", "expected"),
     [
         (0x04, {}, ()),  # the power cap: a regime
-        (0x20, {}, ()),
-        (0x08, {}, ("gpu-hw-slowdown",)),
-        (0x48, {}, ("gpu-hw-slowdown", "gpu-hw-thermal")),
+        (0x20, {}, ()),  # not for how long
+        (0x08, {}, ()),  # any change of the clocks
+        (0x48, {}, ("gpu-hw-thermal",)),
         (0x80 | 0x04, {}, ("gpu-power-brake",)),
-        (0x01, {271: 8}, ("gpu-power-brake",)),
-        (0x01, {270: 5}, ()),
+        (0x01, {74: 1000}, ()),
+        (0x01, {269: 10}, ()),  # just 1 % of the visit
+        (0x01, {269: 11}, ("gpu-sw-thermal",)),
+        (0x01, {270: 1}, ("gpu-hw-thermal",)),
+        (0x01, {271: 1, 269: 500}, ("gpu-power-brake", "gpu-sw-thermal")),
     ],
 )
-def test_faults_of_a_card(tmp_path: Path, reasons: int, counters: dict[int, int], expected: tuple[str, ...]) -> None:
-    """The hardware's own slowdowns flag a visit at either end, and between by their counters."""
+def test_faults_of_a_card(tmp_path: Path, reasons: int, held_ms: dict[int, int], expected: tuple[str, ...]) -> None:
+    """The hardware's slowdowns flag a visit at either end, and those and heat by the time that they took."""
     nvml = FakeNvml()
     before = Card(nvml=nvml).read()
-    nvml.reasons, nvml.counters = reasons, nvml.counters | counters
+    nvml.reasons = reasons
+    for field, milliseconds in held_ms.items():
+        nvml.counters[field] += milliseconds * 10**6
     after = Card(nvml=nvml).read()
-    assert flags(of_card(before, after, tmp_path)) == expected
-    if not counters:
+    found = of_card(before, after, tmp_path)
+    assert flags(found) == expected
+    assert found.card is not None
+    assert found.card.reasons == reasons | 0x01
+    if not held_ms:
         assert flags(of_card(after, before, tmp_path)) == expected
 
 
+def held_s(nvml: FakeNvml, field: int, tmp_path: Path) -> dict[str, float | None]:
+    """For how long the clocks were held down while this field counted a quarter of a second."""
+    card = Card(nvml=nvml)
+    before = card.read()
+    nvml.counters[field] = nvml.counters.get(field, 0) + 250 * 10**6
+    found = of_card(before, card.read(), tmp_path).card
+    assert found is not None
+    return {name: getattr(found, name) for name in ("power_cap_s", "sw_thermal_s", "hw_thermal_s", "power_brake_s")}
+
+
+@pytest.mark.parametrize(
+    ("driver", "fields"),
+    [
+        ("575.51.03", (74, 251, 252, 253)),
+        ("580.65.06", (74, 251, 252, 253)),
+        ("580.82.07", (74, 269, 270, 271)),
+        ("615.71", (74, 269, 270, 271)),
+    ],
+)
+def test_drivers_number_their_counters_otherwise(tmp_path: Path, driver: str, fields: tuple[int, ...]) -> None:
+    """NVML's fields of the slowdowns as its bindings 12.575.51, 13.580.65, 13.580.82 and 13.615.71 have them; each is asked for alone."""
+    for field, name in zip(fields, ("power_cap_s", "sw_thermal_s", "hw_thermal_s", "power_brake_s"), strict=True):
+        nvml = FakeNvml()
+        nvml.driver, nvml.counters = driver, dict.fromkeys(fields, 0)
+        found = held_s(nvml, field, tmp_path)
+        assert found == {other: 0.25 if other == name else 0.0 for other in found}
+
+
+@pytest.mark.parametrize("driver", [None, "570.86.10"])
+def test_counters_that_a_card_lacks(tmp_path: Path, driver: str | None) -> None:
+    """Are None, not zero, and neither is a fault seen nor its absence known of them; what it does count is told."""
+    nvml = FakeNvml()
+    nvml.driver, nvml.counters = driver, {74: 0}
+    assert held_s(nvml, 74, tmp_path) == {"power_cap_s": 0.25, "sw_thermal_s": None, "hw_thermal_s": None, "power_brake_s": None}
+
+
 def test_a_card_that_tells_nothing(tmp_path: Path) -> None:
-    """Faults that cannot be seen are None, not an empty list."""
+    """Faults that cannot be seen are None, not an empty list; a power cap alone tells of none."""
     silent = CardReading(None, None, None, None, None, {})
-    found = of_card(silent, silent, tmp_path)
-    assert found.card is not None
-    assert found.card.faults is None
-    assert flags(found) == ()
+    for reading in (silent, dataclasses.replace(silent, held_ns={"power_cap_s": 1})):
+        found = of_card(reading, reading, tmp_path)
+        assert found.card is not None
+        assert found.card.faults is None
+        assert flags(found) == ()
 
 
 def test_no_card(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_latencies_have_their_percentiles_and_sets_their_chapter(written: Path) 
                 for line in re.findall(r"<tr.*?</tr>", rows, re.DOTALL)
             ]
             assert len(set(widths)) == 1
-    assert "<h3>Over 3 cells: geometric mean of the speeds" in page
+    assert "<h3>Over 3 cells in fp32: geometric mean of the speeds" in page
 
 
 def test_reasons_are_escaped(written: Path) -> None:

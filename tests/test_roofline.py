@@ -71,7 +71,32 @@ def test_a_low_grade_says_what_to_look_at(run: Run, tmp_path: Path) -> None:
     low = [note for note in notes if "of its roofline" in note]
     assert all(note.startswith(("TensorFlow XLA: ", "PyTorch eager: ", "JAX jit: ")) for note in low)
     assert any("of its roofline (eager), below 60%: something may be set up wrong; look at its layout, NCHW" in note for note in low)
-    assert all("clocks" in note and "cuDNN" in note for note in low)
+    unknown = "what held its clocks down: the power limit (not counted here), heat (not counted here) and the cuDNN"
+    assert all(unknown in note for note in low)
+    assert not any("held down at" in note for section in content.sections for note in section.notes)
+
+
+def test_what_held_the_clocks_down_is_told(tmp_path: Path) -> None:
+    """Of all rows under the table, by the card's counters, and of a low one again where it says what to look at."""
+    run = Run(tmp_path, GPU_MACHINE)
+    run.probe(790e12, 4.3e12, precision="bf16", device="cuda")
+    at = {"device": "cuda", "precision": "bf16", "scope": "device", "batch_size": 256, "scenario": "offline"}
+    for name, rate, held_s in (("pytorch/compile", 30_000, 1.9), ("jax/jit", 20_000, 0.5)):
+        run.certify(name, precision="bf16", device="cuda")
+        card = {"power_cap_s": held_s, "sw_thermal_s": 0.0}
+        data = {"blocks": [0], "noise": [{"wall_s": 2.0, "card": card}], "excluded": [], "audits": []}
+        run.timed(name, 256 / rate, told={"data": data}, **at)
+    (section,) = write.comparison(run.folder).sections
+    assert (
+        "Of the time of the visits the clocks were held down at the power limit: 95% of PyTorch compile and 25% of JAX jit."
+        in section.notes
+    )
+    assert not any("held down for heat" in note for note in section.notes)
+    (low,) = [note for note in section.notes if "of its roofline" in note]
+    assert low.startswith("JAX jit: 55% of its roofline (compile)")
+    assert "what held its clocks down: the power limit (25% of its visits), heat (0% of its visits)" in low
+    by_name = frame.load(run.folder).set_index("implementation")
+    assert (by_name.loc["jax", "power_cap_fraction"], by_name.loc["jax", "heat_fraction"]) == (0.25, 0)
 
 
 def test_faster_than_its_line_is_told(tmp_path: Path) -> None:

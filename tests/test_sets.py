@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from reports import frame, sets
+from reports import frame, sets, table, write
 from tests.synthetic_records import SETTINGS, Run
 
 
@@ -73,6 +75,36 @@ def test_only_cells_that_all_rows_share(run: Run) -> None:
     assert (sizes(over.cells), sizes(over.left_out)) == ([1, 2], [4])
     assert list(over.means) == [("onnx", "ort"), ("jax", "jit")]
     assert over.means["jax", "jit"].value == pytest.approx(2, rel=1e-5)
+
+
+def test_each_precision_has_its_own_set(run: Run) -> None:
+    """A row that has one of two precisions costs the others no cell of the other; a precision with one cell has no set."""
+    of = {
+        name: [(precision, size) for precision in ("bf16", "tf32") for size in (1, 2)] for name in ("pytorch/eager", "jax/jit", "onnx/ort")
+    }
+    del of["onnx/ort"][:2]
+    of["pytorch/eager"].append(("fp32", 1))
+    of["jax/jit"].append(("fp32", 1))
+    for name, factor in (("pytorch/eager", 1.0), ("jax/jit", 2.0), ("onnx/ort", 3.0)):
+        for precision in dict.fromkeys(precision for precision, _ in of[name]):
+            run.certify(name, precision=precision)
+        for precision, size in of[name]:
+            speed = factor * (2 if precision == "bf16" and factor > 1 else 1)
+            for index, seconds in enumerate(BASE[size]):
+                run.process(name, index, seconds / speed, precision=precision, batch_size=size)
+    by_precision = {over.precision: over for over in found(run)}
+    assert list(by_precision) == ["bf16", "tf32"]
+    for precision, over in by_precision.items():
+        assert {key[1] for key in over.cells} == {precision}
+        assert (sizes(over.cells), over.left_out, over.absent) == ([1, 2], (), ())
+    assert {arm: mean.value for arm, mean in by_precision["bf16"].means.items()} == pytest.approx({("jax", "jit"): 4})
+    assert list(by_precision["tf32"].means) == [("onnx", "ort"), ("jax", "jit")]
+    shown, screen = write.comparison(run.folder), StringIO()
+    Console(file=screen, width=100).print(table.terminal(shown))
+    page = write.write(run.folder, run.folder.parent / "out")[0].read_text(encoding="utf-8")
+    for text, before in ((screen.getvalue(), "\n"), (table.markdown(shown), "## "), (page, "<h3>")):
+        for precision in ("bf16", "tf32"):
+            assert f"{before}Over 2 cells in {precision}: geometric mean" in text
 
 
 def test_who_shares_too_little_is_named(run: Run) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from reports import write
+from reports import table, write
+from suites.harness.memory import NO_PEAK
 from tests.checkouts import BRIEF, Checkout, bench, records
 
 
@@ -40,3 +42,33 @@ context.compiler_caches = lambda folder: {{"TORCHINDUCTOR_CACHE_DIR": "/dev/null
     assert row["remark"].startswith("cold_startup: failed: ")
     assert row["cold_first_call_s"] is None
     assert row["first_call_s"] > 0
+
+
+def test_a_sandbox_without_a_peak_costs_no_figure(checkout: Checkout, tmp_path: Path) -> None:
+    """Its memory is null with the reason, "-" in every table; a peak that cannot be reset is not that of the running network."""
+    code, document = checkout.document(*bench("villain", "honest", store=tmp_path, modes="eager,no_peak,no_reset"), before=BRIEF)
+    assert code == 0
+    rows = {row["mode"]: row for row in document["rows"]}
+    assert {mode: (row["status"], row["peak_memory_bytes"] is None) for mode, row in rows.items()} == {
+        "eager": ("ok", False),
+        "no_peak": ("ok", True),
+        "no_reset": ("ok", False),
+    }
+    assert rows["no_peak"]["latency_s"]["value"] > 0
+    found = {each.cell.mode: each for each in records(tmp_path) if each.suite == "memory"}
+    names = ("peak_memory_bytes", "running_memory_bytes", "imported_memory_bytes")
+    told = {mode: tuple(name for name in names if each.measurements[name] is not None) for mode, each in found.items()}
+    assert told == {"eager": names, "no_peak": ("imported_memory_bytes",), "no_reset": (names[0], names[2])}
+    assert {mode: each.data for mode, each in found.items()} == {"eager": None, "no_peak": {"absent": NO_PEAK}, "no_reset": None}
+    shown = write.comparison(tmp_path / document["run_id"])
+    assert {line.implementation: line.memory == "-" for line in shown.sections[0].lines} == {
+        "honest eager": False,
+        "villain no_peak": True,
+        "villain no_reset": False,
+    }
+    column = shown.sections[0].headings(wide=True).index(table.COLUMNS[3])
+    (row,) = [line for line in table.markdown(shown).splitlines() if "| villain no_peak |" in line]
+    assert row.split("|")[1:][column].strip() == "-"
+    page = write.write(tmp_path / document["run_id"], tmp_path / "out")[0].read_text(encoding="utf-8")
+    behind = page[page.index("villain no_peak</th>") :].split("</tr>")[0]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", behind)[column - 2] == "-"

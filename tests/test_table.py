@@ -223,14 +223,14 @@ def test_what_was_allowed_is_said(run: Run) -> None:
 def test_a_set_is_shown(field: Run) -> None:
     """Over the three cells that all share, from the fastest on, and named."""
     (means,) = write.comparison(field.folder).sets
-    assert means.title == "Over 3 cells: geometric mean of the speeds, 95 % interval over rounds"
+    assert means.title == "Over 3 cells in fp32: geometric mean of the speeds, 95 % interval over rounds"
     assert [name for name, _ in means.lines] == ["PyTorch compile", "ONNX Runtime", "JAX jit", "TensorFlow graph"]
     assert re.fullmatch(r"1\.1\dx \[1\.1\d,1\.1\d\]", means.lines[0][1])
     assert means.lines[2][1].endswith(" tie")
     batches = ("batch 1", "batch 4", "batch 8 throughput")
     assert means.notes == (f"It speaks of this set and no other: {'; '.join(f'ResNet-50 fp32 host to host {each}' for each in batches)}.",)
-    assert "Over 3 cells" in printed(field)
-    assert "## Over 3 cells" in table.markdown(write.comparison(field.folder))
+    assert "Over 3 cells in fp32" in printed(field)
+    assert "## Over 3 cells in fp32" in table.markdown(write.comparison(field.folder))
 
 
 def test_the_sets_of_two_runs_are_told_apart(tmp_path: Path) -> None:

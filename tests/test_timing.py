@@ -54,6 +54,33 @@ def test_a_throughput_is_wall_time_over_calls() -> None:
         timing.call_s(record(cell=offline, samples=SAMPLES, data=beside([0, 1])))
 
 
+OLDER = {"wall_s": 1.0, "card": {"power_w": 650.5, "reasons": 1, "faults": []}}
+"""A visit as it was recorded before there were these counters."""
+
+
+@pytest.mark.parametrize(
+    ("visits", "fraction"),
+    [
+        ([(3.0, 0.5), (1.0, 1.0)], 0.375),
+        ([(3.0, 0.0), (1.0, 0.0)], 0.0),
+        ([(3.0, 0.5), (1.0, None)], None),
+    ],
+)
+def test_for_how_much_of_its_visits_a_card_was_held_down(visits: list[tuple[float, float | None]], fraction: float | None) -> None:
+    """Over all processes and blocks, dropped ones too; what one visit lacks is not known of all."""
+    seen = [{"wall_s": wall_s, "card": {"power_cap_s": held_s}} for wall_s, held_s in visits]
+    processes = [record(samples=SAMPLES, data={**beside([0], blocks=(0,)), "noise": [each]}) for each in seen]
+    assert timing.held_fraction([*processes, record(data=None)], "power_cap_s") == fraction
+    assert timing.held_fraction(processes, "sw_thermal_s") is None
+
+
+@pytest.mark.parametrize("seen", [{}, {"wall_s": 1.0, "card": None}, OLDER])
+def test_records_without_the_cards_counters_still_load(seen: dict[str, Any]) -> None:
+    """A CPU's, and those of before."""
+    assert timing.held_fraction([record(samples=SAMPLES, data={**beside([], blocks=(0,)), "noise": [seen]})], "power_cap_s") is None
+    assert timing.held_fraction([record(data=None)], "power_cap_s") is None
+
+
 def test_records_without_blocks_leave_out_their_warm_up() -> None:
     assert timing.of(record(data=None)) is None
     assert list(timing.left_out(record())) == list(record().samples.warmup if record().samples else ())

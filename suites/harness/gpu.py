@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.schema import canonical
@@ -17,23 +16,34 @@ from results.schema import canonical
 if TYPE_CHECKING:
     from suites.harness.noise import Card
 
-DRIVER = Path("/proc/driver/nvidia/gpus")
 LIBRARY = "libnvidia-ml.so.1"
+"""NVML itself, which comes with the driver."""
 
 BUSY_FRACTION = 0.02
-"""A card of which more memory than this is taken before a run begins serves somebody else too; the driver's own share is below."""
+"""A card of which more memory than this is taken before a run begins serves somebody else too.
+
+The driver's own share is not counted, but by drivers that do not tell it.
+"""
 
 
-def missing(driver: Path = DRIVER, library: str = LIBRARY) -> str | None:
-    """Why no GPU can be used here, in one sentence that names what was looked for; None where one is there."""
+def missing() -> str | None:
+    """Why no GPU can be measured here, in one sentence; None where one can."""
+    from suites.harness.noise import NoCardError  # with numpy and scipy, which a plan needs not
+
     try:
-        devices = sorted(driver.iterdir()) if driver.is_dir() else []
-        ctypes.CDLL(library)
+        ctypes.CDLL(LIBRARY)
     except OSError:
-        return f"there is no NVIDIA GPU to be used here: the driver's library {library} cannot be loaded (looked for it and for {driver})"
-    if not devices:
-        return f"there is no NVIDIA GPU to be used here: {driver} lists none, though {library} is installed"
-    return None
+        return f"there is no NVIDIA GPU to be used here: the driver's library {LIBRARY} cannot be loaded"
+    try:
+        mode = compute_mode(card())
+    except NoCardError as error:
+        return str(error)
+    if mode in (None, "DEFAULT"):
+        return None
+    return (
+        f"the GPU is in compute mode {mode}, and a run has several processes on it at once: "
+        "an administrator can allow them with `nvidia-smi -c DEFAULT`"
+    )
 
 
 def card(nvml: Any = None, environment: Mapping[str, str] = os.environ) -> Card:
@@ -71,6 +81,17 @@ def uuid(card: Card) -> str:
     return str(_text(card.nvml.nvmlDeviceGetUUID(card.handle)))
 
 
+def compute_mode(card: Card) -> str | None:
+    """How many processes may compute on it, in the words of `nvidia-smi -c`; None where it does not say."""
+    nvml = card.nvml
+    names = {
+        nvml.NVML_COMPUTEMODE_DEFAULT: "DEFAULT",
+        nvml.NVML_COMPUTEMODE_PROHIBITED: "PROHIBITED",
+        nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "EXCLUSIVE_PROCESS",
+    }
+    return names.get(card.ask(nvml.nvmlDeviceGetComputeMode))
+
+
 def _is_split(card: Card) -> bool:
     mode = card.ask(card.nvml.nvmlDeviceGetMigMode)  # now, and after the next reset; older cards have none
     return mode is not None and mode[0] == 1
@@ -88,7 +109,7 @@ def facts(card: Card) -> dict[str, object]:
     The UUID, a serial number, is there as a hash. ``compute_processes`` and ``used_bytes`` are others', before any worker starts.
     """
     nvml, ask = card.nvml, card.ask
-    memory, ecc = ask(nvml.nvmlDeviceGetMemoryInfo, of=card.handle), ask(nvml.nvmlDeviceGetEccMode)
+    (memory_bytes, used_bytes), ecc = card.memory_bytes(), ask(nvml.nvmlDeviceGetEccMode)
     processes = ask(nvml.nvmlDeviceGetComputeRunningProcesses, of=card.handle)
     kinds = {"sm": nvml.NVML_CLOCK_SM, "memory": nvml.NVML_CLOCK_MEM}
     clocks = {kind: ask(nvml.nvmlDeviceGetMaxClockInfo, number) for kind, number in kinds.items()}
@@ -98,20 +119,21 @@ def facts(card: Card) -> dict[str, object]:
     return {
         "name": _text(ask(nvml.nvmlDeviceGetName)),
         "uuid_sha256": hashlib.sha256(uuid(card).encode()).hexdigest()[:16],
-        "memory_bytes": None if memory is None else int(memory.total),
+        "memory_bytes": memory_bytes,
         "instance": card.is_instance,
         "driver": _text(ask(lambda _: nvml.nvmlSystemGetDriverVersion())),
         "cuda_driver": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
         "vbios": _text(ask(nvml.nvmlDeviceGetVbiosVersion)),
         "ecc": None if ecc is None else bool(ecc[0]),
         "persistence": None if persistence is None else bool(persistence),
+        "compute_mode": compute_mode(card),
         "power_limit_w": None if limit is None else limit / 1e3,
         "power_default_w": None if default is None else default / 1e3,
         **{f"{kind}_clock_max_hz": None if clock is None else clock * 1e6 for kind, clock in clocks.items()},
         "pcie_generation": ask(nvml.nvmlDeviceGetCurrPcieLinkGeneration),
         "pcie_width": ask(nvml.nvmlDeviceGetCurrPcieLinkWidth),
         "compute_processes": None if processes is None else len(processes),
-        "used_bytes": None if memory is None else int(memory.used),
+        "used_bytes": used_bytes,
         "clock_event_reasons": ask(nvml.nvmlDeviceGetCurrentClocksEventReasons),
     }
 

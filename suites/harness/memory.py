@@ -7,18 +7,28 @@ import gc
 import re
 from pathlib import Path
 
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
-def peak_memory_bytes() -> int:
-    """Largest resident size since start or since ``reset_peak_memory`` (VmHWM; ru_maxrss would inherit the parent's)."""
-    match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    if match is None:
-        raise OSError("/proc/self/status has no VmHWM line")
-    return int(match[1]) * 1024
+NO_PEAK = "the kernel tells no process's largest size: /proc/self/status has no VmHWM"
 
 
-def reset_peak_memory() -> None:
-    """Set VmHWM to the present resident size (proc(5), clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def peak_memory_bytes() -> int | None:
+    """Largest resident size since start or since ``reset_peak_memory`` (VmHWM; ru_maxrss would inherit the parent's).
+
+    None where the kernel does not tell it, as that of some sandboxes (gVisor) does not.
+    """
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    return None if match is None else int(match[1]) * 1024
+
+
+def reset_peak_memory() -> bool:
+    """Set VmHWM to the present resident size (proc(5), clear_refs); whether the kernel lets us."""
+    try:
+        CLEAR_REFS.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def reclaim() -> None:

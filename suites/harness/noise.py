@@ -5,7 +5,7 @@ whole block dropped, in every arm alike; single samples never are, and nothing i
 Nothing of the machine or of a card is ever changed.
 
 Sources: proc(5); the kernel's admin-guide/cgroup-v2 and scheduler/sched-bwc (throttling), accounting/psi (pressure);
-NVML's API reference (clocks event reasons).
+NVML's API reference (clocks event reasons; known issues: fields 251 to 273 were renumbered between drivers 580.65 and 580.82).
 """
 
 from __future__ import annotations
@@ -30,23 +30,38 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 LOST_LIMIT = 0.01
 """A visit that lost more of its cores' time than this, to other guests or to a quota, is flagged."""
 
-FAULTS = {0x08: "gpu-hw-slowdown", 0x40: "gpu-hw-thermal", 0x80: "gpu-power-brake"}
-"""The clocks event reasons of NVML that flag a visit. The software power cap (0x04) is the regime that the card runs in, no fault."""
+FAULTS = {0x40: "gpu-hw-thermal", 0x80: "gpu-power-brake"}
+"""The clocks event reasons of NVML that flag a visit. A hardware slowdown (0x08) is only recorded: any change of the clocks may show it."""
 
-FAULT_COUNTERS = {270: "gpu-hw-thermal", 271: "gpu-power-brake"}
-"""NVML's fields that count such events (``NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_*``), for those that were over before the second reading."""
+SLOWED = {
+    "sw_thermal_s": ("gpu-sw-thermal", LOST_LIMIT),
+    "hw_thermal_s": ("gpu-hw-thermal", 0.0),
+    "power_brake_s": ("gpu-power-brake", 0.0),
+}
+"""The flag of each time that a card was slowed down, and the fraction of the visit above which it is raised: hardware halves the clocks.
+
+The software power cap is the regime that a card runs in, and has none.
+"""
+
+RENUMBERED = (575,), (580, 82)
+"""The drivers, from the first to before the last, whose counters of slowdowns have numbers that are lower by ``LOWER``."""
+
+LOWER = 18
 
 
 @dataclass(frozen=True, slots=True)
 class CardReading:
-    """One NVIDIA card at one moment; ``reasons`` is NVML's bit mask, ``fault_counters`` by field of ``FAULT_COUNTERS``."""
+    """One NVIDIA card at one moment; ``reasons`` is NVML's bit mask, ``held_ns`` the times that its clocks were held down so far.
+
+    ``held_ns`` has the names of ``CardNoise``, those that the card tells.
+    """
 
     sm_clock_hz: float | None
     memory_clock_hz: float | None
     temperature_celsius: float | None
     power_w: float | None
     reasons: int | None
-    fault_counters: Mapping[int, int]
+    held_ns: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +87,20 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class CardNoise:
-    """A card over a visit: the levels at its end, and the names of the faults that were seen."""
+    """A card over a visit: the levels at its end, for how long its clocks were held down in it, and the names of the faults that were seen.
+
+    They are held down to keep to the power limit, for heat (by the driver, by the hardware) and at a signal of the power supply.
+    """
 
     sm_clock_hz: float | None
     memory_clock_hz: float | None
     temperature_celsius: float | None
     power_w: float | None
     reasons: int | None
+    power_cap_s: float | None
+    sw_thermal_s: float | None
+    hw_thermal_s: float | None
+    power_brake_s: float | None
     faults: tuple[str, ...] | None
 
 
@@ -136,20 +158,34 @@ class Card:
             self.board = self.nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self.handle) if self.is_instance else self.handle
         except self.nvml.NVMLError as error:
             raise NoCardError(f"the GPU's counters cannot be read: NVML says {error} of card {which}") from None
+        self.held = self._held()
+
+    def _held(self) -> dict[int, str]:
+        """NVML's fields of the times that the clocks were held down, in ns, as this driver numbers them."""
+        nvml = self.nvml
+        driver = str(self.ask(lambda _: nvml.nvmlSystemGetDriverVersion()))
+        first, last = RENUMBERED
+        lower = LOWER if first <= tuple(map(int, re.findall(r"\d+", driver)[:2])) < last else 0
+        return {
+            nvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP: "power_cap_s",
+            nvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN - lower: "sw_thermal_s",
+            nvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN - lower: "hw_thermal_s",
+            nvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN - lower: "power_brake_s",
+        }
 
     def read(self) -> CardReading:
         """The card now; what it does not support is None."""
         ask, nvml = self.ask, self.nvml
         sm, memory = (ask(nvml.nvmlDeviceGetClockInfo, kind) for kind in (nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM))
         celsius = ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
-        fields = ask(nvml.nvmlDeviceGetFieldValues, list(FAULT_COUNTERS)) or ()
+        fields = ask(nvml.nvmlDeviceGetFieldValues, list(self.held)) or ()
         return CardReading(
             None if sm is None else sm * 1e6,
             None if memory is None else memory * 1e6,
             None if celsius is None else float(celsius),
             self.power_w(),
             ask(nvml.nvmlDeviceGetCurrentClocksEventReasons),
-            {field.fieldId: field.value.ullVal for field in fields if field.nvmlReturn == nvml.NVML_SUCCESS},
+            {self.held[field.fieldId]: field.value.ullVal for field in fields if field.nvmlReturn == nvml.NVML_SUCCESS},
         )
 
     def power_w(self) -> float | None:
@@ -162,10 +198,13 @@ class Card:
         millijoule = self.ask(self.nvml.nvmlDeviceGetTotalEnergyConsumption)
         return None if millijoule is None else millijoule / 1e3
 
-    def used_bytes(self) -> int | None:
-        """Memory of it that is taken now, by whomever."""
-        memory = self.ask(self.nvml.nvmlDeviceGetMemoryInfo, of=self.handle)
-        return None if memory is None else int(memory.used)
+    def memory_bytes(self) -> tuple[int, int] | tuple[None, None]:
+        """Its memory, and how much of it is taken now, by whomever; without the driver's own share, where that is told."""
+        question = self.nvml.nvmlDeviceGetMemoryInfo
+        if (memory := self.ask(question, self.nvml.nvmlMemory_v2, of=self.handle)) is not None:
+            return int(memory.total), int(memory.total - memory.free - memory.reserved)
+        memory = self.ask(question, of=self.handle)  # an older driver's ``used`` holds the share
+        return (None, None) if memory is None else (int(memory.total), int(memory.used))
 
     def ask(self, question: Any, *arguments: object, of: Any = None) -> Any:
         """What one of NVML's functions says of the card, or of its instance where ``of`` is ``handle``; None where it does not say."""
@@ -225,7 +264,7 @@ def between(before: Reading, after: Reading) -> Noise:
         worker_cpu_s=_difference(before.worker_ticks, after.worker_ticks, TICK_S),
         core_clock_hz=after.core_clock_hz,
         load=after.load,
-        card=_card(before.card, after.card),
+        card=_card(before.card, after.card, wall_s),
     )
 
 
@@ -247,11 +286,15 @@ def _difference(before: float | None, after: float | None, unit: float = 1) -> f
     return None if before is None or after is None else (after - before) * unit
 
 
-def _card(before: CardReading | None, after: CardReading | None) -> CardNoise | None:
+def _card(before: CardReading | None, after: CardReading | None, wall_s: float) -> CardNoise | None:
     if before is None or after is None:
         return None
-    counters = before.fault_counters.keys() & after.fault_counters.keys()
-    seen = {FAULT_COUNTERS[field] for field in counters if after.fault_counters[field] > before.fault_counters[field]}
+    held = {
+        name: _difference(before.held_ns.get(name), after.held_ns.get(name), 1e-9)
+        for name in ("power_cap_s", "sw_thermal_s", "hw_thermal_s", "power_brake_s")
+    }
+    slowed = {name: seconds for name in SLOWED if (seconds := held[name]) is not None}
+    seen = {flag for name, (flag, limit) in SLOWED.items() if slowed.get(name, 0) > limit * wall_s}
     reasons = [each.reasons for each in (before, after) if each.reasons is not None]
     seen |= {name for bit, name in FAULTS.items() if any(mask & bit for mask in reasons)}
     return CardNoise(
@@ -260,7 +303,8 @@ def _card(before: CardReading | None, after: CardReading | None) -> CardNoise | 
         after.temperature_celsius,
         after.power_w,
         functools.reduce(lambda one, other: one | other, reasons) if reasons else None,
-        tuple(sorted(seen)) if reasons or counters else None,
+        **held,
+        faults=tuple(sorted(seen)) if reasons or slowed else None,
     )
 
 

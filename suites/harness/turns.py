@@ -80,7 +80,7 @@ class Taken:
     samples: Mapping[str, Sequence[Any]]
     timing: Timing
     startup: Mapping[str, float]
-    memory: Mapping[str, int]
+    memory: Mapping[str, int | None]
     copies: Mapping[str, float]
 
 

@@ -296,11 +296,9 @@ class Worker:
         return {"loss": found.loss}
 
     def memory(self, reset: bool) -> dict[str, Any]:
-        """Peak resident memory of this process, and the device allocator's counters."""
+        """Peak resident memory of this process, and the device allocator's counters; where it was to be reset, whether it was."""
         result = {"peak_memory_bytes": peak_memory_bytes(), **self.runtime.device_memory()}
-        if reset:
-            reset_peak_memory()
-        return result
+        return {**result, "reset": reset_peak_memory()} if reset else result
 
     def release(self, handle: str) -> dict[str, Any]:
         """Forget a network and its inputs; their memory is free afterwards."""
