@@ -1,8 +1,8 @@
 """Training in TensorFlow: a ``tf.function`` of fixed input shape that assigns the next state to variables.
 
-Loss and optimizer are written in primitive operations after ``impls.implementation.Sgd``; so is batch norm, but in graph mode, where it is
-TensorFlow's kernel. These compute in float32 where the activations are bf16; every other layer is the one of ``layers``, in the dtype of
-its input, and ``tf.GradientTape`` differentiates. No Keras.
+Loss, optimizer and batch norm are written in primitive operations after ``impls.implementation.Sgd``; but in graph mode the last two are
+TensorFlow's kernels. All three compute in float32 where the activations are bf16; every other layer is the one of ``layers``, in the dtype
+of its input, and ``tf.GradientTape`` differentiates. No Keras.
 """
 
 from __future__ import annotations
@@ -252,12 +252,29 @@ class Trainer(implementation.Trainer):
             loss, running, _ = self._loss(tape, parameters, images, labels)
         gradients = tape.gradient(loss, parameters)
         for name, parameter in parameters.items():
-            stepped, velocity = descend(self._sgd, rate, parameter, gradients[name], tf.convert_to_tensor(self._momentum[name]))
-            self._tensors[name].assign(stepped)
-            self._momentum[name].assign(velocity)
+            self._descend(name, rate, parameter, gradients[name])
         for name, value in running.items():
             self._tensors[name].assign(value)
         return loss
+
+    def _descend(self, name: str, rate: tf.Tensor, parameter: tf.Tensor, gradient: tf.Tensor) -> None:
+        """Assigns one parameter and its momentum buffer after a step.
+
+        A graph has a kernel for each operation, so it takes TensorFlow's: ``descend``, but that Nesterov's rate is multiplied term by term.
+        """
+        if self._mode == "xla":
+            stepped, velocity = descend(self._sgd, rate, parameter, gradient, tf.convert_to_tensor(self._momentum[name]))
+            self._tensors[name].assign(stepped)
+            self._momentum[name].assign(velocity)
+            return
+        tf.raw_ops.ResourceApplyMomentum(
+            var=self._tensors[name].handle,
+            accum=self._momentum[name].handle,
+            lr=rate,
+            grad=gradient + self._sgd.weight_decay * parameter,
+            momentum=tf.constant(self._sgd.momentum, self._held),
+            use_nesterov=self._sgd.nesterov,
+        )
 
 
 def _nchw(tensors: Mapping[str, tf.Tensor], dtype: tf.DType) -> dict[str, Array]:
