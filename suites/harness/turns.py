@@ -283,10 +283,14 @@ class Round:
             turn.worker.pause()
 
     def _warm_up(self, turn: Turn) -> None:
-        """A few calls and ``warmup_s``; from its last calls follow the sizes of samples and visits."""
-        call_s = turn.warm_up(WARMUP_CALLS)
-        if (left := self.effort.warmup_s - WARMUP_CALLS * call_s) > 0:
-            call_s = turn.warm_up(min(1000, math.ceil(left / call_s)))
+        """A few calls, and more until ``warmup_s`` have passed in calls; from the last ones follow the sizes of samples and visits."""
+        calls, left_s = WARMUP_CALLS, self.effort.warmup_s
+        while True:
+            call_s = turn.warm_up(calls)
+            left_s -= calls * call_s
+            if left_s <= 0:
+                break
+            calls = min(1000, max(WARMUP_CALLS, math.ceil(left_s / call_s)))  # the first calls may be slower than all others
         turn.rewarm_calls = min(self.effort.rewarm_calls, math.ceil(REWARM_S / call_s))
         if turn.entrant.cell.scenario != "single_stream":
             turn.calls = max(2, math.ceil(OFFLINE_WINDOW_S / call_s))
