@@ -66,6 +66,13 @@ def test_what_does_not_fit_beside_others_has_the_card_to_itself(run: tuple[int, 
     assert sorted(each.process.index for each in found if each.process) == [0, 1]
 
 
+def test_whoever_builds_has_the_card_to_itself(run: tuple[int, dict[str, Any], Path]) -> None:
+    """Nobody else is awake while a network is built and called first, for kernels are timed then and the fastest are kept."""
+    found = [each for each in of(records(run[2]), "inference") if each.status == "ok"]
+    assert {each.cell.mode for each in found} == {"eager", "small", "sociable"}
+    assert {each.settings["beside"] for each in found} == {0}
+
+
 def test_the_memory_is_the_cards(run: tuple[int, dict[str, Any], Path]) -> None:
     """Every size that fits has the allocator's peak, of a process that held nothing else; a start-up process tells the card's growth."""
     _, document, store = run

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from impls.implementation import find
 from results.record import Cell
 from suites.harness import plan, turns
 from suites.harness.turns import Entrant, Round, Turn
@@ -50,3 +55,64 @@ def test_without_a_warm_up_a_few_calls_are_made() -> None:
     turn = Turn(Entrant(CELL, NOBODY), worker, {}, {}, {})
     Round([[turn.entrant]], plan.SMOKE, 0, NOBODY, audited=False)._warm_up(turn)
     assert len(worker.taken_s) == turns.WARMUP_CALLS
+
+
+class Scribe:
+    """A worker that writes down what it is asked, and what its process was told; it knows every answer."""
+
+    def __init__(self, name: str, written: list[tuple[str, str]]) -> None:
+        self.name, self.written = name, written
+
+    def __enter__(self) -> Scribe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.written.append((self.name, "end"))
+
+    def send(self, operation: str, **_: object) -> None:
+        self.written.append((self.name, operation))
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        self.written.append((self.name, "answer"))
+        return {"import_s": 0.0, "load_s": 0.0, "first_call_s": 0.0, "settings": {}}
+
+    def pause(self) -> None:
+        self.written.append((self.name, "pause"))
+
+    def resume(self) -> None:
+        self.written.append((self.name, "resume"))
+
+
+BUILD = ["resume", "prepare", "answer", "put", "answer", "pause"]
+
+
+@pytest.fixture
+def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What three workers of the device were asked and told until all was built, each for two scopes of one network."""
+    lines: list[tuple[str, str]] = []
+    context: Any = SimpleNamespace(launch=lambda cell, *_, **__: Scribe(cell.mode, lines), manifests=find())
+    monkeypatch.setattr(turns, "_prepare_request", lambda entrant: ("prepare", {}))
+    monkeypatch.setattr(turns, "_put_request", lambda entrant: ("put", {}))
+    cells = [dataclasses.replace(CELL, device=request.param, mode=mode) for mode in ("one", "two", "three")]
+    groups = [[Entrant(dataclasses.replace(cell, scope=scope), context) for cell in cells] for scope in plan.SCOPES]
+    with contextlib.ExitStack() as stack:
+        made = Round(groups, plan.SMOKE, 0, NOBODY, audited=False)._prepare(stack, "time")
+    assert set(made) == {entrant for group in groups for entrant in group}
+    return lines
+
+
+@pytest.mark.parametrize("written", ["cuda"], indirect=True)
+def test_networks_are_built_in_turn_on_a_card(written: list[tuple[str, str]]) -> None:
+    """All are stopped first; then one after the other is woken, builds, makes its first call and is stopped again."""
+    stopped = [place for place, (_, what) in enumerate(written) if what == "pause"][2] + 1
+    assert Counter(written[:stopped]) == {(name, what): 1 for name in ("one", "two", "three") for what in ("start", "answer", "pause")}
+    rest = [each for each in written[stopped:] if each[1] != "end"]
+    assert [what for _, what in rest] == 3 * BUILD
+    assert [len({name for name, _ in rest[place : place + len(BUILD)]}) for place in range(0, len(rest), len(BUILD))] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("written", ["cpu"], indirect=True)
+def test_networks_are_built_together_on_a_cpu(written: list[tuple[str, str]]) -> None:
+    """Whose cores are enough, or the same for all; each step is asked of all before anyone is waited for."""
+    asked = [what for _, what in written if what in ("start", "prepare", "put", "answer")]
+    assert asked == [each for what in ("start", "prepare", "put") for each in (*3 * [what], *3 * ["answer"])]
