@@ -66,7 +66,8 @@ class Device:
     ``precisions`` can be certified. Those in ``untimed`` are not measured and those in ``cannot`` do not run at all;
     each comes with its reason. ``modes`` are those that only this device has. ``rooflines`` says what each mode is held against.
     ``distribution`` is the package that stands for the framework here, None where it is the manifest's. Where it ``caches``, all modes
-    keep on the disk what was compiled, as those do that say so of themselves.
+    keep on the disk what was compiled, as those do that say so of themselves. ``short`` are the modes that a short budget keeps on a GPU,
+    where each costs a build in every process; all where none is named.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Device:
     rooflines: Mapping[str, Roofline] = field(default_factory=dict)
     distribution: str | None = None
     caches: bool = False
+    short: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
                 dict(entry.pop("rooflines", {})),
                 entry.pop("distribution", None),
                 bool(entry.pop("caches", False)),
+                tuple(entry.pop("short", ())),
             )
             for name, entry in device_tables.items()
         }
@@ -200,6 +203,8 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
         names = ", ".join(manifest.modes_on(device.name))
         if device.rooflines and set(device.rooflines) != set(manifest.modes_on(device.name)):
             raise ManifestError(f"{path}: devices.{device.name}.rooflines must name each of its modes: {names}")
+        if nonexistent := sorted(set(device.short) - set(manifest.modes_on(device.name))):
+            raise ManifestError(f"{path}: devices.{device.name}.short: {', '.join(nonexistent)} is none of its modes: {names}")
         if nonexistent := sorted(set(device.rooflines.values()) - set(get_args(Roofline))):
             kinds = ", ".join(get_args(Roofline))
             raise ManifestError(f"{path}: devices.{device.name}.rooflines: {', '.join(nonexistent)} is none of {kinds}")

@@ -102,6 +102,7 @@ GPU = """
 [devices.cuda]
 distribution = "toy-gpu"
 precisions = ["fp32", "bf16"]
+short = ["graph"]
 
 [devices.cuda.modes.graph]
 title = "Toy graph"
@@ -130,6 +131,7 @@ def test_a_device_has_modes_of_its_own(folder: Path) -> None:
     assert list(toy.modes_on("cuda")) == list(toy.every_mode) == ["eager", "compile", "graph"]
     assert toy.modes_on("cuda")["graph"].cannot == {"bf16": "no graph of it"}
     assert toy.devices["cuda"].rooflines["graph"] == "fused"
+    assert (toy.devices["cuda"].short, toy.devices["cpu"].short) == (("graph",), ())
     assert toy.distributions == ("toy-framework", "toy-gpu")
 
 
@@ -138,6 +140,7 @@ def test_a_device_has_modes_of_its_own(folder: Path) -> None:
     [
         ('graph = "fused"\n', "", "devices.cuda.rooflines must name each of its modes: eager, compile, graph"),
         ('graph = "fused"', 'graph = "fast"', "devices.cuda.rooflines: fast is none of fused, compile, folded, eager"),
+        ('short = ["graph"]', 'short = ["grahp", "eager"]', "devices.cuda.short: grahp is none of its modes: eager, compile, graph"),
         ("cannot = { bf16", "cannot = { bf61", "devices.cuda names precisions that do not exist: bf61"),
         ("build_s = 2", "build_s = 2\nneedz = 1", "unknown keys: devices.cuda.modes.graph.needz"),
         ('title = "Toy graph"\n', "", "the key 'title' is missing"),
