@@ -67,7 +67,8 @@ class Device:
     each comes with its reason. ``modes`` are those that only this device has. ``rooflines`` says what each mode is held against,
     ``training_rooflines`` what a step is in a mode that fuses less in training.
     ``distribution`` is the package that stands for the framework here, None where it is the manifest's. Where it ``caches``, all modes
-    keep on the disk what was compiled, as those do that say so of themselves.
+    keep on the disk what was compiled, as those do that say so of themselves. ``short`` are the modes that a short budget keeps on a GPU,
+    where each costs a build in every process; all where none is named.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Device:
     training_rooflines: Mapping[str, Roofline] = field(default_factory=dict)
     distribution: str | None = None
     caches: bool = False
+    short: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
                 dict(entry.pop("training_rooflines", {})),
                 entry.pop("distribution", None),
                 bool(entry.pop("caches", False)),
+                tuple(entry.pop("short", ())),
             )
             for name, entry in device_tables.items()
         }
@@ -203,6 +206,8 @@ def read_manifest(path: Path, parent: str = OURS) -> Manifest:
         names = ", ".join(manifest.modes_on(device.name))
         if device.rooflines and set(device.rooflines) != set(manifest.modes_on(device.name)):
             raise ManifestError(f"{path}: devices.{device.name}.rooflines must name each of its modes: {names}")
+        if nonexistent := sorted(set(device.short) - set(manifest.modes_on(device.name))):
+            raise ManifestError(f"{path}: devices.{device.name}.short: {', '.join(nonexistent)} is none of its modes: {names}")
         if nonexistent := sorted(set(device.training_rooflines) - set(device.rooflines)):
             unlisted = ", ".join(nonexistent)
             raise ManifestError(f"{path}: devices.{device.name}.training_rooflines names {unlisted}, which rooflines does not")

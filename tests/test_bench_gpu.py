@@ -78,6 +78,13 @@ def test_what_does_not_fit_beside_others_has_the_card_to_itself(run: tuple[int, 
     assert sorted(each.process.index for each in found if each.process) == [0, 1]
 
 
+def test_whoever_builds_has_the_card_to_itself(run: tuple[int, dict[str, Any], Path]) -> None:
+    """Nobody else is awake while a network is built and called first, for kernels are timed then and the fastest are kept."""
+    found = [each for each in of(records(run[2]), "inference") if each.status == "ok"]
+    assert {each.cell.mode for each in found} == {"eager", "small", "sociable"}
+    assert {each.settings["beside"] for each in found} == {0}
+
+
 def test_the_memory_is_the_cards(run: tuple[int, dict[str, Any], Path]) -> None:
     """Every size that fits has the allocator's peak, of a process that held nothing else; a start-up process tells the card's growth."""
     _, document, store = run
@@ -153,23 +160,58 @@ def test_the_default_plan_on_a_gpu() -> None:
     assert {cell.precision for cell in made.cells} == {"bf16", "tf32"}
     assert {cell.mode for cell in made.cells if cell.implementation == "pytorch"} == set(find()["pytorch"].modes_on("cuda"))
     assert {(skip.implementation, skip.precision) for skip in made.skips} == {("onnx", "bf16"), ("pytorch", "tf32")}
-    assert {(cell.batch_size, cell.scope) for cell in made.cells} == {
-        (1, "device"), (1, "transfer"), (32, "device"), (256, "device"), (256, "transfer"), (1024, "device"),
-    }  # fmt: skip
+    assert {(cell.batch_size, cell.scope) for cell in made.cells} == {(size, scope) for size in (1, 256) for scope in plan.SCOPES}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "builds"),
+    [("jax", "jit", 4), ("tensorflow", "xla", 4), ("pytorch", "eager", 4), ("pytorch", "compile", 1.75), ("pytorch", "max_autotune", 1.75)],
+)
+def test_every_build_on_a_gpu_takes_its_time(name: str, mode: str, builds: float) -> None:
+    """Nobody builds beside another, so each of three rounds and the start-up adds its own; a process that finds files takes a quarter."""
+    request, manifests = plan.Request(device="cuda", precisions=("bf16",), batch_sizes=(1,)), find()
+    modes = {each: dataclasses.replace(found, build_s=found.build_s + 10 * (each == mode)) for each, found in manifests[name].modes.items()}
+    device = manifests[name].devices["cuda"]
+    own = {each: dataclasses.replace(found, build_s=found.build_s + 10 * (each == mode)) for each, found in device.modes.items()}
+    slower = dataclasses.replace(manifests[name], modes=modes, devices={"cuda": dataclasses.replace(device, modes=own)})
+    more = plan.make(request, {**manifests, name: slower}).estimated_s - plan.make(request, manifests).estimated_s
+    assert more == pytest.approx(10 * builds)
 
 
 def test_a_short_budget_on_a_gpu_keeps_the_answer() -> None:
-    """Latency and a batch that fills the card in the first precision, in two processes at least, with every implementation of the whole."""
+    """Latency and a batch that fills the card in the first precision, in three processes, of every implementation as it is likely best."""
     whole = plan.make(plan.Request(device="cuda"), find())
     short = plan.make(plan.Request(device="cuda", budget_s=300), find())
     assert short.estimated_s <= 300
     assert {(cell.precision, cell.batch_size, cell.scope) for cell in short.cells} == {("bf16", 1, "device"), ("bf16", 256, "device")}
-    assert {cell.mode for cell in short.cells} == {cell.mode for cell in whole.cells if cell.precision == "bf16"}
-    assert short.effort.processes == 2
+    assert {(cell.implementation, cell.mode) for cell in short.cells} == {
+        *(("pytorch", "eager"), ("pytorch", "max_autotune"), ("jax", "jit"), ("tensorflow", "xla")),
+    }
+    assert set(short.cells) < set(whole.cells)
+    assert short.effort.processes == 3
     least = plan.make(plan.Request(device="cuda", budget_s=1), find())
-    assert least.effort.processes == 2
     assert "more than the budget" in least.reductions[-1]
-    assert set(least.cells) == set(short.cells)
+    assert (set(least.cells), least.effort) == (set(short.cells), short.effort)
+
+
+def test_a_short_budget_leaves_no_implementation_without_a_mode() -> None:
+    """One of whose modes for a short budget none is planned keeps those that are; the plan names what it leaves out."""
+    asked = plan.Request(device="cuda", modes=("compile", "channels_last", "jit", "xla", "graph"), budget_s=1)
+    made = plan.make(asked, find())
+    assert {(cell.implementation, cell.mode) for cell in made.cells} == {
+        *(("pytorch", "compile"), ("pytorch", "channels_last"), ("jax", "jit"), ("tensorflow", "xla")),
+    }
+    assert "modes tensorflow/graph are left out" in made.reductions
+    many = plan.make(dataclasses.replace(asked, processes=10), find())
+    assert (many.effort.processes, set(many.cells)) == (3, set(made.cells))
+    assert plan.make(dataclasses.replace(asked, processes=2), find()).effort.processes == 2
+
+
+def test_a_short_budget_trains_three_processes_too() -> None:
+    """The same of steps."""
+    short = plan.make(plan.Request(device="cuda", training=True, budget_s=300), find())
+    assert (short.effort.processes, {cell.precision for cell in short.cells}) == (3, {"bf16"})
+    assert short.estimated_s <= 300
 
 
 def test_no_record_of_the_fake_card_is_published() -> None:

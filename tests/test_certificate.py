@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import time
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -278,6 +279,25 @@ def test_workers_of_larger_networks_end_earlier(context: Context, monkeypatch: p
     limit = 1 if constant and constant.startswith("LARGE") else 2
     each = [*{None: 0, "MIDDLING_PARAMETERS": 1}.get(constant, 2) * [f"dismiss, limit {limit}"], "forget"]
     assert happened == [*each, *each, f"dismiss, limit {limit}"]
+
+
+@pytest.mark.parametrize(("device", "most"), [("cpu", 2), ("cuda", 1)])
+def test_a_card_is_one_implementations_at_a_time(context: Context, monkeypatch: pytest.MonkeyPatch, device: str, most: int) -> None:
+    """What compilers choose there by timing kernels they keep; on a CPU two are examined at a time."""
+    at_work: set[str] = set()
+    seen: list[int] = []
+
+    def certify(context: Context, workers: Any, cell: Cell, *_: object, **__: object) -> Record:
+        at_work.add(cell.implementation)
+        time.sleep(0.1)
+        seen.append(len(at_work))
+        at_work.remove(cell.implementation)
+        return context.record("equivalence", cell)
+
+    monkeypatch.setattr(certificate, "_certify_one", certify)
+    cells = [dataclasses.replace(CELL, implementation=name, device=device) for name in ("onnx", "jax", "pytorch", "tensorflow")]
+    certificate.certificates_for(context, cells, (1,))
+    assert max(seen) == most
 
 
 def test_meaning_is_asked_once_for_all_precisions(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

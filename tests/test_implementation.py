@@ -102,6 +102,7 @@ GPU = """
 [devices.cuda]
 distribution = "toy-gpu"
 precisions = ["fp32", "bf16"]
+short = ["graph"]
 
 [devices.cuda.modes.graph]
 title = "Toy graph"
@@ -134,6 +135,7 @@ def test_a_device_has_modes_of_its_own(folder: Path) -> None:
     assert toy.modes_on("cuda")["graph"].cannot == {"bf16": "no graph of it"}
     assert toy.devices["cuda"].rooflines["graph"] == "fused"
     assert toy.devices["cuda"].training_rooflines == {"graph": "compile"}
+    assert (toy.devices["cuda"].short, toy.devices["cpu"].short) == (("graph",), ())
     assert toy.distributions == ("toy-framework", "toy-gpu")
 
 
@@ -144,6 +146,7 @@ def test_a_device_has_modes_of_its_own(folder: Path) -> None:
         ('graph = "fused"', 'graph = "fast"', "devices.cuda.rooflines: fast is none of fused, compile, folded, eager"),
         ('graph = "compile"', 'grahp = "compile"', "devices.cuda.training_rooflines names grahp, which rooflines does not"),
         ('graph = "compile"', 'graph = "fast"', "devices.cuda.training_rooflines: fast is none of fused, compile, folded, eager"),
+        ('short = ["graph"]', 'short = ["grahp", "eager"]', "devices.cuda.short: grahp is none of its modes: eager, compile, graph"),
         ("cannot = { bf16", "cannot = { bf61", "devices.cuda names precisions that do not exist: bf61"),
         ("build_s = 2", "build_s = 2\nneedz = 1", "unknown keys: devices.cuda.modes.graph.needz"),
         ('title = "Toy graph"\n', "", "the key 'title' is missing"),

@@ -74,8 +74,7 @@ def test_planned_or_skipped(request: Request) -> None:
     assert len(set(made.cells)) == len(made.cells)
     sizes = set(request.batch_sizes or defaults.batch_sizes)
     scopes = plan.choose("scope", request.scopes or defaults.scopes, plan.SCOPES)
-    per_arm = sum(len(scopes if request.scopes else defaults.scopes_at(size)) for size in sizes)
-    assert len(made.cells) == per_arm * len(planned)
+    assert len(made.cells) == len(sizes) * len(scopes) * len(planned)
     assert all(cell.scenario == ("single_stream" if cell.batch_size == 1 else "offline") for cell in made.cells)
 
 

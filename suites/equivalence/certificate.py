@@ -81,8 +81,9 @@ def certificates_for(
 
     An arm that cannot be examined gets a record too: skipped, failed or not certified, with the reason. Certificates are kept
     in the cache folder under a hash of all they depend on, so an unchanged arm is not examined twice. Two implementations are
-    examined at a time, for most of it is starting and compiling on one core (one, whose workers end before the next one's start, where a
-    network ``is_large``), and all of one model and precision before the next: they share the oracle's answers, which are then forgotten.
+    examined at a time, for most of it is starting and compiling on one core (one on a GPU, and one, whose workers end before the next
+    one's start, where a network ``is_large``), and all of one model and precision before the next: they share the oracle's answers, which
+    are then forgotten.
     """
     groups: dict[tuple[str, str], dict[str, list[Cell]]] = {}
     for cell in cells:
@@ -91,6 +92,8 @@ def certificates_for(
     meanings: dict[Arm, Tier] = {}
     staffs = {cell.implementation: Workers(context) for cell in cells}
     stopped = threading.Event()
+    # What two compilers chose by timing kernels beside each other would lie in their caches when processes are timed.
+    on_card = any(cell.device == "cuda" for cell in cells)
 
     def certify(arms: Sequence[Cell]) -> None:
         workers = staffs[arms[0].implementation]
@@ -113,7 +116,7 @@ def certificates_for(
                     workers.limit = 1 if large else LIVE
                     if large:
                         workers.dismiss()
-                for _ in (one if large else two).map(certify, arms.values()):
+                for _ in (one if large or on_card else two).map(certify, arms.values()):
                     pass
                 forget()
         except BaseException:  # an interrupt must not wait for what is under way

@@ -32,17 +32,12 @@ class Defaults:
     precisions: tuple[str, ...]
     batch_sizes: tuple[int, ...]
     scopes: tuple[Scope, ...]
-    device_only: tuple[int, ...] = ()
-
-    def scopes_at(self, batch_size: int) -> tuple[Scope, ...]:
-        """Those of a batch size; at the sizes in ``device_only`` copies would only be measured again."""
-        return ("device",) if batch_size in self.device_only else self.scopes
 
 
 DEFAULTS: Mapping[str, Defaults] = {
     "cpu": Defaults(("resnet50", "cifar_resnet20"), ("fp32",), (1, 8), ("transfer",)),
-    # Throughput grows little above a batch of 256 on any card; a size that does not fit is a row, and larger ones are not tried.
-    "cuda": Defaults(("resnet50",), ("bf16", "tf32"), (1, 32, 256, 1024), ("device", "transfer"), device_only=(32, 1024)),
+    # The latency, and the throughput, which grows little above a batch of 256 on any card: each size costs all modes three builds.
+    "cuda": Defaults(("resnet50",), ("bf16", "tf32"), (1, 256), ("device", "transfer")),
 }
 
 
@@ -325,7 +320,7 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
         dataclasses.replace(arm, batch_size=size, scope=scope, scenario=scenario(size, training=request.training), threads=threads)  # type: ignore[arg-type]
         for arm in sorted(able, key=lambda arm: names.index(arm.model))
         for size in dict.fromkeys(batch_sizes)
-        for scope in (scopes if request.scopes else defaults.scopes_at(size))
+        for scope in scopes
     )
     energy_absent = energy.missing(request.device) if request.energy else None
     if request.energy and energy_absent is None:
@@ -385,7 +380,7 @@ def _within_budget(plan: Plan, manifests: Mapping[str, Manifest], budget_s: floa
         if budget_s is None or plan.estimated_s <= budget_s:
             return plan
         on_gpu = any(cell.device == "cuda" for cell in plan.cells)
-        smaller = _smaller_on_gpu(plan) if on_gpu else _smaller(plan)
+        smaller = _smaller_on_gpu(plan, manifests) if on_gpu else _smaller(plan)
         if smaller is None:
             reductions.append(
                 f"the least that can be measured takes about {plan.estimated_s:.0f} s, more than the budget of {budget_s:.0f} s"
@@ -405,11 +400,11 @@ def _smaller(plan: Plan) -> Smaller | None:
     return beside or _fewer_visits(plan) or _fewer_processes(plan, 1) or _without_largest(plan, _sizes(plan)[1:])
 
 
-def _smaller_on_gpu(plan: Plan) -> Smaller | None:
-    """On a GPU a process costs more than its measurements, and without three there is hardly an interval.
+def _smaller_on_gpu(plan: Plan, manifests: Mapping[str, Manifest]) -> Smaller | None:
+    """On a GPU a process costs more than its measurements, and of fewer than three hardly any can be told apart.
 
     So first what is beside the answer: energy, cold starts, host to host, and batch sizes but the smallest, which is the latency, and
-    one that fills the card; then precisions but the first; then visits and processes, of which two are left.
+    one that fills the card; then precisions but the first; then visits, processes down to three, and modes but the likely best.
     """
     sizes, precisions = _sizes(plan), tuple(dict.fromkeys(cell.precision for cell in plan.cells))
     scopes = {cell.scope for cell in plan.cells}
@@ -422,7 +417,7 @@ def _smaller_on_gpu(plan: Plan) -> Smaller | None:
         return less
     if len(precisions) > 1:
         return _kept(plan, lambda cell: cell.precision != precisions[-1]), f"precision {precisions[-1]} is left out", None
-    return _fewer_visits(plan) or _fewer_processes(plan, 2)
+    return _fewer_visits(plan) or _fewer_processes(plan, 3) or _fewer_modes(plan, manifests)
 
 
 FILLING_BATCH = 128
@@ -466,6 +461,17 @@ def _fewer_processes(plan: Plan, least: int) -> Smaller | None:
     return dataclasses.replace(plan, effort=effort), f"{effort.processes} process(es) per implementation{without}", "process(es) per"
 
 
+def _fewer_modes(plan: Plan, manifests: Mapping[str, Manifest]) -> Smaller | None:
+    """Of each implementation the planned modes that it keeps for a short budget; all of them where none of those is planned."""
+    modes = {(cell.implementation, cell.mode) for cell in plan.cells}
+    short = {(name, mode) for name, mode in modes if mode in manifests[name].devices[plan.cells[0].device].short}
+    gone = {(name, mode) for name, mode in modes - short if name in dict(short)}
+    if not gone:
+        return None
+    line = f"modes {', '.join(f'{name}/{mode}' for name, mode in sorted(gone))} are left out"
+    return _kept(plan, lambda cell: (cell.implementation, cell.mode) not in gone), line, None
+
+
 def _without_largest(plan: Plan, sizes: Sequence[int]) -> Smaller | None:
     if not sizes:
         return None
@@ -489,7 +495,8 @@ SECOND_CLOCK_VISITS = 20
 ASSUMED_LOADGEN_S = 0.05
 
 # Of a GPU, where nothing was measured yet: an older data-centre card in bf16, eager; a process with its framework, a CUDA context and
-# its libraries; an offline sample; the audits of a cell; and the share of its first time that a build takes again.
+# its libraries; an offline sample; the audits of a cell; and the share of its first time that a build takes again in a mode that keeps
+# files (a driver's, which all of TensorFlow's modes leave, spare nobody the search for the fastest kernels).
 ASSUMED_GPU_FLOPS = 1.5e14
 ASSUMED_GPU_START_S = 8.0
 ASSUMED_OFFLINE_S = 0.1
@@ -514,10 +521,11 @@ def _flops(cell: Cell) -> float:
 
 
 def _estimate_on_gpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
-    """Every batch size has processes of its own; those of a round start and build at the same time."""
-    effort, builds = plan.effort, {cell.certificate_cell: 0.0 for cell in plan.cells}
-    measuring = 0.0
-    rooms: dict[tuple[object, ...], float] = {}
+    """Every batch size has processes of its own; those of a round start at the same time and build one after the other."""
+    effort, measuring = plan.effort, 0.0
+    first: dict[Cell, float] = {}
+    again: dict[Cell, float] = {}
+    rooms: dict[tuple[object, ...], set[Cell]] = {}
     for cell in plan.cells:
         assert cell.batch_size is not None
         if plan.is_doubled(cell) and not _assumed_to_fit(cell, cell.batch_size // 2):
@@ -525,19 +533,18 @@ def _estimate_on_gpu_s(plan: Plan, manifests: Mapping[str, Manifest]) -> float:
         call_s = _flops(cell) / ASSUMED_GPU_FLOPS + ASSUMED_CALL_OVERHEAD_S
         visit_s = max(effort.visit_s, effort.samples * max(ASSUMED_OFFLINE_S if cell.batch_size > 1 else 0.0, call_s))
         measuring += effort.processes * (max(effort.warmup_s, 3 * call_s) + effort.blocks * visit_s + ASSUMED_AUDITS_S)
-        build_s = manifests[cell.implementation].modes_on(cell.device)[cell.mode].build_s
-        builds[cell.certificate_cell] = build_s
-        room = (cell.model, cell.precision, cell.batch_size)
-        rooms[room] = max(rooms.get(room, 0.0), build_s)
+        mode, arm = manifests[cell.implementation].modes_on(cell.device)[cell.mode], cell.certificate_cell
+        first[arm], again[arm] = mode.build_s, mode.build_s * (ASSUMED_CACHED_BUILD if mode.caches else 1)
+        rooms.setdefault((cell.model, cell.precision, cell.batch_size), set()).add(arm)
         if effort.energy is not None:
             windows_s = 2 * (1.25 * effort.energy.lead_s + effort.energy.window_s) + 3 * energy.TICK_TIMEOUT_S
-            measuring += effort.energy.processes * (ASSUMED_GPU_START_S + ASSUMED_CACHED_BUILD * build_s + windows_s)
-    again = 1 + ASSUMED_CACHED_BUILD * (effort.processes - 1)
-    starting = sum(effort.processes * ASSUMED_GPU_START_S + again * build_s for build_s in rooms.values())
-    fresh = sum(ASSUMED_GPU_START_S + ASSUMED_CACHED_BUILD * build_s for build_s in builds.values())
-    fresh += sum(ASSUMED_GPU_START_S + builds[arm] for arm in plan.cold)
+            measuring += effort.energy.processes * (ASSUMED_GPU_START_S + again[arm] + windows_s)
+    starting = len(rooms) * effort.processes * ASSUMED_GPU_START_S
+    building = sum(first[arm] + (effort.processes - 1) * again[arm] for room in rooms.values() for arm in room)
+    fresh = sum(ASSUMED_GPU_START_S + build_s for build_s in again.values())
+    fresh += sum(ASSUMED_GPU_START_S + first[arm] for arm in plan.cold)
     clocking = len(plan.clocked) * SECOND_CLOCK_VISITS * (effort.visit_s + ASSUMED_LOADGEN_S)
-    return measuring + starting + fresh + clocking
+    return measuring + starting + building + fresh + clocking
 
 
 def _assumed_to_fit(cell: Cell, batch_size: int) -> bool:

@@ -2,8 +2,8 @@
 
 A round starts one fresh process for each arm; all stay alive and take turns in blocks. Two entrants take them in the order ABBA or
 BAAB, as a coin falls, which cancels a linear drift; more come in a random order, each once a block. A process that is not on turn
-is stopped, so its spinning threads leave the cores alone. The unit of inference is the process: the processes of one round are a
-pair, and calls within one share its luck.
+is stopped, so its spinning threads leave the cores alone; on a GPU networks are built in turn, too. The unit of inference is the
+process: the processes of one round are a pair, and calls within one share its luck.
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ class Round:
         self.effort = effort
         self.store = store
         self.audited = audited
+        self.on_card = any(entrant.cell.device == "cuda" for group in groups for entrant in group)
         self.order_seed = secrets.randbits(31)
         self.random = random.Random(self.order_seed)
         arms = dict.fromkeys(entrant.arm for group in groups for entrant in group)
@@ -197,6 +198,8 @@ class Round:
         if self.audited:
             for arm in [arm for arm in hellos if by_arm[arm][0].context.manifests[arm[1]].models is None]:
                 self._probe(arm, workers[arm], by_arm[arm], hellos)
+        for worker in workers.values():
+            worker.pause()
         turns: dict[Entrant, Turn] = {}
         built: dict[tuple[tuple[str, str, str, str], str], Turn] = {}
         for position in range(max(map(len, by_arm.values()))):
@@ -204,16 +207,26 @@ class Round:
             for entrant in [each for each, arm in here.items() if (arm, _handle(each.cell)) in built]:  # another scope of a network
                 other = built[here.pop(entrant), _handle(entrant.cell)]
                 turns[entrant] = Turn(entrant, other.worker, other.hello, other.settings, other.startup)
-            loaded = self._together({each: (workers[arm], [each]) for each, arm in here.items()}, _prepare_request, BUILD_TIMEOUT_S)
-            put = self._together({each: (workers[here[each]], [each]) for each in loaded}, _put_request, BUILD_TIMEOUT_S)
-            for entrant, reply in put.items():
-                settings = {**loaded[entrant]["settings"], **reply["settings"]}
-                hello = hellos[here[entrant]]
-                took = {"import_s": hello["import_s"], "load_s": loaded[entrant]["load_s"], "first_call_s": reply["first_call_s"]}
-                turns[entrant] = Turn(entrant, workers[here[entrant]], hello, settings, took)
-                built[here[entrant], _handle(entrant.cell)] = turns[entrant]
-        for worker in workers.values():
+            # Libraries choose a GPU's kernels by timing them, and keep the choice: nobody else may be on the card then.
+            for several in [{each: here[each]} for each in here] if self.on_card else [here]:
+                for turn in self._built({each: (workers[arm], hellos[arm]) for each, arm in several.items()}):
+                    turns[turn.entrant] = built[here[turn.entrant], turn.handle] = turn
+        return turns
+
+    def _built(self, asked: Mapping[Entrant, tuple[WorkerProcess, Mapping[str, Any]]]) -> list[Turn]:
+        """The networks of workers that build at the same time, and are stopped before and after; with each what it said at its start."""
+        for worker, _ in asked.values():
+            worker.resume()
+        loaded = self._together({each: (worker, [each]) for each, (worker, _) in asked.items()}, _prepare_request, BUILD_TIMEOUT_S)
+        put = self._together({each: (asked[each][0], [each]) for each in loaded}, _put_request, BUILD_TIMEOUT_S)
+        for worker, _ in asked.values():
             worker.pause()
+        turns = []
+        for entrant, reply in put.items():
+            worker, hello = asked[entrant]
+            settings = {**loaded[entrant]["settings"], **reply["settings"]}
+            took = {"import_s": hello["import_s"], "load_s": loaded[entrant]["load_s"], "first_call_s": reply["first_call_s"]}
+            turns.append(Turn(entrant, worker, hello, settings, took))
         return turns
 
     def _probe(
@@ -283,10 +296,14 @@ class Round:
             turn.worker.pause()
 
     def _warm_up(self, turn: Turn) -> None:
-        """A few calls and ``warmup_s``; from its last calls follow the sizes of samples and visits."""
-        call_s = turn.warm_up(WARMUP_CALLS)
-        if (left := self.effort.warmup_s - WARMUP_CALLS * call_s) > 0:
-            call_s = turn.warm_up(min(1000, math.ceil(left / call_s)))
+        """A few calls, and more until ``warmup_s`` have passed in calls; from the last ones follow the sizes of samples and visits."""
+        calls, left_s = WARMUP_CALLS, self.effort.warmup_s
+        while True:
+            call_s = turn.warm_up(calls)
+            left_s -= calls * call_s
+            if left_s <= 0:
+                break
+            calls = min(1000, max(WARMUP_CALLS, math.ceil(left_s / call_s)))  # the first calls may be slower than all others
         turn.rewarm_calls = min(self.effort.rewarm_calls, math.ceil(REWARM_S / call_s))
         if turn.entrant.cell.scenario != "single_stream":
             turn.calls = max(2, math.ceil(OFFLINE_WINDOW_S / call_s))
