@@ -77,7 +77,7 @@ def test_whoever_builds_has_the_card_to_itself(run: tuple[int, dict[str, Any], P
 def test_the_memory_is_the_cards(run: tuple[int, dict[str, Any], Path]) -> None:
     """Every size that fits has the allocator's peak, of a process that held nothing else; a start-up process tells the card's growth."""
     _, document, store = run
-    peaks = {(row["mode"], row["batch_size"]): row["peak_memory_bytes"] for row in document["rows"]}
+    peaks = {(row["mode"], row["batch_size"]): row["peak_memory_bytes"] for row in document["rows"] if row["scope"] == "device"}
     assert peaks["eager", 16] == 16 << 20
     assert peaks["small", 4] == 4 << 20
     assert peaks["small", 8] is None
@@ -85,6 +85,12 @@ def test_the_memory_is_the_cards(run: tuple[int, dict[str, Any], Path]) -> None:
     (startup,) = [each for each in found if "device_memory_bytes" in each.measurements]
     assert startup.measurements["device_memory_bytes"] == 0
     assert startup.measurements["peak_reserved_bytes"] == 1 << 21
+
+
+def test_what_stays_on_the_device_holds_no_copies_of_the_hosts(run: tuple[int, dict[str, Any], Path]) -> None:
+    """One process is timed in both scopes, and its peak grows with the second: that is host to host, in every process."""
+    peaks = {(row["batch_size"], row["scope"]): row["peak_memory_bytes"] for row in run[1]["rows"] if row["mode"] == "eager"}
+    assert peaks == {(size, scope): (size << 20) + (scope == "transfer") * (1 << 19) for size in (1, 4, 8, 16) for scope in plan.SCOPES}
 
 
 CLAIMS = (

@@ -145,3 +145,18 @@ def test_a_process_that_failed_makes_room(monkeypatch: pytest.MonkeyPatch, makes
     assert {entrant.cell.mode for entrant in made} == {"one", "two"}
     after = lines[lines.index(("faulty", "put")) + 1]
     assert (after == ("faulty", "give up")) == makes_room
+
+
+def test_what_stays_on_a_card_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, whose processes tell no allocator's peak, groups come as they fall."""
+    orders: dict[str, set[tuple[str, ...]]] = {"cpu": set(), "cuda": set()}
+    for device in (*20 * ["cpu"], *20 * ["cuda"]):
+        cells = [dataclasses.replace(CELL, device=device, scope=scope) for scope in reversed(plan.SCOPES)]
+        taken = Round([[Entrant(cell, NOBODY)] for cell in cells], plan.SMOKE, 0, NOBODY, audited=False)
+        met: list[str] = []
+        everyone = {group[0]: SimpleNamespace(entrant=group[0]) for group in taken.groups}
+        monkeypatch.setattr(taken, "_prepare", lambda *_, everyone=everyone: everyone)
+        monkeypatch.setattr(taken, "_measure", lambda those, met=met: met.append(those[0].entrant.cell.scope))
+        taken.run(lambda: None, "time")
+        orders[device].add(tuple(met))
+    assert orders == {"cpu": {("device", "transfer"), ("transfer", "device")}, "cuda": {("device", "transfer")}}

@@ -73,8 +73,8 @@ class Taken:
     """What a process gave of one cell.
 
     ``startup`` holds ``import_s`` of the process and ``load_s`` and ``first_call_s`` of the cell, which other processes may have had at the
-    same time; ``memory`` holds the process's peaks so far, with all its cells: ``peak_memory_bytes`` and the allocator's own. ``copies``
-    are the seconds of copies between host and GPU; empty on a CPU, and in rounds that are not audited.
+    same time; ``memory`` holds the process's peaks so far, with all cells that it took before: ``peak_memory_bytes`` and the allocator's
+    own. ``copies`` are the seconds of copies between host and GPU; empty on a CPU, and in rounds that are not audited.
     """
 
     settings: Mapping[str, Any]
@@ -180,6 +180,8 @@ class Round:
             turns = self._prepare(stack, purpose)
             shuffled = list(self.groups)
             self.random.shuffle(shuffled)
+            if self.on_card:  # an allocator's peak cannot be reset, and what stays on the device shall hold no buffers of the host's
+                shuffled.sort(key=lambda group: group[0].cell.scope != "device")
             for group in shuffled:
                 self._measure([turns[entrant] for entrant in group if entrant in turns])
                 measured()
