@@ -2,7 +2,8 @@
 
 In every round each arm (implementation, mode, precision) gets one fresh process; round k of one arm is paired with round k of another.
 On a CPU that process holds all its cells. A GPU's memory is smaller than what they would take, so there each batch size has
-processes of its own, from the smallest on, and a process that finds no room beside the others is tried again with the card to itself.
+processes of its own, from the smallest on, and a process that fails beside the others, or finds them in half of the memory, is tried
+again with the card to itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from suites.harness.inputs import ring_size
 from suites.harness.plan import Effort
 from suites.harness.process import WorkerError
 from suites.harness.turns import Entrant, Round, Taken
+
+CROWDED_OUT = ("memory", "failed", "died")
+"""What a process may say that had too little of a GPU's memory beside others; not every library calls that by its name."""
 
 
 def groups(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
@@ -67,7 +71,7 @@ def run(
             _beside(context, entrant, seeds, outcome, certificate.record_id, memory=not audited)
 
     def store_unless_crowded(entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError) -> None:
-        if isinstance(outcome, WorkerError) and outcome.kind == "memory" and entrant.cell.device == "cuda":
+        if isinstance(outcome, WorkerError) and outcome.kind in CROWDED_OUT:
             crowded_out.append(entrant)
         else:
             store(entrant, seeds, outcome)
@@ -75,11 +79,16 @@ def run(
     def take(missing: Sequence[tuple[Cell, ...]], index: int, *, audited: bool) -> None:
         """One round; what does not fit beside the others has one of its own after it."""
         entrants = [tuple(Entrant(cell, context, second_clock=second_clocks.get(cell)) for cell in group) for group in missing]
-        Round(entrants, effort, index, store_unless_crowded if sum(map(len, missing)) > 1 else store, audited=audited).run(measured, "time")
-        while crowded_out:
-            entrant = crowded_out.pop(0)
-            context.say(f"{entrant.cell.implementation} {entrant.cell.mode}: again, with the GPU to itself")
-            Round([(entrant,)], effort, index, store, audited=audited).run(measured, "time")
+        in_company = missing[0][0].device == "cuda" and sum(map(len, missing)) > 1
+        told = store_unless_crowded if in_company else store
+        Round(entrants, effort, index, told, audited=audited, makes_room=in_company).run(measured, "time")
+        alone: dict[object, list[Entrant]] = {}
+        for entrant in crowded_out:
+            alone.setdefault(entrant.arm, []).append(entrant)
+        crowded_out.clear()
+        for own in alone.values():
+            context.say(f"{own[0].cell.implementation} {own[0].cell.mode}: again, with the GPU to itself")
+            Round([(entrant,) for entrant in own], effort, index, store, audited=audited).run(measured, "time")
 
     for precision in dict.fromkeys(cell.precision for cell in cells):
         shared = rooms(groups([cell for cell in cells if cell.precision == precision]))

@@ -35,7 +35,8 @@ def run(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[i
     """One run over all that a card's memory can do: exit code, document, store."""
     store = tmp_path_factory.mktemp("store")
     options = ("--device", "cuda", "--precisions", "fp32", "--scopes", "all", "--baseline", "card/eager")
-    code, document = checkout.document(*bench("card", store=store, batch_sizes="1,4,8,16"), *options, before=CARD)
+    arguments = bench("card", store=store, batch_sizes="1,4,8,16", modes="eager,small,sociable")
+    code, document = checkout.document(*arguments, *options, before=CARD)
     return code, document, store
 
 
@@ -88,7 +89,7 @@ def test_whoever_builds_has_the_card_to_itself(run: tuple[int, dict[str, Any], P
 def test_the_memory_is_the_cards(run: tuple[int, dict[str, Any], Path]) -> None:
     """Every size that fits has the allocator's peak, of a process that held nothing else; a start-up process tells the card's growth."""
     _, document, store = run
-    peaks = {(row["mode"], row["batch_size"]): row["peak_memory_bytes"] for row in document["rows"]}
+    peaks = {(row["mode"], row["batch_size"]): row["peak_memory_bytes"] for row in document["rows"] if row["scope"] == "device"}
     assert peaks["eager", 16] == 16 << 20
     assert peaks["small", 4] == 4 << 20
     assert peaks["small", 8] is None
@@ -96,6 +97,54 @@ def test_the_memory_is_the_cards(run: tuple[int, dict[str, Any], Path]) -> None:
     (startup,) = [each for each in found if "device_memory_bytes" in each.measurements]
     assert startup.measurements["device_memory_bytes"] == 0
     assert startup.measurements["peak_reserved_bytes"] == 1 << 21
+
+
+def test_what_stays_on_the_device_holds_no_copies_of_the_hosts(run: tuple[int, dict[str, Any], Path]) -> None:
+    """One process is timed in both scopes, and its peak grows with the second: that is host to host, in every process."""
+    peaks = {(row["batch_size"], row["scope"]): row["peak_memory_bytes"] for row in run[1]["rows"] if row["mode"] == "eager"}
+    assert peaks == {(size, scope): (size << 20) + (scope == "transfer") * (1 << 19) for size in (1, 4, 8, 16) for scope in plan.SCOPES}
+
+
+CLAIMS = (
+    CARD
+    + """
+import os, tempfile, types
+from impls.card.runtime import claims
+os.environ["CARD_CLAIMS"] = tempfile.mkdtemp()
+whole = 150_754_820_096
+memory = lambda self, handle: types.SimpleNamespace(total=whole, used=600_000_000 + int(whole * sum(claims().values())))
+Server.nvmlDeviceGetMemoryInfo = memory
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def crowd(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], Path]:
+    """A run of those that crowd others and those that do not bear it."""
+    store = tmp_path_factory.mktemp("crowd")
+    arguments = bench("card", store=store, batch_sizes="8", modes="eager,shy,fragile,large")
+    code, document = checkout.document(
+        *arguments, "--device", "cuda", "--precisions", "fp32", "--scopes", "device", "--baseline", "card/eager", before=CLAIMS
+    )
+    return code, document, store
+
+
+def test_what_fails_beside_others_has_the_card_to_itself(crowd: tuple[int, dict[str, Any], Path]) -> None:
+    """Whatever it said, or did not live to say: a library that lacks memory may find no engine. It is measured in the same rounds."""
+    code, document, store = crowd
+    assert code == 0
+    assert {row["mode"]: row["status"] for row in document["rows"]} == dict.fromkeys(("eager", "shy", "fragile", "large"), "ok")
+    found = of(records(store), "inference")
+    assert sorted((each.cell.mode, each.process.index) for each in found if each.process) == [
+        (mode, index) for mode in ("eager", "fragile", "large", "shy") for index in (0, 1)
+    ]
+
+
+def test_nothing_is_built_where_others_hold_half_of_the_memory(crowd: tuple[int, dict[str, Any], Path]) -> None:
+    """It would be built, but of other kernels; one network holds 60 %, so whoever comes after it waits until it is alone."""
+    taken = [each.settings["taken"] for each in of(records(crowd[2]), "inference")]
+    assert len(taken) == 8
+    assert set(taken) == {0}
 
 
 def test_copies_are_apart(run: tuple[int, dict[str, Any], Path]) -> None:

@@ -160,6 +160,16 @@ def test_a_worker_that_dies_between_requests(partner: WorkerProcess) -> None:
     assert failure(partner, "say", text="").kind == "died"
 
 
+def test_a_worker_that_is_given_up(partner: WorkerProcess) -> None:
+    """It ends at once, although it only failed and could be asked again; whoever does is told what it failed of."""
+    error = WorkerError("failed", "no engine was found", ("the last line",))
+    partner.give_up(error)
+    assert not partner.alive
+    assert failure(partner, "say", text="") is error
+    partner.give_up(error)
+    partner.pause()
+
+
 def test_stopped_and_continued(partner: WorkerProcess) -> None:
     """A paused worker does not run, goes on where it was, and is ended though it is stopped."""
     partner.send("say", text='{"id": ID, "ok": {}}\n')

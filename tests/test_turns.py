@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from impls.implementation import find
 from results.record import Cell
 from suites.harness import plan, turns
+from suites.harness.process import WorkerError
 from suites.harness.turns import Entrant, Round, Turn
 
 CELL = Cell("card", "eager", "resnet18", "fp32", "cuda", 1, "device", "single_stream", 1)
@@ -58,10 +60,11 @@ def test_without_a_warm_up_a_few_calls_are_made() -> None:
 
 
 class Scribe:
-    """A worker that writes down what it is asked, and what its process was told; it knows every answer."""
+    """A worker that writes down what it is asked, and what its process was told; it knows every answer, unless its name is ``faulty``."""
 
     def __init__(self, name: str, written: list[tuple[str, str]]) -> None:
         self.name, self.written = name, written
+        self.lost: WorkerError | None = None
 
     def __enter__(self) -> Scribe:
         return self
@@ -70,9 +73,13 @@ class Scribe:
         self.written.append((self.name, "end"))
 
     def send(self, operation: str, **_: object) -> None:
+        if self.lost:
+            raise self.lost
         self.written.append((self.name, operation))
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
+        if self.written[-1] == ("faulty", "put"):
+            raise WorkerError("failed", "no engine")
         self.written.append((self.name, "answer"))
         return {"import_s": 0.0, "load_s": 0.0, "first_call_s": 0.0, "settings": {}}
 
@@ -82,37 +89,74 @@ class Scribe:
     def resume(self) -> None:
         self.written.append((self.name, "resume"))
 
+    def give_up(self, error: WorkerError) -> None:
+        self.written.append((self.name, "give up"))
+        self.lost = error
+
 
 BUILD = ["resume", "prepare", "answer", "put", "answer", "pause"]
 
 
-@pytest.fixture
-def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What three workers of the device were asked and told until all was built, each for two scopes of one network."""
-    lines: list[tuple[str, str]] = []
-    context: Any = SimpleNamespace(launch=lambda cell, *_, **__: Scribe(cell.mode, lines), manifests=find())
+Lines = list[tuple[str, str]]
+
+
+def prepared(
+    monkeypatch: pytest.MonkeyPatch, device: str, names: Sequence[str], *, makes_room: bool = False
+) -> tuple[dict[Entrant, Turn], Lines, list[Entrant]]:
+    """Two scopes of a network of each worker: those that are built, what workers were asked and told until then, and those that failed."""
+    lines: Lines = []
+    failed: list[Entrant] = []
+    context: Any = SimpleNamespace(launch=lambda cell, *_, **__: Scribe(cell.mode, lines), manifests=find(), card=None)
     monkeypatch.setattr(turns, "_prepare_request", lambda entrant: ("prepare", {}))
     monkeypatch.setattr(turns, "_put_request", lambda entrant: ("put", {}))
-    cells = [dataclasses.replace(CELL, device=request.param, mode=mode) for mode in ("one", "two", "three")]
+    cells = [dataclasses.replace(CELL, device=device, mode=name) for name in names]
     groups = [[Entrant(dataclasses.replace(cell, scope=scope), context) for cell in cells] for scope in plan.SCOPES]
+    taken = Round(groups, plan.SMOKE, 0, lambda entrant, *_: failed.append(entrant), audited=False, makes_room=makes_room)
     with contextlib.ExitStack() as stack:
-        made = Round(groups, plan.SMOKE, 0, NOBODY, audited=False)._prepare(stack, "time")
-    assert set(made) == {entrant for group in groups for entrant in group}
-    return lines
+        made = taken._prepare(stack, "time")
+        kept = list(lines)
+    assert {*made, *failed} == {entrant for group in groups for entrant in group}
+    return made, kept, failed
 
 
-@pytest.mark.parametrize("written", ["cuda"], indirect=True)
-def test_networks_are_built_in_turn_on_a_card(written: list[tuple[str, str]]) -> None:
+def test_networks_are_built_in_turn_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """All are stopped first; then one after the other is woken, builds, makes its first call and is stopped again."""
-    stopped = [place for place, (_, what) in enumerate(written) if what == "pause"][2] + 1
-    assert Counter(written[:stopped]) == {(name, what): 1 for name in ("one", "two", "three") for what in ("start", "answer", "pause")}
-    rest = [each for each in written[stopped:] if each[1] != "end"]
-    assert [what for _, what in rest] == 3 * BUILD
-    assert [len({name for name, _ in rest[place : place + len(BUILD)]}) for place in range(0, len(rest), len(BUILD))] == [1, 1, 1]
+    names = ("one", "two", "three")
+    _, lines, _ = prepared(monkeypatch, "cuda", names)
+    stopped = [place for place, (_, what) in enumerate(lines) if what == "pause"][2] + 1
+    assert Counter(lines[:stopped]) == {(name, what): 1 for name in names for what in ("start", "answer", "pause")}
+    built = lines[stopped:]
+    assert [what for _, what in built] == 3 * BUILD
+    assert [len({name for name, _ in built[place : place + len(BUILD)]}) for place in range(0, len(built), len(BUILD))] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("written", ["cpu"], indirect=True)
-def test_networks_are_built_together_on_a_cpu(written: list[tuple[str, str]]) -> None:
+def test_networks_are_built_together_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose cores are enough, or the same for all; each step is asked of all before anyone is waited for."""
-    asked = [what for _, what in written if what in ("start", "prepare", "put", "answer")]
+    _, lines, _ = prepared(monkeypatch, "cpu", ("one", "two", "three"))
+    asked = [what for _, what in lines if what in ("start", "prepare", "put", "answer")]
     assert asked == [each for what in ("start", "prepare", "put") for each in (*3 * [what], *3 * ["answer"])]
+
+
+@pytest.mark.parametrize("makes_room", [True, False])
+def test_a_process_that_failed_makes_room(monkeypatch: pytest.MonkeyPatch, makes_room: bool) -> None:
+    """Where it will be tried again it ends before anyone else builds; neither of its scopes is measured, and the others' are."""
+    made, lines, failed = prepared(monkeypatch, "cuda", ("one", "faulty", "two"), makes_room=makes_room)
+    assert [entrant.cell.mode for entrant in failed] == ["faulty", "faulty"]
+    assert {entrant.cell.mode for entrant in made} == {"one", "two"}
+    after = lines[lines.index(("faulty", "put")) + 1]
+    assert (after == ("faulty", "give up")) == makes_room
+
+
+def test_what_stays_on_a_card_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, whose processes tell no allocator's peak, groups come as they fall."""
+    orders: dict[str, set[tuple[str, ...]]] = {"cpu": set(), "cuda": set()}
+    for device in (*20 * ["cpu"], *20 * ["cuda"]):
+        cells = [dataclasses.replace(CELL, device=device, scope=scope) for scope in reversed(plan.SCOPES)]
+        taken = Round([[Entrant(cell, NOBODY)] for cell in cells], plan.SMOKE, 0, NOBODY, audited=False)
+        met: list[str] = []
+        everyone = {group[0]: SimpleNamespace(entrant=group[0]) for group in taken.groups}
+        monkeypatch.setattr(taken, "_prepare", lambda *_, everyone=everyone: everyone)
+        monkeypatch.setattr(taken, "_measure", lambda those, met=met: met.append(those[0].entrant.cell.scope))
+        taken.run(lambda: None, "time")
+        orders[device].add(tuple(met))
+    assert orders == {"cpu": {("device", "transfer"), ("transfer", "device")}, "cuda": {("device", "transfer")}}

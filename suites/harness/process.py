@@ -224,6 +224,11 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
+    def give_up(self, error: WorkerError) -> None:
+        """End a process that failed; whoever asks it again is told the same."""
+        self.end()
+        self._loss = error
+
     def end(self) -> None:
         """Kill the process and its children and close the pipes; safe to call again."""
         if self._process.returncode is None:

@@ -42,6 +42,9 @@ OFFLINE_WINDOW_S = 0.1
 COPIES = 9
 """Copies of a batch that are timed, after the calls that warmed its buffers."""
 
+CROWDED = 0.5
+"""A network is not built beside others that hold more than this of a GPU's memory: some libraries silently choose slower kernels then."""
+
 COLUMNS = ("visit", "start_ns", "duration_ns", "calls", "warmup")
 
 
@@ -70,8 +73,8 @@ class Taken:
     """What a process gave of one cell.
 
     ``startup`` holds ``import_s`` of the process and ``load_s`` and ``first_call_s`` of the cell, which other processes may have had at the
-    same time; ``memory`` holds the process's peaks so far, with all its cells: ``peak_memory_bytes`` and the allocator's own. ``copies``
-    are the seconds of copies between host and GPU; empty on a CPU, and in rounds that are not audited.
+    same time; ``memory`` holds the process's peaks so far, with all cells that it took before: ``peak_memory_bytes`` and the allocator's
+    own. ``copies`` are the seconds of copies between host and GPU; empty on a CPU, and in rounds that are not audited.
     """
 
     settings: Mapping[str, Any]
@@ -151,14 +154,19 @@ def order(count: int, generator: random.Random) -> list[int]:
 class Round:
     """One fresh process per arm, all groups measured in it; entrants of one group are compared with each other.
 
-    ``audited`` says whether the audits that take calls of their own are made, which is enough in one round of a run.
+    ``audited`` says whether the audits that take calls of their own are made, which is enough in one round of a run. Where the caller
+    tries again alone what fails beside others on a GPU, a process ``makes_room``: it ends as soon as it failed, and is not built where
+    it is ``CROWDED``.
     """
 
-    def __init__(self, groups: Sequence[Sequence[Entrant]], effort: Effort, index: int, store: Store, *, audited: bool) -> None:
+    def __init__(
+        self, groups: Sequence[Sequence[Entrant]], effort: Effort, index: int, store: Store, *, audited: bool, makes_room: bool = False
+    ) -> None:
         self.groups = groups
         self.effort = effort
         self.store = store
         self.audited = audited
+        self.makes_room = makes_room
         self.on_card = any(entrant.cell.device == "cuda" for group in groups for entrant in group)
         self.order_seed = secrets.randbits(31)
         self.random = random.Random(self.order_seed)
@@ -172,6 +180,8 @@ class Round:
             turns = self._prepare(stack, purpose)
             shuffled = list(self.groups)
             self.random.shuffle(shuffled)
+            if self.on_card:  # an allocator's peak cannot be reset, and what stays on the device shall hold no buffers of the host's
+                shuffled.sort(key=lambda group: group[0].cell.scope != "device")
             for group in shuffled:
                 self._measure([turns[entrant] for entrant in group if entrant in turns])
                 measured()
@@ -184,6 +194,7 @@ class Round:
                 by_arm.setdefault(entrant.arm, []).append(entrant)
         arms = list(by_arm)
         self.random.shuffle(arms)
+        before_bytes = self._used_bytes()
         workers: dict[tuple[str, str, str, str], WorkerProcess] = {}
         for arm in arms:
             first = by_arm[arm][0]
@@ -209,6 +220,11 @@ class Round:
                 turns[entrant] = Turn(entrant, other.worker, other.hello, other.settings, other.startup)
             # Libraries choose a GPU's kernels by timing them, and keep the choice: nobody else may be on the card then.
             for several in [{each: here[each]} for each in here] if self.on_card else [here]:
+                if self._is_crowded(before_bytes):
+                    crowded = WorkerError("memory", f"the others of its round hold more than {CROWDED:.0%} of the GPU's memory")
+                    for entrant, arm in several.items():
+                        self._fail([entrant], crowded, workers[arm])
+                    continue
                 for turn in self._built({each: (workers[arm], hellos[arm]) for each, arm in several.items()}):
                     turns[turn.entrant] = built[here[turn.entrant], turn.handle] = turn
         return turns
@@ -237,7 +253,7 @@ class Round:
             self._probed[arm] = audits.precision(worker, entrants[0].context, entrants[0].cell)
         except WorkerError as error:
             del hellos[arm]
-            self._fail(entrants, error)
+            self._fail(entrants, error, worker)
 
     def _together(
         self, asked: Mapping[K, tuple[WorkerProcess, list[Entrant]]], request: Callable[[K], tuple[str, dict[str, Any]]], timeout_s: float
@@ -251,13 +267,13 @@ class Round:
                 worker.send(operation, **arguments)
                 sent.append(key)
             except WorkerError as error:
-                self._fail(entrants, error)
+                self._fail(entrants, error, worker)
         for key in sent:
             worker, entrants = asked[key]
             try:
                 replies[key] = worker.receive(timeout_s)
             except WorkerError as error:
-                self._fail(entrants, error)
+                self._fail(entrants, error, worker)
         return replies
 
     def _measure(self, turns: list[Turn]) -> None:
@@ -291,7 +307,7 @@ class Round:
             yield
         except WorkerError as error:
             turns.remove(turn)
-            self._fail([turn.entrant], error)
+            self._fail([turn.entrant], error, turn.worker)
         finally:
             turn.worker.pause()
 
@@ -347,7 +363,21 @@ class Round:
         sizes = {"samples": turn.samples, "calls": turn.calls, "rewarm": turn.rewarm_calls}
         return audits.second_clock(turn.worker, turn.handle, cell, package, logs, sizes, self.random)
 
-    def _fail(self, entrants: Sequence[Entrant], error: WorkerError) -> None:
+    def _used_bytes(self) -> int | None:
+        """What is taken of the GPU's memory; None where nobody asks."""
+        card = self.groups[0][0].context.card if self.makes_room else None
+        return None if card is None else card.used_bytes()
+
+    def _is_crowded(self, before_bytes: int | None) -> bool:
+        """Whether processes of this round hold much of the memory, of which so much was taken before."""
+        if before_bytes is None:
+            return False
+        used_bytes, whole_bytes = self._used_bytes(), self.groups[0][0].context.card_bytes
+        return used_bytes is not None and whole_bytes is not None and used_bytes - before_bytes > CROWDED * whole_bytes
+
+    def _fail(self, entrants: Sequence[Entrant], error: WorkerError, worker: WorkerProcess | None = None) -> None:
+        if self.makes_room and worker is not None:
+            worker.give_up(error)
         for entrant in entrants:
             self.store(entrant, self.seeds[entrant.arm], error)
 
