@@ -148,6 +148,11 @@ def test_it_ends_when_its_pipe_closes(start: Start) -> None:
         (RuntimeError("RESOURCE_EXHAUSTED: Out of"), "memory", "RuntimeError: RESOURCE_EXHAUSTED: Out of"),
         (RuntimeError("std::bad_alloc"), "memory", "RuntimeError: std::bad_alloc"),
         (
+            RuntimeError("FIND was unable to find an engine to execute this computation"),
+            "memory",
+            "RuntimeError: FIND was unable to find an engine to execute this computation",
+        ),
+        (
             RuntimeError("Failed to allocate memory for requested buffer"),
             "memory",
             "RuntimeError: Failed to allocate memory for requested buffer",

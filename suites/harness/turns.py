@@ -366,7 +366,7 @@ class Round:
     def _used_bytes(self) -> int | None:
         """What is taken of the GPU's memory; None where nobody asks."""
         card = self.groups[0][0].context.card if self.makes_room else None
-        return None if card is None else card.used_bytes()
+        return None if card is None else card.memory_bytes()[1]
 
     def _is_crowded(self, before_bytes: int | None) -> bool:
         """Whether processes of this round hold much of the memory, of which so much was taken before."""

@@ -343,6 +343,7 @@ def _columns(samples: list[Any]) -> dict[str, Any]:
 
 OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _]memory|bad_alloc"  # PyTorch, the CUDA driver (CUDA_ERROR_OUT_OF_MEMORY), C++
+    r"|unable to find an engine to execute"  # PyTorch where every plan of cuDNN ran out of it (aten/src/ATen/native/cudnn/Conv_v8.cpp)
     r"|RESOURCE_?EXHAUSTED|OOM when allocating"  # XLA, TensorFlow
     r"|Failed to allocate memory|_ALLOC_FAILED",  # ONNX Runtime's arena; cuDNN and cuBLAS
     re.IGNORECASE,
