@@ -112,7 +112,8 @@ import os, tempfile, types
 from impls.card.runtime import claims
 os.environ["CARD_CLAIMS"] = tempfile.mkdtemp()
 whole = 150_754_820_096
-memory = lambda self, handle: types.SimpleNamespace(total=whole, used=600_000_000 + int(whole * sum(claims().values())))
+free = lambda: whole - int(whole * sum(claims().values()))
+memory = lambda self, handle, version: types.SimpleNamespace(total=whole, free=free(), reserved=0)
 Server.nvmlDeviceGetMemoryInfo = memory
 """
 )
