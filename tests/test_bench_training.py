@@ -44,7 +44,7 @@ CAUGHT = {
     "diverges": ("trained", "a timed step gave a loss or a parameter that is not finite"),
     "overflows": ("trained", "conv1.weight is not finite after the timed steps"),
     "recompiles": ("recompilation", "compilations between timed calls"),
-    "narrow": ("precision", "fp32 was declared, but it computes as bf16 does"),
+    "narrow": ("precision", "fp32 was declared, but its convolution computes as bf16 does"),
 }
 """The mode, the audit that fails first, and what the row says."""
 
