@@ -96,7 +96,7 @@ def test_torchvision_s_googlenet_normalises_twice() -> None:
     """With ImageNet's statistics and, in the network, by ``transform_input``: the preset but for rounding."""
     image = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     once = preprocess.normalised(image, PRESETS["torchvision"])
-    for channel, mean, std in zip(range(3), inputs.IMAGENET_MEAN, inputs.IMAGENET_STD, strict=True):
+    for channel, mean, std in zip(range(3), preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD, strict=True):
         twice = once[channel] * np.float32(std / 0.5) + np.float32((mean - 0.5) / 0.5)
         assert np.abs(twice - preprocess.normalised(image, PRESETS["torchvision_googlenet"])[channel]).max() < 2e-7
 
