@@ -204,12 +204,6 @@ class Context:
         found = self.run.machine.get("gpu")
         return isinstance(found, Mapping) and gpu.is_shared(found)
 
-    @property
-    def card_bytes(self) -> int | None:
-        """The GPU's whole memory; None where it is not told."""
-        found = self.run.machine.get("gpu")
-        return found["memory_bytes"] if isinstance(found, Mapping) else None
-
     def python(self, implementation: str) -> Path:
         """The interpreter of an implementation's workers; waits for one that is being built.
 

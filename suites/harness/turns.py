@@ -194,7 +194,7 @@ class Round:
                 by_arm.setdefault(entrant.arm, []).append(entrant)
         arms = list(by_arm)
         self.random.shuffle(arms)
-        before_bytes = self._used_bytes()
+        _, before_bytes = self._memory_bytes()
         workers: dict[tuple[str, str, str, str], WorkerProcess] = {}
         for arm in arms:
             first = by_arm[arm][0]
@@ -363,17 +363,17 @@ class Round:
         sizes = {"samples": turn.samples, "calls": turn.calls, "rewarm": turn.rewarm_calls}
         return audits.second_clock(turn.worker, turn.handle, cell, package, logs, sizes, self.random)
 
-    def _used_bytes(self) -> int | None:
-        """What is taken of the GPU's memory; None where nobody asks."""
+    def _memory_bytes(self) -> tuple[int, int] | tuple[None, None]:
+        """The GPU's memory and what is taken of it; None where nobody asks."""
         card = self.groups[0][0].context.card if self.makes_room else None
-        return None if card is None else card.memory_bytes()[1]
+        return (None, None) if card is None else card.memory_bytes()
 
     def _is_crowded(self, before_bytes: int | None) -> bool:
         """Whether processes of this round hold much of the memory, of which so much was taken before."""
-        if before_bytes is None:
+        whole_bytes, used_bytes = self._memory_bytes()
+        if before_bytes is None or whole_bytes is None or used_bytes is None:
             return False
-        used_bytes, whole_bytes = self._used_bytes(), self.groups[0][0].context.card_bytes
-        return used_bytes is not None and whole_bytes is not None and used_bytes - before_bytes > CROWDED * whole_bytes
+        return used_bytes - before_bytes > CROWDED * whole_bytes
 
     def _fail(self, entrants: Sequence[Entrant], error: WorkerError, worker: WorkerProcess | None = None) -> None:
         if self.makes_room and worker is not None:
