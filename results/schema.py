@@ -7,6 +7,7 @@ that overflow to them, and names that stand twice in an object (section 4).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -100,8 +101,8 @@ def _container(origin: Any, arguments: tuple[Any, ...], value: object, where: st
 def _dataclass(kind: type, value: object, where: str, field: str) -> Any:
     if not isinstance(value, dict):
         raise _error(where, field or "the document", "an object", value)
-    hints = typing.get_type_hints(kind)
-    names = [member.name for member in dataclasses.fields(kind)]
+    hints = _hints(kind)
+    names = list(hints)
     if missing := [name for name in names if name not in value]:
         raise RecordError(f"{where}: {_join(field, missing[0])}: missing")
     if unknown := sorted(str(name) for name in value if name not in names):
@@ -111,6 +112,13 @@ def _dataclass(kind: type, value: object, where: str, field: str) -> Any:
         return kind(**members)
     except RecordError as error:
         raise RecordError(f"{where}: {field + ': ' if field else ''}{error}") from None
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The type of each field, in their order; looking them up takes longer than all else here."""
+    found = typing.get_type_hints(kind)
+    return {member.name: found[member.name] for member in dataclasses.fields(kind)}
 
 
 def _scalar(kind: type, value: object, where: str, field: str) -> Any:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from results import statistics
 from results.record import Record
-from results.schema import decode, encode
+from results.schema import RecordError, decode, encode
 
 NOISY_FRACTION = 0.2
 """With more of its blocks left out a cell has no figure: INVALID-NOISY."""
@@ -97,7 +97,10 @@ def of(record: Record) -> Timing | None:
     if record.data is None or "blocks" not in record.data:
         return None
     fields = {name: record.data.get(name) for name in Timing.__slots__}
-    return decode(Timing, fields, f"record {record.record_id}: data")
+    try:
+        return decode(Timing, fields, "data")
+    except RecordError as error:
+        raise RecordError(f"record {record.record_id}: {error}") from None
 
 
 def left_out(record: Record) -> npt.NDArray[np.bool_]:

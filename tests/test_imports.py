@@ -13,30 +13,43 @@ from impls.implementation import ROOT, find
 
 FRAMEWORKS = ("torch", "torchvision", "jax", "jaxlib", "tensorflow", "keras", "onnxruntime")
 
+HEAVY = ("numpy", "scipy.stats", "pandas", "matplotlib.pyplot")
+"""Imported once for all modules, as they take a second; that a module asks for them is seen all the same."""
+
 PROBE = """
-import importlib, json, os, sys
+import builtins, importlib, json, os, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name in FRAMEWORKS:
             raise ImportError(f"{name} is a framework")
 sys.meta_path.insert(0, Refuse())
-bare = set(sys.modules)  # a system's Python may load a sitecustomize of its own
+for name in HEAVY:
+    importlib.import_module(name)
+bare, load, asked = set(sys.modules), builtins.__import__, set()
+def seen(name, names=None, *rest, **more):
+    if names and names.get("__name__", "").partition(".")[0] in PARTS:
+        asked.add(name)
+    return load(name, names, *rest, **more)
+builtins.__import__ = seen
 for name in json.load(sys.stdin):
     sys.stdout.flush()
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0, name
     else:
         importlib.import_module(name)
-        print(json.dumps([name, sorted({m.partition(".")[0] for m in sys.modules.keys() - bare} - sys.stdlib_module_names)]), flush=True)
+        found = asked | (sys.modules.keys() - bare)
+        print(json.dumps([name, sorted({each.partition(".")[0] for each in found} - sys.stdlib_module_names)]), flush=True)
         os._exit(0)
 """
-"""Imports each module in a process that has imported nothing before, and prints what came with it."""
+"""Imports each module in a process that has imported none of ours before, and prints what it asked for and what came with it."""
+
+PARTS = ("impls", "suites", "results", "reports", "levelfield")
 
 
 def modules() -> list[str]:
     """Every module of the core, by its dotted name; the frameworks' own folders are not core."""
     own = {path.parent for path in ROOT.glob("*/*/impl.toml")} | {path.parent for path in ROOT.glob("*/*/*/impl.toml")}
-    found = [path for part in ("impls", "suites", "results", "reports", "levelfield") for path in sorted((ROOT / part).rglob("*.py"))]
+    found = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
     core = [path.relative_to(ROOT) for path in found if not own & set(path.parents) and path.name != "__main__.py"]
     return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in core if path.parts[:2] != ("suites", "asv")]
 
@@ -45,7 +58,7 @@ def modules() -> list[str]:
 def loaded() -> dict[str, set[str]]:
     """By module, the packages outside the standard library that importing it loads."""
     done = subprocess.run(
-        [sys.executable, "-c", f"FRAMEWORKS = {FRAMEWORKS!r}\n{PROBE}"],
+        [sys.executable, "-c", f"FRAMEWORKS, HEAVY, PARTS = {FRAMEWORKS!r}, {HEAVY!r}, {PARTS!r}\n{PROBE}"],
         input=json.dumps(modules()),
         cwd=ROOT,
         text=True,
