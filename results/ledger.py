@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from results.record import Cell, check_created_utc, check_run_id
 from results.schema import RecordError, canonical, decode, encode, parse
@@ -221,8 +220,9 @@ def _planted(entry: Entry) -> float:
 
 def _power(slowdown: float, entries: list[Entry]) -> Power:
     regressed = sum(entry.verdict == "regressed" for entry in entries)
-    interval = stats.binomtest(regressed, len(entries)).proportion_ci(0.95, method="exact")
-    return Power(slowdown, len(entries), regressed, float(interval.low), float(interval.high))
+    count = len(entries)
+    low, high = 1 - upper_bound(count - regressed, count, 0.975), upper_bound(regressed, count, 0.975)
+    return Power(slowdown, count, regressed, low, high)
 
 
 def _lines(data: bytes, path: Path) -> tuple[list[bytes], bytes]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 CONFIDENCE = 0.95
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
@@ -176,6 +176,8 @@ def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise StatisticsError(f"{successes} successes in {trials} trials")
+    from scipy import stats  # takes longer to import than most commands take
+
     interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -190,6 +192,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """
     if min(only_first, only_second) < 0:
         raise StatisticsError(f"{only_first} and {only_second} images")
+    from scipy import stats  # as above
+
     return float(stats.binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
 
 
@@ -201,7 +205,7 @@ def upper_bound(hits: int, trials: int, confidence: float = CONFIDENCE) -> float
     """
     if trials < 1 or not 0 <= hits <= trials:
         raise StatisticsError(f"{hits} hits in {trials} trials")
-    return float(stats.binomtest(hits, trials, alternative="less").proportion_ci(confidence, method="exact").high)
+    return float(special.bdtri(hits, trials, 1 - confidence)) if hits < trials else 1.0
 
 
 def percentile_bound(latencies: Sequence[float], percentile: float, confidence: float = 0.99) -> PercentileBound:
@@ -222,9 +226,9 @@ def percentile_bound(latencies: Sequence[float], percentile: float, confidence: 
     count = len(latencies)
     if count < needed:
         return PercentileBound(None, count, needed)
-    dropped = int(stats.binom.ppf(1 - confidence, count, over))
-    # ppf is the first count whose probability reaches 1 - confidence; the bound wants the last that does not exceed it.
-    while stats.binom.cdf(dropped, count, over) > 1 - confidence:
+    dropped = math.ceil(special.bdtrik(1 - confidence, count, over))
+    # It is the first count whose probability reaches 1 - confidence; the bound wants the last that does not exceed it.
+    while special.bdtr(dropped, count, over) > 1 - confidence:
         dropped -= 1
     return PercentileBound(float(np.sort(_positive(latencies))[count - dropped]), count, needed)
 
@@ -248,11 +252,11 @@ def bounded_exp(value: float) -> float:
 def _fewest_samples(over: float, risk: float) -> int:
     """The least n for which one call over the percentile is as unlikely as ``risk``; the probability falls with n."""
     low, high = 1, 2
-    while stats.binom.cdf(1, high, over) > risk:
+    while special.bdtr(1, high, over) > risk:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if stats.binom.cdf(1, middle, over) <= risk else (middle, high)
+        low, high = (low, middle) if special.bdtr(1, middle, over) <= risk else (middle, high)
     return high
 
 

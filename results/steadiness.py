@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from results.record import Samples
 
@@ -120,7 +120,7 @@ def _long_run_variance(points: Floats) -> float:
 def _trimmed_variance(differences: Floats) -> float:
     """The variance of normal values of mean 0, from the CORE that are smallest."""
     kept = np.sort(differences**2)[: math.ceil(CORE * differences.size)]
-    return float(np.mean(kept)) * CORE / float(stats.chi2.cdf(stats.chi2.ppf(CORE, 1), 3))
+    return float(np.mean(kept)) * CORE / float(special.chdtr(3, special.chdtri(1, 1 - CORE)))
 
 
 def _segments(points: Floats, price: float) -> list[int]:

@@ -72,7 +72,6 @@ def each(*arms: Arm) -> pytest.MarkDecorator:
 
 
 DEEP = {
-    "cifar_resnet20": 32,
     "cifar_resnet8_b": 32,
     "cifar_resnet8_c": 32,
     "cifar_plain8": 32,

@@ -30,8 +30,8 @@ def closure_sha256(roots: tuple[Path, ...], *modules: str) -> str:
         ClosureError: a module is not Python.
     """
     digest = hashlib.sha256()
-    for name, path in sorted(_modules(roots, modules).items()):
-        digest.update(f"{name}\0{_code(path)}\0".encode())
+    for name, code in sorted(_modules(roots, modules).items()):
+        digest.update(f"{name}\0{code}\0".encode())
     return digest.hexdigest()
 
 
@@ -48,19 +48,19 @@ def implementation_sha256(roots: tuple[Path, ...], manifest: Manifest, device: s
     return digest.hexdigest()
 
 
-def _modules(roots: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
-    """The files of these modules and of all that they import, by name."""
-    waiting, found = list(names), dict[str, Path]()
+def _modules(roots: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
+    """The code of these modules and of all that they import, by name."""
+    waiting, found = list(names), dict[str, str]()
     while waiting:
         name = waiting.pop()
         path = _file(roots, name)
         if path is None or name in found:
             continue
-        found[name] = path
         parents = name.split(".")
         waiting += [".".join(parents[:length]) for length in range(1, len(parents))]
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += _imports(_parsed(path), package)
+        imports, found[name] = _read(path, path.read_bytes(), package)
+        waiting += imports
     return found
 
 
@@ -82,25 +82,24 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def _code(path: Path) -> str:
-    tree = _parsed(path)
+_parser = threading.Lock()
+
+
+@functools.cache
+def _read(path: Path, data: bytes, package: str) -> tuple[tuple[str, ...], str]:
+    """What a module of a package imports, and its code; every closure that holds it shares the one reading."""
+    try:
+        with _parser:  # CPython 3.11 counts a tree's depth for all threads together, and fails where two parse (python/cpython#106905)
+            tree = ast.parse(data)
+    except SyntaxError as error:
+        raise ClosureError(f"{path}: line {error.lineno}: {error.msg}") from None
+    imports = tuple(_imports(tree, package))
     for node in ast.walk(tree):
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, None)
             if isinstance(statements, list):
                 setattr(node, field, [each for each in statements if not _is_text(each)])
-    return ast.dump(tree)
-
-
-_parser = threading.Lock()
-
-
-def _parsed(path: Path) -> ast.Module:
-    try:
-        with _parser:  # CPython 3.11 counts a tree's depth for all threads together, and fails where two parse (python/cpython#106905)
-            return ast.parse(path.read_bytes())
-    except SyntaxError as error:
-        raise ClosureError(f"{path}: line {error.lineno}: {error.msg}") from None
+    return imports, ast.dump(tree)
 
 
 def _is_text(node: ast.AST) -> bool:
