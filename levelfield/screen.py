@@ -92,8 +92,8 @@ class Progress:
             del self._counts[what]
 
     def show(self, folder: Path) -> None:
-        """The comparison so far."""
-        if self._baseline is None or self._quiet:
+        """The comparison so far; outside of a terminal once, when the first ratio is there."""
+        if self._baseline is None or self._quiet or (self._live is None and self._first_ratio):
             return
         try:
             self._shown = table.terminal(write.comparison(folder, self._baseline, allow_unlike=self._allow_unlike))
@@ -101,7 +101,7 @@ class Progress:
             return
         if self._live:
             self._live.update(Group(self._shown, self._bars), refresh=True)
-        elif not self._first_ratio and bool(frame.load(folder, self._baseline, self._allow_unlike)["ratio"].notna().any()):
+        elif bool(frame.load(folder, self._baseline, self._allow_unlike)["ratio"].notna().any()):
             self._first_ratio = True
             self._console.print(self._shown)
 

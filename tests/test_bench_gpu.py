@@ -35,7 +35,7 @@ def run(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[i
     """One run over all that a card's memory can do: exit code, document, store."""
     store = tmp_path_factory.mktemp("store")
     options = ("--device", "cuda", "--precisions", "fp32", "--scopes", "all", "--baseline", "card/eager")
-    arguments = bench("card", store=store, batch_sizes="1,4,8,16", modes="eager,small,sociable")
+    arguments = bench("card", store=store, batch_sizes="1,8,16", modes="eager,small,sociable")
     code, document = checkout.document(*arguments, *options, before=CARD)
     return code, document, store
 
@@ -62,10 +62,10 @@ def test_what_does_not_fit_is_a_row(run: tuple[int, dict[str, Any], Path]) -> No
     assert code == 1
     rows = {(row["mode"], row["batch_size"], row["scope"]): row for row in document["rows"]}
     for scope in plan.SCOPES:
-        assert [rows["small", size, scope]["status"] for size in (1, 4, 8, 16)] == ["ok", "ok", "out_of_memory", "out_of_memory"]
+        assert [rows["small", size, scope]["status"] for size in (1, 8, 16)] == ["ok", "out_of_memory", "out_of_memory"]
         assert "CUDA out of memory" in rows["small", 8, scope]["reason"]
         assert rows["small", 16, scope]["reason"] == "not tried: a batch of 8 did not fit into the GPU's memory"
-        assert {rows["eager", size, scope]["status"] for size in (1, 4, 8, 16)} == {"ok"}
+        assert {rows["eager", size, scope]["status"] for size in (1, 8, 16)} == {"ok"}
     assert all(row["time_per_batch_s"] for row in rows.values() if row["status"] == "ok")
     assert {each.process for each in of(records(store), "inference", mode="small", batch_size=16)} == {None}
 
@@ -91,7 +91,7 @@ def test_the_memory_is_the_cards(run: tuple[int, dict[str, Any], Path]) -> None:
     _, document, store = run
     peaks = {(row["mode"], row["batch_size"]): row["peak_memory_bytes"] for row in document["rows"] if row["scope"] == "device"}
     assert peaks["eager", 16] == 16 << 20
-    assert peaks["small", 4] == 4 << 20
+    assert peaks["small", 1] == 1 << 20
     assert peaks["small", 8] is None
     found = of(records(store), "memory", mode="eager", batch_size=1, scope="device")
     (startup,) = [each for each in found if "device_memory_bytes" in each.measurements]
@@ -102,7 +102,7 @@ def test_the_memory_is_the_cards(run: tuple[int, dict[str, Any], Path]) -> None:
 def test_what_stays_on_the_device_holds_no_copies_of_the_hosts(run: tuple[int, dict[str, Any], Path]) -> None:
     """One process is timed in both scopes, and its peak grows with the second: that is host to host, in every process."""
     peaks = {(row["batch_size"], row["scope"]): row["peak_memory_bytes"] for row in run[1]["rows"] if row["mode"] == "eager"}
-    assert peaks == {(size, scope): (size << 20) + (scope == "transfer") * (1 << 19) for size in (1, 4, 8, 16) for scope in plan.SCOPES}
+    assert peaks == {(size, scope): (size << 20) + (scope == "transfer") * (1 << 19) for size in (1, 8, 16) for scope in plan.SCOPES}
 
 
 CLAIMS = (
@@ -152,7 +152,7 @@ def test_copies_are_apart(run: tuple[int, dict[str, Any], Path]) -> None:
     """Seconds of the way in and out, of every size, once."""
     _, document, _ = run
     found = {row["batch_size"]: row["copy_in_s"] for row in document["rows"] if row["mode"] == "eager" and row["scope"] == "device"}
-    assert set(found) == {1, 4, 8, 16}
+    assert set(found) == {1, 8, 16}
     assert all(0 < seconds < 1 for seconds in found.values())
 
 
@@ -162,7 +162,7 @@ def test_the_card_is_part_of_the_machine(run: tuple[int, dict[str, Any], Path]) 
     assert document["machine"]["gpu_model"] == "NVIDIA H200"
     assert document["machine"]["gpu"]["power_limit_w"] == 700
     assert document["machine"]["cautions"] == []
-    found = of(records(store), "inference", mode="eager", batch_size=4, scope="device")[0]
+    found = of(records(store), "inference", mode="eager", batch_size=8, scope="device")[0]
     assert found.settings["libraries"] == {}
     assert found.data is not None
     assert {each["card"]["power_w"] for each in found.data["noise"]} == {650.5}  # type: ignore[index,attr-defined]
@@ -282,14 +282,14 @@ plan.LARGEST_BATCH = 16
 def test_doubling_ends_where_nothing_fits(checkout: Checkout, tmp_path: Path) -> None:
     """Each mode goes up to the first size without memory, which is a row and no failure; larger ones are neither tried nor rows."""
     options = ("--device", "cuda", "--precisions", "fp32", "--scopes", "device", "--baseline", "card/eager", "--modes", "eager,small")
-    code, document = checkout.document(*bench("card", store=tmp_path, batch_sizes="1,2,..."), *options, before=DOUBLING)
+    code, document = checkout.document(*bench("card", store=tmp_path, batch_sizes="2,4,..."), *options, before=DOUBLING)
     assert code == 0
     found = {mode: {row["batch_size"]: row["status"] for row in document["rows"] if row["mode"] == mode} for mode in ("eager", "small")}
-    assert found["eager"] == dict.fromkeys((1, 2, 4, 8, 16), "ok")
-    assert found["small"] == {**dict.fromkeys((1, 2, 4), "ok"), 8: "out_of_memory"}
+    assert found["eager"] == dict.fromkeys((2, 4, 8, 16), "ok")
+    assert found["small"] == {**dict.fromkeys((2, 4), "ok"), 8: "out_of_memory"}
     timed = {each.cell: each.status for each in of(records(tmp_path), "inference")}
     untried = dataclasses.replace(next(cell for cell in timed if cell.mode == "small"), batch_size=16)
-    planned = plan.Plan((*timed, untried), (), plan.SMOKE, 0.0, (), smoke=False, doubled_from=2)
+    planned = plan.Plan((*timed, untried), (), plan.SMOKE, 0.0, (), smoke=False, doubled_from=4)
     store = Store(tmp_path)
     context: Any = SimpleNamespace(store=store, run=store.latest_run())
     assert set(runner._with_room(context, planned)) == {cell for cell, status in timed.items() if status == "ok"}
