@@ -19,7 +19,7 @@ from results.regression import Verdict
 from suites import pairs
 from suites.harness import burner, plan
 from suites.harness.context import PROTOCOL_VERSION, Context
-from suites.harness.runner import FINISHED, NothingToRunError, Options, certificates_of, opened
+from suites.harness.runner import FINISHED, NothingToRunError, Options, certificates_of, opened, proved_sizes
 
 Condition = Literal["quiet", "burner"]
 
@@ -37,7 +37,7 @@ def run(request: plan.Request, options: Options, path: Path | None, condition: C
     """
     planned = pairs.planned(request, find(), MODELS)
     with opened(request, planned, options, planned.cells) as context:
-        sizes = tuple(sorted({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
+        sizes = proved_sizes(planned.cells[0].device, (cell.batch_size for cell in planned.cells))
         certificates = certificates_of(context, planned.arms(), sizes)
         cells = [cell for cell in planned.cells if certificates[cell.certificate_cell].status == "ok"]
         if not cells:

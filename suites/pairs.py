@@ -143,6 +143,7 @@ def compare(base: Side, head: Side, cells: Sequence[Cell], suite: Suite) -> Iter
 
 def _stage(base: Side, head: Side, cells: Sequence[Cell], suite: Suite, stage: str, pairs: int) -> _Measured:
     context, found = head.context, _Measured()
+    effort = dataclasses.replace(EFFORT, warmup_s=plan.ON_GPU.warmup_s) if cells[0].device == "cuda" else EFFORT
     sides = {BASE: base, HEAD: head}
 
     def store(entrant: Entrant, seeds: Seeds, outcome: Taken | WorkerError) -> None:
@@ -155,7 +156,7 @@ def _stage(base: Side, head: Side, cells: Sequence[Cell], suite: Suite, stage: s
         first = cells[0]
         context.say(f"{stage} of {first.implementation} {first.mode} {first.precision}: pair {index + 1} of {pairs}")
         groups = [[Entrant(cell, side.context, name, side.slowdown) for name, side in sides.items()] for cell in cells]
-        Round(groups, EFFORT, index, store, audited=stage == "screen" and index == 0).run(lambda: None, stage)
+        Round(groups, effort, index, store, audited=stage == "screen" and index == 0).run(lambda: None, stage)
     return found
 
 

@@ -19,7 +19,7 @@ from suites.harness import plan
 from suites.harness.closure import implementation_sha256
 from suites.harness.context import PROTOCOL_VERSION, Context
 from suites.harness.revisions import Revision
-from suites.harness.runner import FINISHED, Options, of_revision, opened
+from suites.harness.runner import FINISHED, Options, of_revision, opened, proved_sizes
 
 MODELS = ("resnet18", "resnet50")
 
@@ -86,7 +86,7 @@ def _closure(revision: Revision, manifests: Mapping[str, Manifest], name: str, d
 def _judge(base: Context, head: Context, cells: tuple[Cell, ...], slowdown: float, tell: Callable[[Verdict], None]) -> None:
     """Certificates of both sides first; what both have is measured."""
     arms = tuple(dict.fromkeys(cell.certificate_cell for cell in cells))
-    sizes = tuple(sorted({cell.batch_size for cell in cells if cell.batch_size is not None}))
+    sizes = proved_sizes(cells[0].device, (cell.batch_size for cell in cells))
     bases = base.manifests
     new = [arm for arm in arms if arm.implementation not in bases or arm.mode not in bases[arm.implementation].modes_on(arm.device)]
     for arm in new:

@@ -23,7 +23,7 @@ from suites.equivalence.training import in_training
 from suites.harness import gpu, plan, revisions
 from suites.harness.context import Context, subject
 from suites.harness.revisions import Revision, RevisionError
-from suites.harness.runner import FINISHED, NothingToRunError, Options, certificates_of, chapters, of_revision, opened
+from suites.harness.runner import FINISHED, NothingToRunError, Options, certificates_of, chapters, of_revision, opened, proved_sizes
 
 FEWEST_PROCESSES = 3
 
@@ -197,9 +197,10 @@ def _impossible(cell: Cell, record: Record, manifests: Mapping[str, Manifest]) -
 
 def _measure(context: Context, cells: tuple[Cell, ...], processes: int, about: Mapping[str, object]) -> dict[Cell, Record]:
     """Certificates of all arms first; what has one is timed."""
-    sizes = tuple(sorted({cell.batch_size for cell in cells if cell.batch_size is not None}))
+    device = cells[0].device
+    sizes = proved_sizes(device, (cell.batch_size for cell in cells))
     certificates = certificates_of(context, tuple(dict.fromkeys(cell.certificate_cell for cell in cells)), sizes, cells[0].timed_by)
-    effort = dataclasses.replace(plan.STANDARD, processes=processes)
+    effort = dataclasses.replace(plan.standard(device), processes=processes)
     for chapter in chapters(cells):
         for cell in chapter:
             certificate = certificates[cell.certificate_cell]

@@ -13,6 +13,7 @@ from impls.implementation import find
 from reports import frame
 from results.record import Cell, Record
 from results.store import Store
+from suites import pairs
 from suites.harness import plan, runner
 from suites.inference import groups, rooms
 from tests.checkouts import ROOT, UNDISTURBED, Checkout, bench, records
@@ -201,6 +202,20 @@ def test_rooms() -> None:
     assert [sorted({cell.scope for group in room for cell in group}) for room in found] == [["device", "transfer"]] * 2
     on_cpu = [dataclasses.replace(cell, device="cpu") for cell in cells]
     assert rooms(groups(on_cpu)) == [groups(on_cpu)]
+
+
+@pytest.mark.parametrize(("device", "warmup_s", "sizes"), [("cpu", 0.25, (1, 8)), ("cuda", 1.0, (1,))])
+def test_the_gate_and_reruns_on_a_gpu(monkeypatch: pytest.MonkeyPatch, device: str, warmup_s: float, sizes: tuple[int, ...]) -> None:
+    """Clocks rise before anything is timed, and a batch that does not fit costs no certificate."""
+    efforts: list[plan.Effort] = []
+    rounds = SimpleNamespace(run=lambda *_: None)
+    monkeypatch.setattr(pairs, "Round", lambda groups, effort, *_, **__: efforts.append(effort) or rounds)
+    cell = Cell("pytorch", "eager", "resnet18", "bf16", device, 1, "device", "single_stream", 2)
+    side: Any = SimpleNamespace(context=SimpleNamespace(say=lambda line: None), slowdown=0.0)
+    pairs._stage(side, side, [cell], "aa", "screen", 2)
+    assert [each.warmup_s for each in efforts] == [warmup_s] * 2
+    assert runner.proved_sizes(device, [8, None, 1, 8]) == sizes
+    assert plan.standard(device).warmup_s == {"cpu": 0.5, "cuda": 1.0}[device]
 
 
 def test_the_default_plan_on_a_gpu() -> None:

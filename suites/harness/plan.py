@@ -92,6 +92,11 @@ STANDARD_ENERGY = EnergyEffort(processes=3, window_s=10.0, lead_s=2.0)
 SMOKE_ENERGY = EnergyEffort(processes=1, window_s=0.1, lead_s=0.5)
 
 
+def standard(device: str) -> Effort:
+    """What a cell of this device is measured with, unless it is told otherwise."""
+    return ON_GPU if device == "cuda" else STANDARD
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What was asked for. None means the default; ``("all",)`` means everything there is.
@@ -311,7 +316,7 @@ def make(request: Request, manifests: Mapping[str, Manifest]) -> Plan:
         batch_sizes = (*batch_sizes, *_doubled(doubled_from))
     scopes = choose("scope", request.scopes or defaults.scopes, SCOPES)
     names = [model.name for model in chosen_models(request.models or defaults.models)]
-    effort = SMOKE if request.smoke else ON_GPU if request.device == "cuda" else STANDARD
+    effort = SMOKE if request.smoke else standard(request.device)
     if request.processes is not None:
         if request.processes < 1:
             raise UsageError("--processes: at least 1")

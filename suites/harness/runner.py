@@ -183,7 +183,7 @@ def bench(request: plan.Request, options: Options, weights: Sequence[Path] = ())
     asked: list[object] = [[cell.key for cell in planned.clocked], planned.doubled_from, [arm.key for arm in planned.cold]]
     with opened(request, planned, options, planned.cells, brought or None, asked=asked) as context:
         _record_skips(context, planned.skips, purpose)
-        sizes = proved_sizes(request.device, tuple({cell.batch_size for cell in planned.cells if cell.batch_size is not None}))
+        sizes = proved_sizes(request.device, (cell.batch_size for cell in planned.cells))
         certificates: dict[Cell, Record] = {}
 
         def measured() -> None:
@@ -310,13 +310,14 @@ def clean_seeds(request: plan.Request, seeds: int, options: Options) -> tuple[Pa
     return context.folder, records
 
 
-def proved_sizes(device: str, batch_sizes: Sequence[int]) -> tuple[int, ...]:
-    """The batch sizes that certificates are made at.
+def proved_sizes(device: str, batch_sizes: Iterable[int | None]) -> tuple[int, ...]:
+    """The batch sizes that certificates of timed cells are made at.
 
     On a GPU the smallest alone, for one that does not fit would cost an arm all its figures: every timed process has the outputs of its
     own batch size judged by the same tier (``audits.outputs``).
     """
-    return tuple(sorted(batch_sizes))[: 1 if device == "cuda" else None]
+    sizes = sorted({size for size in batch_sizes if size is not None})
+    return tuple(sizes[:1] if device == "cuda" else sizes)
 
 
 def certificates_of(
