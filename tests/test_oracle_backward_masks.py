@@ -86,11 +86,12 @@ def test_edges_are_the_decisions_that_explained_differences_may_change(own: dict
     assert len(everything.indices) == sum(edge.layer == "relu1" for edge in near)
 
 
-def test_a_convention_at_zero_is_no_edge(own: dict[str, Array]) -> None:
-    """A ReLU of exactly 0, and a 0 that a pool might take."""
-    zero = {**own, "bn1": np.zeros_like(own["bn1"]), "relu1": np.zeros_like(own["relu1"])}
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_convention_is_no_edge(own: dict[str, Array], value: float) -> None:
+    """A ReLU of exactly 0, and what a pool might take: a 0, or an equal of what it takes, as a pool behind a pool has them."""
+    equal = {**own, "bn1": np.zeros_like(own["bn1"]), "relu1": np.full_like(own["relu1"], value)}
     deviations = {name: np.full((1, tap.shape[1]) + (1,) * (tap.ndim - 2), 1e-6) for name, tap in own.items()}
-    layers_near = {edge.layer for edge in edges(BOTTLENECK, batch(BOTTLENECK)[0], zero, zero, deviations)}
+    layers_near = {edge.layer for edge in edges(BOTTLENECK, batch(BOTTLENECK)[0], equal, equal, deviations)}
     assert not layers_near & {"relu1", "maxpool"}
 
 

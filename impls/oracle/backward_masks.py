@@ -93,7 +93,7 @@ def edges(model: ModelSpec, images: npt.NDArray[Any], own: Arrays, found: Arrays
     """Every decision of ``found`` whose margin is at most ``EXPLAINED``, in topological order; arguments as of ``mask_differences``.
 
     A ReLU of exactly 0 is left out: there a convention decides, not rounding. So is a 0 that a pool might take, for behind a ReLU it
-    passes nothing on.
+    passes nothing on, and a value equal to the one that it takes, for behind another pool they are one element.
     """
     near: list[Edge] = []
     for node in wiring(model):
@@ -128,7 +128,7 @@ def _pool_edges(layer: MaxPool2d, name: str, own: Array, found: Array, deviation
     (best, highest), chosen = (evaluate(layer, (x,), {}) for x in (own, found)), winners(layer, found)
     for position, view in enumerate(views(pad(own, layer.padding, -np.inf), layer, *best.shape[2:])):
         margins = _over(best - view, np.sqrt(2.0) * deviation)
-        for place in np.argwhere((chosen != position) & (view != 0) & (margins <= EXPLAINED)):
+        for place in np.argwhere((chosen != position) & (view != 0) & (view != best) & (margins <= EXPLAINED)):
             index = tuple(map(int, place))
             row, column = (int(each[0]) for each in _reached(layer, place[None], np.array([position])))
             yield Edge(
