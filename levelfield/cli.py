@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib.util
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -148,7 +149,9 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        fail("interrupted; what was measured is stored, and the same command goes on from there", INTERRUPTED)
+        click.echo("levelfield: interrupted; what was measured is stored, and the same command goes on from there", err=True)
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # a thread in the middle of the oracle cannot be told to stop, and Python would wait for it
     except BrokenPipeError:
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:

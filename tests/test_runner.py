@@ -117,6 +117,35 @@ def test_an_interrupt_is_one_sentence(checkout: Checkout, tmp_path: Path, number
     assert [each.status for each in records(tmp_path)] == ["ok", "ok"]
 
 
+COMPUTES = """
+import signal, time
+from pathlib import Path
+from suites.equivalence import certificate
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def computes(*_, **__):
+    Path({marker!r}).touch()
+    time.sleep(1000)
+certificate._examine = computes
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_no_computation(checkout: Checkout, tmp_path: Path, number: signal.Signals) -> None:
+    """The oracle may be at work for minutes, in a thread that nothing can stop but the end of the process."""
+    marker = tmp_path / "computes"
+    process = checkout.start(
+        *("certify", "--models", "cifar_resnet8", "--env", "current", "--impls", "honest", "--store", str(tmp_path / "store")),
+        before=COMPUTES.format(marker=str(marker)),
+    )
+    wait_until(marker.exists)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1].startswith("levelfield: interrupted; ")
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("store/*/scratch"))
+
+
 @pytest.mark.parametrize("from_the_start", [True, False], ids=["scratch", "records"])
 def test_a_full_disk_is_one_sentence(checkout: Checkout, tmp_path: Path, from_the_start: bool) -> None:
     """A disk that takes no more ends the run with 2 and a sentence that says so; the records before it are whole."""

@@ -108,23 +108,25 @@ def certificates_for(
         if workers.limit == 1 or parameter_count(models.get(arms[0].model)) >= MIDDLING_PARAMETERS:
             workers.dismiss()
 
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
-        try:
-            for (model, _), arms in groups.items():
-                large = is_large(models.get(model), purpose)
-                for workers in staffs.values():
-                    workers.limit = 1 if large else LIVE
-                    if large:
-                        workers.dismiss()
-                for _ in (one if large or on_card else two).map(certify, arms.values()):
-                    pass
-                forget()
-        except BaseException:  # an interrupt must not wait for what is under way
-            stopped.set()
-            raise
-        finally:
+    one, two = ThreadPoolExecutor(1), ThreadPoolExecutor(2)
+    try:
+        for (model, _), arms in groups.items():
+            large = is_large(models.get(model), purpose)
             for workers in staffs.values():
-                workers.end()
+                workers.limit = 1 if large else LIVE
+                if large:
+                    workers.dismiss()
+            for _ in (one if large or on_card else two).map(certify, arms.values()):
+                pass
+            forget()
+    except BaseException:  # an interrupt must not wait for what is under way
+        stopped.set()
+        raise
+    finally:
+        for workers in staffs.values():
+            workers.end()
+        for pool in (one, two):
+            pool.shutdown(wait=False, cancel_futures=True)
     return {cell: certificates[cell] for cell in cells}
 
 
