@@ -125,7 +125,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def computes(*_, **__):
     Path({marker!r}).touch()
     time.sleep(1000)
-certificate._examine = computes
+certificate._certify_one = computes
 """
 
 
