@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -150,7 +150,8 @@ def plain_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         click.echo("levelfield: interrupted; what was measured is stored, and the same command goes on from there", err=True)
-        sys.stderr.flush()
+        with suppress(OSError):  # of a pipe that nobody reads any more
+            sys.stdout.flush()
         os._exit(INTERRUPTED)  # a thread in the middle of the oracle cannot be told to stop, and Python would wait for it
     except BrokenPipeError:
         raise SystemExit(INTERRUPTED) from None

@@ -72,6 +72,7 @@ def each(*arms: Arm) -> pytest.MarkDecorator:
 
 
 DEEP = {
+    "cifar_resnet20": 32,
     "cifar_resnet8_b": 32,
     "cifar_resnet8_c": 32,
     "cifar_plain8": 32,
@@ -206,9 +207,10 @@ def test_meaning_of_other_nets(frameworks: Frameworks, arm: Arm, name: str) -> N
     assert_meaning(frameworks, arm, net.model, net.weights, images_of(net.model, size, size)[:2], meant(name, size, False))
 
 
-def unusual(arms: dict[str, tuple[Arm, ...]]) -> pytest.MarkDecorator:
-    """The arms of each net that are shown what a thorough certificate adds."""
-    return pytest.mark.parametrize(("arm", "name"), [(arm, name) for name, found in arms.items() for arm in found], ids=str)
+UNUSUAL = {"cifar_resnet8": EAGER, "resnet18": of_precision(EAGER, "fp32")}
+"""The arms of each net that are shown what a thorough certificate adds."""
+
+unusual = pytest.mark.parametrize(("arm", "name"), [(arm, name) for name, arms in UNUSUAL.items() for arm in arms], ids=str)
 
 
 def added(model: ModelSpec, images: str) -> list[tuple[int, ...]]:
@@ -217,7 +219,7 @@ def added(model: ModelSpec, images: str) -> list[tuple[int, ...]]:
     return [probe.shape for probe in thorough[len(ordinary) :] if probe.images == images]
 
 
-@unusual(dict.fromkeys(["cifar_resnet8", "resnet18"], of_precision(EAGER, "fp32")))
+@unusual
 def test_unusual_sizes(frameworks: Frameworks, arm: Arm, name: str) -> None:
     """E1 at odd sizes that are not square and in odd batches: rows and columns are not exchanged, no stride is off by one."""
     model = models.get(name)
@@ -230,7 +232,7 @@ def test_unusual_sizes(frameworks: Frameworks, arm: Arm, name: str) -> None:
         assert_passed(exact({"logits": last(made.expected)}, {"logits": logits}))
 
 
-@unusual({"cifar_resnet8": EAGER, "resnet18": of_precision(EAGER, "fp32")})
+@unusual
 def test_extreme_inputs(frameworks: Frameworks, arm: Arm, name: str) -> None:
     """E3 where values are as large and as small as the format lets them, a channel is empty, and epsilon decides every scale."""
     net = synthesised(name)
@@ -260,9 +262,9 @@ def test_rounding(frameworks: Frameworks, arm: Arm, fold: bool) -> None:
 
 
 @each(*of_precision(EAGER, "fp32"))
-@pytest.mark.parametrize("name", ["cifar_resnet56", "resnet50_v1"])
+@deep
 def test_rounding_of_other_nets(frameworks: Frameworks, arm: Arm, name: str) -> None:
-    """E0 and E4 of deep nets of both kinds of block, as they are timed."""
+    """E0 and E4 for every kind of shortcut and block, as they are timed."""
     net = synthesised(name)
     examine_rounding(frameworks, arm, net, images_of(net.model, DEEP[name], DEEP[name]), fold=True)
 

@@ -146,10 +146,12 @@ def assert_equal(found: training.State, expected: training.State) -> None:
 SEEN = {
     SOUND: (set(), (), ()),
     "running-variance-biased": ({"statistics"}, ("E5",), ("E5",)),
+    "statistics-twice": ({"statistics"}, ("E5",), ("E5",)),
     "train-eps-1.001e-5": ({"loss", "gradients", "statistics", "step", "zero gamma"}, ("epsilon",), ("epsilon",)),
     "variance-fast": ({"loss", "gradients", "statistics", "step", "zero gamma"}, ("magnitude",), ()),
     "relu-half-at-zero": ({"zero gamma"}, ("zero gamma",), ("E3", "zero gamma", "epsilon")),
     "rate-in-velocity": ({"rate change", "trajectory"}, ("E5",), ("E5",)),
+    "rate-late": ({"rate change", "trajectory"}, ("E5",), ("E5",)),
     "decay-decoupled": ({"step", "rate change", "trajectory"}, ("E5",), ("E5",)),
     "statistics-constant": (
         {"gradients", "step", "rate change", "trajectory", "zero gamma"},
