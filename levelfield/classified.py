@@ -14,6 +14,7 @@ from levelfield.cli import NO, USAGE, YES
 from reports import labels
 from results import statistics
 from results.record import Record
+from suites import published
 from suites.evaluation import Evaluation
 
 MOST_SHOWN = 10
@@ -21,15 +22,18 @@ MOST_SHOWN = 10
 
 SIGNIFICANT = 0.05
 
+HOLDS = {True: f"within {published.POINTS}", False: f"MORE than {published.POINTS} away: not what was published"}
+
 
 def document(found: Evaluation) -> dict[str, Any]:
-    """``{"rows": [...], "flips": [...], "disagreements": [...], "oracle": [...], "ensembles": [...], "skipped": [...]}``; fractions."""
+    """Lists of rows, flips, disagreements, oracle, ensembles, published and skipped; accuracies are fractions, but in published percent."""
     return {
         "rows": [_row(record) for record in found.records],
         "flips": [dict(flip) for flip in found.flips],
         "disagreements": [dict(pair) for pair in found.pairs],
         "oracle": [dict(each) for each in found.oracle],
         "ensembles": [dict(each) for each in found.ensembles],
+        "published": [dict(each) for each in found.published],
         "skipped": [dataclasses.asdict(skip) for skip in found.skips],
     }
 
@@ -96,11 +100,29 @@ def _lines(found: Evaluation, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if bad:
         lines.append(f"{len(bad)} images could not be read; they are counted, and not as right:")
         lines += _some([f"  {each['name']} {each['reason']}" for each in bad])
+    lines += _published(found.published)
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for pair in found.pairs:
         groups.setdefault(_group(pair), []).append(pair)
     for group, pairs in groups.items():
         lines += _differences(pairs, [flip for flip in found.flips if _group(flip) == group])
+    return lines
+
+
+def _published(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether each public checkpoint has the accuracy that was published of it."""
+    lines: list[str] = []
+    for name in dict.fromkeys(claim["file"] for claim in claims):
+        own = [claim for claim in claims if claim["file"] == name]
+        known = own[0]
+        figures = f"top-1 {known['top1']} %" + ("" if known["top5"] is None else f" and top-5 {known['top5']} %")
+        lines.append(f"Published of {name}: {figures} ({known['source']}).")
+        for claim in own:
+            apart = ", ".join(
+                f"{key.replace('top', 'top-')} {claim[f'{key}_points']:+.3f}" for key in ("top1", "top5") if claim[key] is not None
+            )
+            verdict = f"not held to it: {claim['why']}" if claim["why"] else HOLDS[claim["holds"]]
+            lines.append(f"  {_name(claim)} {claim['precision']}: {apart} points, {verdict}")
     return lines
 
 
@@ -130,14 +152,17 @@ def _differences(pairs: Sequence[Mapping[str, Any]], flips: Sequence[Mapping[str
 
 
 def code(found: Evaluation, *, by_name: bool) -> int:
-    """0; 1 where an arm is not certified, failed or was asked for by name in vain, images could not be read, or a flip is beyond its bound.
+    """0; 1 where something asked for is missing or not as it must be; 2 where nothing could be classified.
 
-    2 where none could be classified. ``by_name`` says that the models were named, so that one without weights was asked for in vain.
+    1: an arm is not certified, failed or was asked for by name in vain, images could not be read, a flip is beyond its bound, or an
+    accuracy is not the published one. ``by_name`` says that the models were named, so that one without weights was asked for in vain.
     """
     statuses = {record.status for record in found.records}
     if statuses - {"ok", "skipped"} or any(skip.by_name for skip in found.skips) or (by_name and "skipped" in statuses):
         return NO
     if any((record.data or {}).get("unreadable") for record in found.records) or any(flip["within"] is False for flip in found.flips):
+        return NO
+    if any(claim["holds"] is False for claim in found.published):
         return NO
     return YES if "ok" in statuses else USAGE
 

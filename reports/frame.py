@@ -111,6 +111,7 @@ DTYPES: Mapping[str, str] = {
     "flips": "Int64",
     "parameters": "Int64",
     "macs": "Int64",
+    "image_size": "string",
     "weights_sha256": "string",
     "layout": "string",
     "folded": "boolean",
@@ -257,6 +258,7 @@ def load(path: str | Path, baseline: str = BASELINE, allow_unlike: Collection[st
     flips                         Int64    of those, images whose class differs from the baseline's
     parameters                    Int64    of the network, batch norm's statistics not counted
     macs                          Int64    multiply-accumulates of one image
+    image_size                    string   height and width of the timed images, "224x224"
     weights_sha256                string   the weights that were run: hash of their names, shapes and bytes
     layout                        string   NCHW or NHWC, read back; what may be rearranged says so
     folded                        boolean  batch norm was folded into the weights beforehand
@@ -423,6 +425,8 @@ class _Run:
             row["throughput_images_per_s"] = cell.batch_size / middle
             row["throughput_low_images_per_s"] = cell.batch_size / high if high is not None else None
             row["throughput_high_images_per_s"] = cell.batch_size / low if low is not None else None
+        if record.inputs:
+            row["image_size"] = "x".join(map(str, record.inputs.shape[2:]))
         bound = roofline.bound(record, self.by_suite["probe"], self.machine)
         if bound is not None:
             fraction = bound.time_s / middle

@@ -7,7 +7,9 @@ import functools
 import re
 from collections.abc import Mapping
 
+from impls import models
 from impls.implementation import OURS, ROOT, ZOO, Manifest, ManifestError, Roofline, read_manifest
+from impls.models import UnknownModelError
 
 SCOPES = {"transfer": "host to host", "device": "on the device", "pipeline": "from JPEG"}
 NAMES = {"googlenet": "GoogLeNet", "alexnet": "AlexNet"}
@@ -81,11 +83,26 @@ def model(name: str) -> str:
     return f"{'CIFAR ' if match['cifar'] else ''}{kind}-{match['depth']}{match['suffix'].replace('_', ' ')}"
 
 
+def images(name: str, size: object) -> list[str]:
+    """ "288x288" where these are not the images that the model is for; ``size`` may be pandas' NA."""
+    try:
+        own = "x".join(map(str, models.get(name).input_chw[1:]))
+    except UnknownModelError:
+        return []
+    return [size] if isinstance(size, str) and size != own else []
+
+
 def cell(
-    name: str, precision: str, device: str, batch_size: int | None = None, scope: str | None = None, scenario: str | None = None
+    name: str,
+    precision: str,
+    device: str,
+    batch_size: int | None = None,
+    scope: str | None = None,
+    scenario: str | None = None,
+    image_size: object = None,
 ) -> list[str]:
     """ "ResNet-50", "fp32", "host to host", "batch 8", "throughput": what is run, without what goes without saying."""
-    what = [model(name), precision, *([device] if device != "cpu" else [])]
+    what = [model(name), *images(name, image_size), precision, *([device] if device != "cpu" else [])]
     what += [SCOPES.get(scope, scope)] if scope is not None else []
     what += [f"batch {batch_size}"] if batch_size is not None else []
     return [*what, *([SCENARIOS[scenario]] if scenario in ("offline", "training") else [])]

@@ -202,7 +202,7 @@ def _against_batch(rows: pd.DataFrame) -> Iterator[Part]:
 
 
 def _what(row: pd.Series) -> str:
-    return f"{labels.model(row['model'])}  {row['precision']}  {row['device']}"
+    return "  ".join([labels.model(row["model"]), *labels.images(row["model"], row["image_size"]), row["precision"], row["device"]])
 
 
 def _beside(

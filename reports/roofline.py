@@ -16,9 +16,11 @@ from impls import models
 from impls.implementation import Roofline
 from impls.models import UnknownModelError
 from impls.precision import PRECISIONS
+from impls.spec import ModelSpec, SpecError
 from impls.traffic import kernels, least_time_s, training_kernels
+from impls.weights.variant import for_images_of
 from reports import labels
-from results.record import Cell, Record
+from results.record import Record
 
 LOW = 0.6
 """A row of a GPU below this share of its line is told to be looked at."""
@@ -59,9 +61,8 @@ def _least(record: Record, known: list[Record], machine: Mapping[str, object]) -
     if peaks is None:
         return None
     trains = record.cell.scenario == "training"
-    try:
-        macs = _training_macs(record.cell) if trains else record.model.macs * record.cell.batch_size
-    except UnknownModelError:
+    macs = _training_macs(record) if trains else record.model.macs * record.cell.batch_size
+    if macs is None:
         return None
     bounds = [(2 * macs / peaks[0], "FLOP rate", peaks[1])]
     copy, cache = _best(known, "copy_bytes_per_s"), machine.get("cache_bytes")
@@ -75,28 +76,33 @@ def _least(record: Record, known: list[Record], machine: Mapping[str, object]) -
     return Bound(time_s, "bound", doubt)
 
 
-def _training_macs(cell: Cell) -> int:
-    """Multiply-accumulates of a step.
+def _as_run(record: Record) -> ModelSpec | None:
+    """The model of a record, for the images that it took; None where the checkout has no such model."""
+    try:
+        known = models.get(record.cell.model)
+        return for_images_of(known, *record.inputs.shape[2:]) if record.inputs and len(record.inputs.shape) == 4 else known
+    except (UnknownModelError, SpecError):
+        return None
 
-    Raises:
-        UnknownModelError: the checkout has no such model.
-    """
-    return sum(kernel.macs for kernel in training_kernels(models.in_training(models.get(cell.model)), "fused", cell.batch_size or 1))
+
+def _training_macs(record: Record) -> int | None:
+    """Multiply-accumulates of a step."""
+    model = _as_run(record)
+    if model is None:
+        return None
+    return sum(kernel.macs for kernel in training_kernels(models.in_training(model), "fused", record.cell.batch_size or 1))
 
 
 def _matching(record: Record, known: list[Record], machine: Mapping[str, object]) -> Bound | None:
     """The line of the record's mode at the best FLOP rate in its precision and the best copy bandwidth of the run's probes."""
     cell, trains = record.cell, record.cell.scenario == "training"
-    line = labels.roofline(cell.implementation, cell.mode, cell.device, training=trains)
+    line, model = labels.roofline(cell.implementation, cell.mode, cell.device, training=trains), _as_run(record)
     peak = _best([each for each in known if each.cell.precision == cell.precision], "peak_flops_per_s")
     copy = _best(known, "copy_bytes_per_s")
-    if line is None or peak is None or copy is None or (cell.batch_size or 0) < LEAST_BATCH or cell.scope != "device":
+    if line is None or model is None or peak is None or copy is None or (cell.batch_size or 0) < LEAST_BATCH or cell.scope != "device":
         return None
     assert cell.batch_size is not None
-    try:
-        time_s = line_s(cell.model, line, cell.precision, cell.batch_size, peak[0], copy[0], training=trains)
-    except UnknownModelError:
-        return None
+    time_s = line_s(model, line, cell.precision, cell.batch_size, peak[0], copy[0], training=trains)
     doubt = (
         f"its roofline ({line}): it fuses more than that line takes it to, or a probe (FLOP rate by {peak[1]}, bandwidth by {copy[1]}) "
         "measured too low"
@@ -111,32 +117,29 @@ def rates(
 
     Of training the folded line is the eager one, and left out.
     """
-    probes = [each for each in records if each.suite == "probe" and each.run_id == run_id and each.cell.device == "cuda"]
-    known = [each for each in probes if each.status == "ok" and each.measurement]
+    own = [each for each in records if each.run_id == run_id and each.cell.device == "cuda"]
+    known = [each for each in own if each.suite == "probe" and each.status == "ok" and each.measurement]
+    timed = [each for each in own if each.suite in ("inference", "training") and each.cell.model == model and each.inputs]
+    spec = _as_run(timed[0]) if timed else None
     peak = _best([each for each in known if each.cell.precision == precision], "peak_flops_per_s")
     copy, sizes = _best(known, "copy_bytes_per_s"), [size for size in batch_sizes if size >= LEAST_BATCH]
-    if peak is None or copy is None or model not in models.NAMES:
+    if peak is None or copy is None or spec is None:
         return {}
     return {
-        line: {size: size / line_s(model, line, precision, size, peak[0], copy[0], training=training) for size in sizes}
+        line: {size: size / line_s(spec, line, precision, size, peak[0], copy[0], training=training) for size in sizes}
         for line in get_args(Roofline)
         if sizes and not (training and line == "folded")
     }
 
 
 def line_s(
-    model: str, line: Roofline, precision: str, batch_size: int, flops_per_s: float, bytes_per_s: float, *, training: bool = False
+    model: ModelSpec, line: Roofline, precision: str, batch_size: int, flops_per_s: float, bytes_per_s: float, *, training: bool = False
 ) -> float:
-    """Seconds of one batch, or of one step, on a line.
-
-    Raises:
-        UnknownModelError: the checkout has no such model.
-    """
-    known = models.get(model)
+    """Seconds of one batch, or of one step, on a line."""
     if training:
-        launched = training_kernels(models.in_training(known), line, batch_size, parameter_size(precision))
+        launched = training_kernels(models.in_training(model), line, batch_size, parameter_size(precision))
     else:
-        launched = kernels(known, line, batch_size)
+        launched = kernels(model, line, batch_size)
     return least_time_s(launched, PRECISIONS[precision].storage_bytes, flops_per_s, bytes_per_s)
 
 

@@ -161,7 +161,8 @@ def _answers(frame: pd.DataFrame, sections: tuple[Section, ...]) -> Iterator[tup
         # Of a latency the smallest batch, of a throughput the largest rate: both are the least time of an image.
         rows, section = min(found, key=lambda each: (each[0]["time_per_batch_s"] / each[0]["batch_size"]).min())
         first = rows.iloc[0]
-        what = labels.cell(first["model"], first["precision"], first["device"], first["batch_size"], first["scope"], first["scenario"])
+        known = ("model", "precision", "device", "batch_size", "scope", "scenario", "image_size")
+        what = labels.cell(*(first[name] for name in known))
         figure = next(line.figure for line in section.lines if line.kind == "measured")
         unit = "images/s" if is_offline(first) else "ms"
         yield "  ".join(what), f"{figure} {unit} by the fastest. {section.answer}"
@@ -212,7 +213,7 @@ def _section(rows: pd.DataFrame, about: About) -> Section:
 
 
 def _title(first: pd.Series, rows: pd.DataFrame, about: About) -> str:
-    known = {name: None if pd.isna(first[name]) else first[name] for name in ("batch_size", "scope", "scenario")}
+    known = {name: None if pd.isna(first[name]) else first[name] for name in ("batch_size", "scope", "scenario", "image_size")}
     what = labels.cell(first["model"], first["precision"], first["device"], **known)
     machine = about.machine(first["run_id"])
     if pd.notna(first["threads"]):

@@ -13,7 +13,7 @@ from impls.implementation import find
 from impls.weights import file, trained
 from results import statistics
 from results.record import Cell, Record
-from suites import accuracy
+from suites import accuracy, published
 from suites.data import preprocess, test_set
 from suites.data.labelled import Labelled
 from suites.data.test_set import Dataset, TestSet
@@ -41,7 +41,8 @@ class Evaluation:
     """What came of it: a record for every arm and weight file, and what follows from them.
 
     ``flips``, ``pairs`` and ``oracle`` are lists of ``suites.accuracy``'s documents, each with its group's model, precision, device,
-    data set and weights; ``ensembles`` holds one for each arm that all members were classified by.
+    data set and weights; ``ensembles`` holds one for each arm that all members were classified by; ``published`` those of
+    ``suites.published``, one for each record of a public checkpoint, with its identity.
     """
 
     records: tuple[Record, ...]
@@ -50,6 +51,7 @@ class Evaluation:
     pairs: tuple[Mapping[str, Any], ...]
     oracle: tuple[Mapping[str, Any], ...]
     ensembles: tuple[Mapping[str, Any], ...]
+    published: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,12 @@ def run(request: plan.Request, asked: Asked, options: runner.Options) -> Evaluat
         found: list[Mapping[str, Any]] = []
         pairs: list[Mapping[str, Any]] = []
         oracle: list[Mapping[str, Any]] = []
+        claimed: list[Mapping[str, Any]] = []
         for member, own in zip(members, tests, strict=True):
             its = dataclasses.replace(context, weights=member.weights)
             made = _classified(its, member, own, sizes)
             records += made
+            claimed += _published(member, made)
             for group in accuracy.groups(made):
                 test = own[group.model]
                 labels = test.labels.tolist()
@@ -99,7 +103,7 @@ def run(request: plan.Request, asked: Asked, options: runner.Options) -> Evaluat
                     oracle.append({**about, "top1": group.members[accuracy.ORACLE]["top1"]})
         ensembles = _ensembles(context, records, tests[0]) if len(members) > 1 else ()
         (context.folder / runner.FINISHED).touch()
-    return Evaluation(tuple(records), skips, tuple(found), tuple(pairs), tuple(oracle), ensembles)
+    return Evaluation(tuple(records), skips, tuple(found), tuple(pairs), tuple(oracle), ensembles, tuple(claimed))
 
 
 def _check(request: plan.Request, asked: Asked) -> None:
@@ -171,6 +175,19 @@ def _classified(context: Context, member: _Member, tests: Mapping[str, TestSet],
     cells = tuple(dataclasses.replace(arm, batch_size=max(sizes)) for arm in able if certificates[arm].status == "ok")
     accuracy.run(context, cells, certificates, tests)
     return [accuracy.held(context, arm)[-1] for arm in member.arms]
+
+
+def _published(member: _Member, made: Sequence[Record]) -> list[Mapping[str, Any]]:
+    """What was published of a member's weight files beside what was measured, where they were imported from public checkpoints."""
+    found: list[Mapping[str, Any]] = []
+    for name, path in member.weights.items():
+        if known := published.checkpoint(path):
+            for record in made:
+                cell = record.cell
+                if cell.model == name and (claim := published.held(record, known)):
+                    about = {field: getattr(cell, field) for field in ("implementation", "mode", "model", "precision", "device")}
+                    found.append({"record": record.record_id, **about, **claim})
+    return found
 
 
 def _ensembles(context: Context, records: Sequence[Record], tests: Mapping[str, TestSet]) -> tuple[Mapping[str, Any], ...]:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from impls import models
-from impls.spec import ModelSpec
+from impls.spec import ModelSpec, SpecError
 from impls.weights import checkpoints, container, file
 from impls.weights.checkpoints import names, public, state_dict
 from impls.weights.checkpoints.names import Imported
 from impls.weights.container import WeightFileError
-from impls.weights.variant import epsilons
+from impls.weights.variant import epsilons, for_images_of
 from suites.data import preprocess
+from suites.data.preprocess import Preprocess
 from suites.equivalence import doors, foreign, outputs
 from suites.equivalence.diagnosis import agrees
 from suites.harness.context import BUILD_TIMEOUT_S
@@ -44,7 +45,8 @@ def bring(path: Path, name: str, preset: str | None, out: Path, *, named: tuple[
     Args:
         path: the checkpoint.
         name: of the model that was meant.
-        preset: how images become inputs; None for what is published of a known file, else nothing is said of it.
+        preset: how images become inputs; None for what is published of a known file, else nothing is said of it. Where it crops
+            to another size than the model's, the file is for images of that size.
         out: the weight file.
         named: values of ``--env``; ONNX files are read in ONNX Runtime's environment.
         threads: for ONNX Runtime and the oracle.
@@ -58,26 +60,39 @@ def bring(path: Path, name: str, preset: str | None, out: Path, *, named: tuple[
     model = models.get(name)
     if out.resolve() == path.resolve():
         raise WeightFileError(f"{path}: would be written over by what is imported from it: give another --out")
-    known = public.find(path)
+    sha256, md5 = checkpoints.sha256(path), checkpoints.md5(path)
+    known = public.find(sha256, md5)
     if known is not None and models.get(known.model).body != model.body:
         raise WeightFileError(f"{path}: has the hash published of {known.file}, which is for {known.model}: --model {known.model}")
     preset = preset or (known.preprocess if known else None)
-    pipeline = preprocess.chosen(preset).as_json() if preset else {}
+    pipeline = preprocess.chosen(preset) if preset else None
     if checkpoints.recognise(path) == "onnx":
         imported = _from_onnx(path, name, named, threads, say)
     else:
         found = checkpoints.read(path)
         imported = names.canonical(path, found.tensors, model, keras=found.format == "hdf5")
+    own = _as_prepared(imported.model, pipeline, preset)
     root = file.save(
         out,
-        imported.model,
+        own,
         imported.weights,
         source=f"{path.name}, {known.source if known else f'names of {imported.convention}'}",
-        preprocess=pipeline,
+        preprocess=pipeline.as_json() if pipeline else {},
         licence=known.licence if known else "unknown",
-        source_sha256=checkpoints.sha256(path),
+        source_sha256=sha256,
+        source_md5=md5,
     )
-    return Brought(imported.model, root, imported.convention, known, preset)
+    return Brought(own, root, imported.convention, known, preset)
+
+
+def _as_prepared(model: ModelSpec, pipeline: Preprocess | None, preset: str | None) -> ModelSpec:
+    """The model for images of the size that the preprocessing crops to."""
+    if pipeline is None or pipeline.crop is None:
+        return model
+    try:
+        return for_images_of(model, pipeline.crop, pipeline.crop)
+    except SpecError as error:
+        raise preprocess.PreprocessError(f"--preprocess {preset}: {error}") from None
 
 
 def _from_onnx(path: Path, name: str, named: tuple[str, ...], threads: int, say: Say) -> Imported:

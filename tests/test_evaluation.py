@@ -18,12 +18,13 @@ from rich.console import Console
 
 from impls import models
 from impls.weights import file, synthesis
+from impls.weights.checkpoints import public
 from levelfield import cli
 from levelfield.screen import Progress
 from results.certificate import load
 from results.record import Cell, Record
 from suites import accuracy, evaluation
-from suites.data import cifar
+from suites.data import cifar, preprocess
 from suites.data.imagenet import synsets
 from suites.evaluation import Asked
 from suites.harness import inputs, runner
@@ -183,6 +184,54 @@ def test_a_folder_of_images_from_end_to_end(tmp_path: Path, weights: Callable[..
     shown = levelfield(*arguments[:-1])
     assert "1 images could not be read; they are counted, and not as right:" in shown.stdout
     assert "3.png is no image" in shown.stdout
+
+
+@pytest.mark.parametrize(("top1", "code"), [(99.02, 0), (99.04, 1)])
+def test_a_public_checkpoint_is_held_to_what_was_published(
+    top1: float, code: int, tmp_path: Path, fakes: Callable[[Fakes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CIFAR-10's 10,000 images from the folder to the exit code; the weight file says of which checkpoint it is."""
+    images = np.zeros((10_000, 1 + 3 * 32 * 32), np.uint8)
+    images[:, 0] = np.arange(10_000) % 10
+    images[:, 1:] = 20 * images[:, :1]
+    (tmp_path / "test_batch.bin").write_bytes(images.tobytes())
+    path = tmp_path / "net.safetensors"
+    pipeline = preprocess.chosen("cifar")
+    weights = synthesis.synthesize(MODEL, 0)
+    file.save(path, MODEL, weights, source="net.pt", preprocess=pipeline.as_json(), licence="MIT", source_md5="5" * 32)
+    known = public.Public("net.pt", MODEL.name, "somebody", "MIT", "cifar", "cifar10", top1, None, md5="5" * 32)
+    monkeypatch.setattr(public, "KNOWN", (known,))
+
+    class Reader(FakeWorker):
+        """Reads the class off the brightness, but of the first 100 images."""
+
+        def receive(self, timeout_s: float) -> dict[str, Any]:
+            from safetensors.numpy import load_file, save_file
+
+            _, arguments = self.asked[-1]
+            given = load_file(arguments["images"])["images"]
+            pixels = given[:, :, 0, 0, 0] * pipeline.std[0] + pipeline.mean[0]
+            classes = np.rint(pixels * 255 / 20).astype(int)
+            if not self.seen:
+                classes[:, :100] = (classes[:, :100] + 1) % 10
+            self.seen.append(classes)
+            save_file({"logits": np.eye(10, dtype=np.float32)[classes]}, arguments["out"])
+            return {}
+
+    fakes(Fakes({"onnx": Reader(logits_of({}))}))
+    arguments = ("--weights", path, "--dataset", "cifar10", "--data-dir", tmp_path, "--impls", "onnx", "--batch-sizes", "1000")
+    found = levelfield(*arguments, "--store", tmp_path / "store", "--json")
+    assert found.exit_code == code, found.stderr
+    document = json.loads(found.stdout)
+    (row,), (claim,) = document["rows"], document["published"]
+    assert row["top1"] == 0.99
+    assert (claim["implementation"], claim["top1"], claim["holds"]) == ("onnx", top1, not code)
+    assert claim["top1_points"] == pytest.approx(99 - top1)
+    fakes(Fakes({"onnx": Reader(logits_of({}))}))
+    shown = levelfield(*arguments, "--store", tmp_path / "store").stdout
+    assert f"Published of net.pt: top-1 {top1} % (somebody)." in shown
+    verdict = "MORE than 0.03 away: not what was published" if code else "within 0.03"
+    assert f"ONNX Runtime fp32: top-1 {99 - top1:+.3f} points, {verdict}" in shown
 
 
 def test_a_model_without_weights_says_how_to_bring_some(tmp_path: Path, fakes: Callable[[Fakes], None]) -> None:

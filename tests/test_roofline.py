@@ -111,6 +111,26 @@ def test_faster_than_its_line_is_told(tmp_path: Path) -> None:
     assert re.match(r"13\d% of its roofline \(compile\): it fuses more than that line takes it to", found["roofline_error"])
 
 
+def test_images_of_another_size(tmp_path: Path) -> None:
+    """Their line is that of as many multiplications as they take, of the figure too, and the heading says their size."""
+    grades, curves = [], []
+    for side in (224, 288):
+        run = Run(tmp_path / str(side))
+        run.probe(790e12, 4.3e12, precision="bf16", device="cuda")
+        run.certify("pytorch/compile", precision="bf16", device="cuda")
+        at = {"device": "cuda", "precision": "bf16", "scope": "device", "batch_size": 256, "scenario": "offline"}
+        shape = {"inputs": {"sha256": "2" * 64, "source": "photographs", "ring_size": 2, "shape": [256, 3, side, side]}}
+        run.timed("pytorch/compile", 256 / 8_000, spread=0, told=shape, **at)
+        (found,) = [each for _, each in frame.load(run.folder).iterrows()]
+        assert found["image_size"] == f"{side}x{side}"
+        grades.append(found["roofline_fraction"])
+        curves.append(roofline.rates(frame.read(run.folder).records, run.run.run_id, "resnet50", "bf16", [256])["compile"][256])
+        (section,) = write.comparison(run.folder).sections
+        assert section.title.startswith("ResNet-50  288x288  bf16" if side == 288 else "ResNet-50  bf16")
+    assert grades[1] / grades[0] == pytest.approx((288 / 224) ** 2, rel=0.02)
+    assert curves[0] / curves[1] == pytest.approx((288 / 224) ** 2, rel=0.02)
+
+
 def test_lines_of_a_figure(run: Run) -> None:
     """Every line at the sizes that have one; more fusion is faster; none of another run, precision or unknown model."""
     loaded = frame.read(run.folder)

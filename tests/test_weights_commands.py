@@ -15,10 +15,11 @@ from impls import models
 from impls.spec import tensor_shapes
 from impls.weights import checkpoints, file, synthesis
 from impls.weights.checkpoints import public, state_dict
-from impls.weights.variant import epsilons, with_constants
+from impls.weights.variant import epsilons, for_images_of, with_constants
 from levelfield.cli import main
 from suites.data import preprocess
 from suites.equivalence import foreign as onnx
+from suites.harness import context
 from tests import foreign_checkpoints as foreign
 
 MODEL = models.get("cifar_resnet8")
@@ -48,7 +49,9 @@ def test_import(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     loaded = file.load(path.with_suffix(".safetensors"))
     assert loaded.sha256 == file.tensor_sha256(synthesis.synthesize(MODEL, 0))
-    assert done.stdout == f"{path.with_suffix('.safetensors')}: cifar_resnet8, 10 classes, epsilon 1e-05, {loaded.sha256}\n"
+    assert (
+        done.stdout == f"{path.with_suffix('.safetensors')}: cifar_resnet8, images of 32 x 32, 10 classes, epsilon 1e-05, {loaded.sha256}\n"
+    )
     assert (loaded.metadata["source"], loaded.metadata["licence"]) == ("net.th, names of PyTorch", "unknown")
     assert loaded.metadata["source_sha256"] == checkpoints.sha256(path)
     assert json.loads(loaded.metadata["preprocess"]) == preprocess.chosen("cifar_imagenet").as_json()
@@ -67,6 +70,10 @@ def test_import_without_preprocessing_says_so(tmp_path: Path) -> None:
         (("--model", "cifar_resnet20"), "its tensors are all those of cifar_resnet8"),
         (("--model", "cifar_resnet21"), "there is no model 'cifar_resnet21'"),
         (("--model", "cifar_resnet8", "--preprocess", "magic"), "there is no preprocessing 'magic'"),
+        (
+            ("--model", "cifar_resnet8", "--preprocess", "timm"),
+            "--preprocess timm: cifar_resnet8 takes images of 32 x 32; not of 224 x 224",
+        ),
         (("--model", "cifar_resnet8", "--out", "PATH"), "would be written over by what is imported from it"),
         (("--model", "cifar_resnet8", "--out", "PATH/none/x"), "Not a directory"),
     ],
@@ -105,14 +112,31 @@ def test_a_known_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     by_md5 = public.Public("net.pt", MODEL.name, "somebody", "MIT", "cifar", "cifar10", 90.5, None, md5=checkpoints.md5(path))
     monkeypatch.setattr(public, "KNOWN", (by_md5,))
-    assert public.find(path) is by_md5
+    assert public.find("", checkpoints.md5(path)) is by_md5
+    assert public.find("", "") is None
+    assert metadata["source_md5"] == checkpoints.md5(path)
+
+
+def test_the_size_that_a_preprocessing_crops_to(tmp_path: Path) -> None:
+    """What is timed and certified takes images of that size."""
+    model = models.get("resnet18")
+    path = tmp_path / "resnet18.pth"
+    state_dict.save(path, model, {name: np.ones(shape, np.float32) for name, shape in tensor_shapes(model).items()})
+    done = brought(path, "resnet18", "--preprocess", "timm_288_0.95")
+    assert ": resnet18, images of 288 x 288, 1000 classes, epsilon 1e-05, " in done.stdout, done.output
+    about = context.subject("resnet18", path.with_suffix(".safetensors"))
+    assert about.model == for_images_of(model, 288, 288)
+    assert about.inputs.pool.shape[1:] == (3, 288, 288)
+    assert about.as_record("fp32", 1)["macs"] == pytest.approx(1.814e9 * (288 / 224) ** 2, rel=0.01)
 
 
 def test_the_table_of_known_files() -> None:
     """Each is for a model that is there, with a preset that fits it; the documentation's table has a row for each, and no other."""
     rows = []
     for known in public.KNOWN:
-        preprocess.check_size(preprocess.chosen(known.preprocess), 32, models.get(known.model).input_chw[1], 1)
+        pipeline = preprocess.chosen(known.preprocess)
+        side = pipeline.crop or 32
+        preprocess.check_size(pipeline, 32, for_images_of(models.get(known.model), side, side).input_chw[1], 1)
         hashed = known.sha256 or known.md5 or "-"
         five = "-" if known.top5 is None else f"{known.top5:g}"
         rows.append(f"| `{known.file}` | `{known.model}` | `{known.preprocess}` | {known.dataset} | {known.top1:g} | {five} | {hashed} |")

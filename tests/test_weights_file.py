@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from impls import models
-from impls.spec import ModelSpec, tensor_shapes
+from impls.spec import ModelSpec, SpecError, tensor_shapes
 from impls.weights.file import (
     FORMAT,
     MAX_HEADER_BYTES,
@@ -33,7 +33,7 @@ from impls.weights.file import (
     tensor_sha256,
 )
 from impls.weights.synthesis import synthesize
-from impls.weights.variant import epsilons, with_constants
+from impls.weights.variant import epsilons, for_images_of, with_constants
 
 NAME = "cifar_resnet8"
 MODEL = models.get(NAME)
@@ -386,6 +386,50 @@ def test_own_constants(tmp_path: Path) -> None:
         assert (loaded.model, epsilons(loaded.model), loaded.model.classes) == (model, own, 7)
         assert loaded.weights["fc.weight"].shape[0] == 7
     assert "arch_sha256" not in read_metadata(write(tmp_path / "ordinary"))
+
+
+def test_own_size_of_images(tmp_path: Path) -> None:
+    """Of a network that averages its last map, whatever its size."""
+    model = models.get("resnet18")
+    weights = {name: np.ones(shape, np.float32) for name, shape in tensor_shapes(model).items()}
+    sized = for_images_of(model, 288, 320)
+    assert sized == replace(model, input_chw=(3, 288, 320))
+    write(tmp_path / "w", weights, sized)
+    for asked in (model, None):
+        assert load(tmp_path / "w", asked).model == sized
+    assert "arch_sha256" not in read_metadata(write(tmp_path / "ordinary", weights, for_images_of(model, 224, 224)))
+
+    def unmark(header: dict[str, Any]) -> None:
+        del header["__metadata__"]["arch_sha256"]
+
+    message = refusal(edited(tmp_path / "w", unmark), model)
+    assert message.endswith("a different network than resnet18: input_chw[1] is 288 in the file, must be 224")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("resnet50", (63, 224), "resnet50 takes images of 224 x 224, or others of 64 to 1024 pixels a side; not of 63 x 224"),
+        ("resnet50", (224, 1025), "resnet50 takes images of 224 x 224, or others of 64 to 1024 pixels a side; not of 224 x 1025"),
+        ("cifar_resnet20", (64, 64), "cifar_resnet20 takes images of 32 x 32; not of 64 x 64"),
+        ("vgg16", (240, 240), "vgg16 takes images of 224 x 224; not of 240 x 240"),
+        ("alexnet", (288, 288), "alexnet takes images of 224 x 224; not of 288 x 288"),
+    ],
+)
+def test_images_of_which_a_network_is_another_or_none(name: str, size: tuple[int, int], message: str, tmp_path: Path) -> None:
+    """Where one is asked for, and where a file says that it is for such images."""
+    with pytest.raises(SpecError) as found:
+        for_images_of(models.get(name), *size)
+    assert str(found.value) == message
+    if name != "cifar_resnet20":
+        return
+
+    def edit(header: dict[str, Any]) -> None:
+        metadata = header["__metadata__"]
+        metadata["arch"] = metadata["arch"].replace('"input_chw":[3,32,32]', '"input_chw":[3,64,64]')
+        metadata["arch_sha256"] = hashlib.sha256(metadata["arch"].encode()).hexdigest()
+
+    assert refusal(edited(write(tmp_path / "w"), edit)).endswith("cifar_resnet8 takes images of 32 x 32; not of 64 x 64")
 
 
 @pytest.mark.parametrize("change", ["damaged", "unmarked"])

@@ -23,7 +23,7 @@ from impls.spec import ModelSpec, Shape, SpecError, as_json, from_json, tensor_s
 from impls.weights.container import LENGTH_BYTES, MAX_HEADER_BYTES, Entry, WeightFileError, open_file, parse_json, read_entries, replaced
 from impls.weights.container import read_header as read_any_header
 from impls.weights.container import read_tensor as read_any_tensor
-from impls.weights.variant import epsilons, with_constants
+from impls.weights.variant import epsilons, for_images_of, with_constants
 
 __all__ = (
     "FORMAT",
@@ -85,6 +85,7 @@ def save(
     licence: str,
     classes: Sequence[str] = (),
     source_sha256: str = "",
+    source_md5: str = "",
 ) -> str:
     """Write a weight file in one step: it appears whole or not at all. Returns the root hash.
 
@@ -97,6 +98,7 @@ def save(
         licence: of the weights, an SPDX name where there is one.
         classes: names of the logits in order; empty where they have none.
         source_sha256: of the file that they were taken from, hex.
+        source_md5: likewise; some publishers give no other.
 
     Raises:
         WeightFileError: tensors that ``load`` would refuse, or a number of classes that is not the model's.
@@ -123,8 +125,7 @@ def save(
     }
     if _is_variant(model):
         metadata["arch_sha256"] = spec_sha256(model)
-    if source_sha256:
-        metadata["source_sha256"] = source_sha256
+    metadata |= {name: value for name, value in (("source_sha256", source_sha256), ("source_md5", source_md5)) if value}
     entries: dict[str, object] = {"__metadata__": metadata}
     begin = 0
     for name, array in ordered.items():
@@ -149,7 +150,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def load(path: Path, model: ModelSpec | None = None) -> WeightFile:
     """Read a weight file and check everything about it; without ``model``, the one that its metadata names or else describes.
 
-    A file may hold the named network with epsilons and classes of its own; it is then the model of what is returned.
+    A file may hold the named network with epsilons, classes and a size of images of its own; it is then the model of what is returned.
 
     Raises:
         WeightFileError: damaged or hostile file, another network's weights, tensors unknown, missing, of wrong shape or type,
@@ -216,26 +217,30 @@ def _model_of(path: Path, metadata: Mapping[str, str], model: ModelSpec | None) 
     if "arch_sha256" in metadata:
         model = _with_own_constants(path, metadata, stored, model)
     expected = json.loads(_json(as_json(model)))
-    for key in ("classes", "body"):
+    for key in ("input_chw", "classes", "body"):
         if difference := _first_difference(stored.get(key), expected[key], key):
             raise WeightFileError(f"{path}: holds weights for {reprlib.repr(name)}, a different network than {model.name}: {difference}")
     return model
 
 
 def _is_variant(model: ModelSpec) -> bool:
-    """Whether it bears the name of a known network and has other constants than that."""
+    """Whether it bears the name of a known network and has other constants than that, or is for other images."""
     try:
-        return models.get(model.name).body != model.body
+        known = models.get(model.name)
     except models.UnknownModelError:
         return False
+    return (known.body, known.input_chw) != (model.body, model.input_chw)
 
 
 def _with_own_constants(path: Path, metadata: Mapping[str, str], stored: object, model: ModelSpec) -> ModelSpec:
-    """The model with the file's own epsilons and classes. They have a hash, so that damage is not taken for another constant."""
+    """The model with the file's own epsilons, classes and images. They have a hash, so that damage is not taken for another constant."""
     if hashlib.sha256(metadata["arch"].encode()).hexdigest() != metadata["arch_sha256"]:
         raise WeightFileError(f"{path}: was damaged or edited: arch in its metadata does not have the hash that it says")
     own = _described(path, stored)
-    return with_constants(model, own.classes, epsilons(own))
+    try:
+        return for_images_of(with_constants(model, own.classes, epsilons(own)), *own.input_chw[1:])
+    except SpecError as error:
+        raise WeightFileError(f"{path}: {error}") from None
 
 
 def _named_or_described(path: Path, name: str, stored: object) -> ModelSpec:

@@ -1,4 +1,4 @@
-"""A named network with the constants of somebody's checkpoint: the same structure with another epsilon, or another number of classes."""
+"""A named network as somebody's checkpoint has it: the same structure with another epsilon, number of classes, or size of images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from impls.spec import BatchNorm2d, Block, Linear, ModelSpec, Node, layers
+from impls.spec import BatchNorm2d, Block, Linear, ModelSpec, Node, SpecError, layers, tap_shapes
 
 T = TypeVar("T", bound=Node)
+
+SIDES = (64, 1024)
+"""Least and most pixels of a side of images that are not of the model's own size. Of fewer, networks for ImageNet make maps of one element;
+of more, no published accuracy of theirs is."""
 
 
 def with_constants(model: ModelSpec, classes: int, epsilons: Mapping[str, float]) -> ModelSpec:
@@ -30,12 +34,45 @@ def with_constants(model: ModelSpec, classes: int, epsilons: Mapping[str, float]
     return replace(model, classes=classes, body=tuple(changed(node) for node in model.body))
 
 
+def for_images_of(model: ModelSpec, height: int, width: int) -> ModelSpec:
+    """The network for images of this size, of which it then is computed, certified and timed.
+
+    Networks that average their last map, whatever its size, take other images than their own; not those for CIFAR's 32 x 32, and not
+    VGG and AlexNet, whose first linear layer sees every element of the map.
+
+    Raises:
+        SpecError: the model takes no such images.
+    """
+    if (height, width) == model.input_chw[1:]:
+        return model
+    least, most = SIDES
+    others = ""
+    if min(model.input_chw[1:]) >= least and _takes(model, least):
+        if least <= min(height, width) and max(height, width) <= most:
+            return replace(model, input_chw=(model.input_chw[0], height, width))
+        others = f", or others of {least} to {most} pixels a side"
+    own = "{} x {}".format(*model.input_chw[1:])
+    raise SpecError(f"{model.name} takes images of {own}{others}; not of {height} x {width}")
+
+
+def _takes(model: ModelSpec, side: int) -> bool:
+    try:
+        tap_shapes(model, 1, side, side)
+    except SpecError:
+        return False
+    return True
+
+
 def epsilons(model: ModelSpec) -> dict[str, float]:
     """The epsilon of every batch norm by its name."""
     return {layer.name: layer.eps for layer in layers(model.body) if isinstance(layer, BatchNorm2d)}
 
 
 def constants(model: ModelSpec) -> str:
-    """Classes and epsilons for people."""
+    """Size of images, classes and epsilons for people."""
     found = sorted(set(epsilons(model).values()))
-    return f"{model.classes} classes" + (f", epsilon {' and '.join(map(str, found))}" if found else "")
+    return (
+        "images of {} x {}, ".format(*model.input_chw[1:])
+        + f"{model.classes} classes"
+        + (f", epsilon {' and '.join(map(str, found))}" if found else "")
+    )

@@ -90,6 +90,20 @@ PRESETS: Mapping[str, Preprocess] = {
     "timm_1.0": dataclasses.replace(
         _TORCHVISION, resize=224, interpolation="bicubic", source="timm 1.0, test_crop_pct 1.0 of the resnet50.a1h_in1k weights"
     ),
+    "timm_288_0.95": dataclasses.replace(
+        _TORCHVISION,
+        resize=303,
+        crop=288,
+        interpolation="bicubic",
+        source="timm 1.0 models/resnet.py _ttcfg: test_input_size 288, test_crop_pct 0.95: floor(288 / 0.95)",
+    ),
+    "timm_288_1.0": dataclasses.replace(
+        _TORCHVISION,
+        resize=288,
+        crop=288,
+        interpolation="bicubic",
+        source="timm 1.0 models/resnet.py _rcfg: test_input_size 288, test_crop_pct 1.0",
+    ),
     "keras_caffe": Preprocess(
         256,
         224,
@@ -119,6 +133,12 @@ PRESETS: Mapping[str, Preprocess] = {
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         source="weiaicunzai/pytorch-cifar100 conf/global_settings.py, of all training pixels, to four places",
+    ),
+    "cifar100_models": dataclasses.replace(
+        _CIFAR,
+        mean=(0.5070, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2761),
+        source="chenyaofo/image-classification-codebase conf/cifar100.conf, as logged in pytorch-cifar-models logs/cifar100",
     ),
     "cifar_imagenet": dataclasses.replace(
         _CIFAR, mean=IMAGENET_MEAN, std=IMAGENET_STD, source="akamaster/pytorch_resnet_cifar10 trainer.py: ImageNet's statistics"

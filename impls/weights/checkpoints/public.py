@@ -1,15 +1,12 @@
 """The public checkpoints that the importer knows: what was published about each, and the command that holds it to that.
 
-A file is known by the hash that its publisher gave out, never by its name. Where none was published in a document that we could read,
-it is None, and the file is imported as anybody's is.
+A file is known by the hash that its publisher gave out, never by its name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from impls.weights import checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +22,7 @@ class Public:
         dataset: on which.
         top1: published, in percent, of a single central crop.
         top5: likewise; None where none was published.
+        unsaid: what its publisher does not say of how it was measured; its accuracy can then be compared with, not held to.
         sha256: first digits, hex.
         md5: hex.
     """
@@ -37,6 +35,7 @@ class Public:
     dataset: str
     top1: float
     top5: float | None
+    unsaid: str = ""
     sha256: str | None = None
     md5: str | None = None
 
@@ -56,10 +55,10 @@ TORCHVISION_FIRST = "older torchvision docs/source/models.rst (100 minus the err
 TIMM = "timm results/results-imagenet.csv and models/resnet.py (hash)"
 GLUON = f"GluonCV, brought to PyTorch in rwightman/pytorch-pretrained-gluonresnet; {TIMM}"
 FACEBOOK = f"facebookresearch/semi-supervised-ImageNet1K-models; {TIMM}"
-CIFAR_MODELS = "chenyaofo/pytorch-cifar-models README.md, loaded by torch.hub.load_state_dict_from_url"
+CIFAR_MODELS = "chenyaofo/pytorch-cifar-models README.md, and logs/ for the preprocessing; loaded by torch.hub.load_state_dict_from_url"
 KERAS = "keras-team/keras-applications README.md (top-1, top-5), keras applications/resnet.py, vgg16.py and vgg19.py (MD5)"
 KERAS_FIRST = "keras-team/keras-applications resnet50.py (MD5) and README.md; released by fchollet/deep-learning-models v0.2"
-AKAMASTER = "akamaster/pytorch_resnet_cifar10 README.md"
+AKAMASTER = "akamaster/pytorch_resnet_cifar10 README.md (it does not say that the digits in its files' names are the SHA-256's)"
 
 
 def _named_by_hash(file: str, model: str, preset: str, top1: float, top5: float, *, source: str, licence: str) -> Public:
@@ -91,16 +90,19 @@ def _facebook(file: str, model: str, top1: float, top5: float) -> Public:
 
 def _keras(model: str, md5: str, top1: float, top5: float, *, source: str = KERAS, licence: str = "MIT") -> Public:
     file = f"{model.removesuffix('_v1')}_weights_tf_dim_ordering_tf_kernels.h5"
-    return Public(file, model, source, licence, "keras_caffe", "imagenet", top1, top5, md5=md5)
+    unsaid = "how images were resized"
+    return Public(file, model, source, licence, "keras_caffe", "imagenet", top1, top5, unsaid, md5=md5)
 
 
 def _cifar(classes: int, depth: int, digits: str, top1: float, top5: float) -> Public:
     name = f"cifar{classes}_resnet{depth}-{digits}.pt"
-    return Public(name, f"cifar_resnet{depth}_b", CIFAR_MODELS, "BSD-3-Clause", "cifar", f"cifar{classes}", top1, top5, sha256=digits)
+    preset = {10: "cifar", 100: "cifar100_models"}[classes]
+    return Public(name, f"cifar_resnet{depth}_b", CIFAR_MODELS, "BSD-3-Clause", preset, f"cifar{classes}", top1, top5, sha256=digits)
 
 
-def _akamaster(file: str, depth: int, top1: float) -> Public:
-    return Public(file, f"cifar_resnet{depth}", AKAMASTER, "BSD-2-Clause", "cifar_imagenet", "cifar10", top1, None)
+def _akamaster(depth: int, digits: str, top1: float) -> Public:
+    file = f"resnet{depth}-{digits}.th"
+    return Public(file, f"cifar_resnet{depth}", AKAMASTER, "BSD-2-Clause", "cifar_imagenet", "cifar10", top1, None, sha256=digits)
 
 
 KNOWN = (
@@ -131,6 +133,27 @@ KNOWN = (
     _timm("resnet50_am-6c502b37.pth", "resnet50", "timm", 78.998, 94.396),
     _timm("resnet101_a3_0-1db14157.pth", "resnet101", "timm_0.95", 79.814, 94.606),
     _timm("resnet152_a3_0-134d4688.pth", "resnet152", "timm_0.95", 80.546, 95.000),
+    _timm("resnet18_a1_0-d63eafa0.pth", "resnet18", "timm_288_1.0", 73.158, 91.026),
+    _timm("resnet18_a2_0-b61bd467.pth", "resnet18", "timm_288_1.0", 72.372, 90.596),
+    _timm("resnet34_a1_0-46f8f793.pth", "resnet34", "timm_288_1.0", 77.918, 93.766),
+    _timm("resnet34_a2_0-82d47d71.pth", "resnet34", "timm_288_1.0", 77.158, 93.274),
+    _timm("resnet34-43635321.pth", "resnet34", "timm_288_0.95", 76.480, 93.354),
+    _timm("resnet50_a1_0-14fe96d1.pth", "resnet50", "timm_288_1.0", 81.214, 95.102),
+    _timm("resnet50_a2_0-a2746f79.pth", "resnet50", "timm_288_1.0", 80.772, 94.988),
+    _timm("resnet50_b1k-532a802a.pth", "resnet50", "timm_288_1.0", 80.706, 95.432),
+    _timm("resnet50_b2k-1ba180c1.pth", "resnet50", "timm_288_1.0", 80.454, 95.318),
+    _timm("resnet50_c1-5ba5e060.pth", "resnet50", "timm_288_1.0", 80.912, 95.552),
+    _timm("resnet50_c2-d01e05b2.pth", "resnet50", "timm_288_1.0", 80.870, 95.534),
+    _timm("resnet50_d-f39db8af.pth", "resnet50", "timm_288_1.0", 80.972, 95.430),
+    _timm("resnet50_ram-a26f946b.pth", "resnet50", "timm_288_0.95", 79.976, 95.052),
+    _timm("resnet50_ra-85ebb6e5.pth", "resnet50", "timm_288_0.95", 79.836, 94.966),
+    _timm("rw_resnet50-86acaeed.pth", "resnet50", "timm_288_0.95", 79.640, 94.892),
+    _timm("resnet101_a1h-36d3f2aa.pth", "resnet101", "timm_288_1.0", 82.778, 96.310),
+    _timm("resnet101_a1_0-cdcb52a9.pth", "resnet101", "timm_288_1.0", 82.322, 95.632),
+    _timm("resnet101_a2_0-6edb36c7.pth", "resnet101", "timm_288_1.0", 82.236, 95.730),
+    _timm("resnet152_a1h-dc400468.pth", "resnet152", "timm_288_1.0", 83.450, 96.538),
+    _timm("resnet152_a1_0-2eee8a7a.pth", "resnet152", "timm_288_1.0", 82.732, 95.720),
+    _timm("resnet152_a2_0-b4c6978f.pth", "resnet152", "timm_288_1.0", 82.608, 95.752),
     _gluon(18, "0757602b", 70.838, 89.754),
     _gluon(34, "c6d82d59", 74.578, 91.984),
     _gluon(50, "0ebe02e2", 77.580, 93.718),
@@ -154,20 +177,15 @@ KNOWN = (
     _cifar(100, 32, "84213ce6", 70.16, 90.89),
     _cifar(100, 44, "ffe32858", 71.63, 91.58),
     _cifar(100, 56, "f2eff4c8", 72.63, 91.94),
-    _akamaster("resnet20-12fca82f.th", 20, 91.73),
-    _akamaster("resnet32-d509ac18.th", 32, 92.63),
-    _akamaster("resnet44-014dd654.th", 44, 93.10),
-    _akamaster("resnet56-4bfd9763.th", 56, 93.39),
-    _akamaster("resnet110-1d1ed7c2.th", 110, 93.68),
-    _akamaster("resnet1202-f3b1deed.th", 1202, 93.82),
+    _akamaster(20, "12fca82f", 91.73),
+    _akamaster(32, "d509ac18", 92.63),
+    _akamaster(44, "014dd654", 93.10),
+    _akamaster(56, "4bfd9763", 93.39),
+    _akamaster(110, "1d1ed7c2", 93.68),
+    _akamaster(1202, "f3b1deed", 93.82),
 )
 
 
-def find(path: Path) -> Public | None:
-    """The known checkpoint that a file is, by its bytes.
-
-    Raises:
-        WeightFileError: the file cannot be read.
-    """
-    sha256, md5 = checkpoints.sha256(path), checkpoints.md5(path)
-    return next((each for each in KNOWN if (each.sha256 and sha256.startswith(each.sha256)) or each.md5 == md5), None)
+def find(sha256: str, md5: str) -> Public | None:
+    """The known checkpoint of a file with these hashes, hex."""
+    return next((each for each in KNOWN if (each.sha256 and sha256.startswith(each.sha256)) or (each.md5 and each.md5 == md5)), None)
