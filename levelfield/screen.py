@@ -214,11 +214,12 @@ def certify_document(certificates: Mapping[Cell, Record], skips: Sequence[Skip])
 
 def certificates(found: Mapping[Cell, Record], skips: Sequence[Skip], pages: Path | None) -> None:
     """A line per certificate, and where to read them."""
-    shown = Table(box=None, pad_edge=False)
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     purposes = {PURPOSES[record.suite] for record in found.values()}
     names = sorted({name for purpose in purposes for name in TIERS[purpose]} or TIERS["inference"])
-    for heading in ("implementation", "model", "precision", "certificate", "elements", *names, "reason"):
-        shown.add_column(heading, overflow="fold")
+    for heading in ("implementation", "model", "precision", "certificate", "elements", *names):
+        shown.add_column(heading, no_wrap=True)
+    reasons = []
     for cell, record in found.items():
         data: Mapping[str, Any] = record.data or {}
         tiers = data.get("tiers", {})
@@ -226,12 +227,16 @@ def certificates(found: Mapping[Cell, Record], skips: Sequence[Skip], pages: Pat
         verdict = f"ok {labels.short(record.record_id)}" if record.status == "ok" else record.status.replace("_", " ").upper()
         name = labels.implementation(cell.implementation, cell.mode)
         count = f"{data['elements_compared']:,}" if data else "-"
-        shown.add_row(name, cell.model, cell.precision, verdict, count, *marks, Text(record.reason or ""))
+        shown.add_row(name, cell.model, cell.precision, verdict, count, *marks)
+        reasons += [f"{name}  {cell.model}  {cell.precision}  {record.reason}"] if record.reason else []
     for skip in skips:
         name = labels.implementation(skip.implementation, skip.mode)
-        shown.add_row(name, skip.model, skip.precision, "skipped", "-", *("-" for _ in names), Text(skip.reason))
+        shown.add_row(name, skip.model, skip.precision, "skipped", "-", *("-" for _ in names))
+        reasons.append(f"{name}  {skip.model}  {skip.precision}  {skip.reason}")
     console = Console(width=max(100, min(140, Console().width)))
     console.print(shown)
+    for reason in reasons:
+        console.print(Text(reason))
     if pages is not None:
         console.print(Text(f"Certificates: {pages}"), soft_wrap=True)
 

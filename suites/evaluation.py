@@ -150,7 +150,9 @@ def _tests(member: _Member, asked: Asked, images: Labelled | None) -> dict[str, 
             how = preprocess.chosen(asked.preprocess) if asked.preprocess else preprocess.of_metadata(stored, size)
             found[name] = test_set.prepared(images, about.model, how, preprocess.TEN if asked.ten_crop else 1)
         except preprocess.PreprocessError as error:
-            raise preprocess.PreprocessError(f"{about.path}: {error}; --preprocess names one of {', '.join(preprocess.PRESETS)}") from None
+            known = ", ".join(preprocess.PRESETS)
+            size = "a file imported with one takes images of the size that it crops to"
+            raise preprocess.PreprocessError(f"{about.path}: {error}; --preprocess names one of {known}; {size}") from None
     return found
 
 
