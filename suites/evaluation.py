@@ -151,8 +151,8 @@ def _tests(member: _Member, asked: Asked, images: Labelled | None) -> dict[str, 
             found[name] = test_set.prepared(images, about.model, how, preprocess.TEN if asked.ten_crop else 1)
         except preprocess.PreprocessError as error:
             known = ", ".join(preprocess.PRESETS)
-            size = "a file imported with one takes images of the size that it crops to"
-            raise preprocess.PreprocessError(f"{about.path}: {error}; --preprocess names one of {known}; {size}") from None
+            own = "a file imported with one takes images of the size that it crops to"
+            raise preprocess.PreprocessError(f"{about.path}: {error}; --preprocess names one of {known}; {own}") from None
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,9 @@ def judging(off: Vector, moves: Vector) -> Callable[[tuple[Edge, ...]], tuple[fl
     return judge
 
 
-def blind(layer: str, taken: tuple[Edge, ...]) -> None:
+def blind(layer: str, taken: tuple[Edge, ...]) -> Sums:
     """Nothing can be read off."""
+    return Sums({}, {})
 
 
 class Chain:
@@ -76,15 +78,17 @@ class Chain:
                 arriving = (self.back["b" if name == "c" else "a"] @ (arriving * opened).ravel()).reshape(arriving.shape)
         return cotangents, gradients
 
-    def looking(self, true: tuple[Edge, ...], unread: str = "") -> Callable[[str, tuple[Edge, ...]], Sums | None]:
+    def looking(self, near: list[Edge], true: tuple[Edge, ...], unread: str = "") -> Callable[[str, tuple[Edge, ...]], Sums]:
         """At a step that took these otherwise."""
         _, observed = self.backward(true)
 
-        def look(layer: str, taken: tuple[Edge, ...]) -> Sums | None:
+        def look(layer: str, taken: tuple[Edge, ...]) -> Sums:
             self.looks += 1
             cotangents, gradients = self.backward(taken)
-            off = observed[layer] + self.noise[layer] - gradients[layer]
-            return None if layer == unread else Sums(off, 1e-6, cotangents[layer])
+            off = (observed[layer] + self.noise[layer] - gradients[layer]) / 1e-6
+            own = [edge for edge in near if edge.layer == layer != unread]
+            passing = {edge: cotangents[layer][edge.index] * (1 if edge.value > 0 else -1) / 1e-6 for edge in own}
+            return Sums({edge.index[1]: off[edge.index[1], None] for edge in own}, {edge: np.array([passing[edge]]) for edge in own})
 
         return look
 
@@ -97,8 +101,21 @@ def test_layers_are_read_off_one_after_the_other(seed: int, data: st.DataObject)
     places = st.tuples(st.sampled_from("abc"), st.integers(0, 1), st.integers(0, 3))
     near = chain.edges(*data.draw(st.sets(places, max_size=8)))
     true = tuple(edge for edge in near if data.draw(st.booleans()))
-    assert set(read_off(near, chain.looking(true))) == set(true)
+    assert set(read_off(near, chain.looking(near, true))) == set(true)
     assert chain.looks == len({edge.layer for edge in near})
+
+
+def test_vectors_are_read_off_as_sums_are() -> None:
+    """Of the decisions of a channel those whose vectors add up to what is off; what only adds up in one place does not."""
+    generator = np.random.default_rng(5)
+    edges = near([0.5] * 6)
+    edges = [replace(edge, index=(0, place % 2, place)) for place, edge in enumerate(edges)]
+    moved = {edge: 100 * generator.standard_normal(9) for edge in edges}
+    true = {edges[0], edges[3], edges[4]}
+    off = {channel: sum((moved[edge] for edge in true if edge.index[1] == channel), generator.standard_normal(9)) for channel in (0, 1)}
+    assert set(read_off(edges, lambda layer, taken: Sums(off, moved))) == true
+    off[0][3] += 90
+    assert set(read_off(edges, lambda layer, taken: Sums(off, moved))) == {edges[3]}
 
 
 def test_what_is_read_off_is_judged_once() -> None:
@@ -116,10 +133,10 @@ def test_what_is_read_off_is_judged_once() -> None:
         return judge
 
     true = (near[1], near[2], near[5])
-    assert set(inferred(near, judging_as(true), chain.looking(true))) == set(true)
+    assert set(inferred(near, judging_as(true), chain.looking(near, true))) == set(true)
     assert len(asked) == 2
-    assert set(inferred(near, judging_as(true), chain.looking(true, unread="a"))) == set(true)
-    assert inferred(near, judging_as(true, explains=False), chain.looking(true)) == ()
+    assert set(inferred(near, judging_as(true), chain.looking(near, true, unread="a"))) == set(true)
+    assert inferred(near, judging_as(true, explains=False), chain.looking(near, true)) == ()
 
 
 @settings(max_examples=60)

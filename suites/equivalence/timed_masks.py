@@ -5,15 +5,16 @@ way, which moves gradients by a thousand times their noise. Such elements are fe
 that the oracle can compute. A step whose tensors are all within their noise given a few of them took these; a fault is none of their sums.
 
 Which they are can mostly be read off. The gradient of the bias in front of a ReLU is the sum of the cotangents that pass it, channel by
-channel, so in the last layer an element that passes in one of two runs shows as its own cotangent. Given those of the last layer, the one
-before is read, and so on: one backward pass for each layer that has some, and not one for each element that is near.
+channel, so in the last layer an element that passes in one of two runs shows as its own cotangent; and a pool that takes another element
+exchanges two patches in the gradient of the kernel in front of it. Given those of the last layer, the one before is read, and so on: one
+backward pass for each layer that has some, and not one for each element that is near.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,45 +41,43 @@ def plausible(near: Sequence[Edge]) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
-    """Of a ReLU: how far the gradient of the bias in front of it is off (C,), its noise's deviation, and the cotangents (N, C, ...)."""
+    """Of a layer: gradients in front of it that show which of its decisions were taken otherwise, in deviations of their noise.
 
-    off: Array
-    deviation: float
-    cotangents: Array
+    ``off`` is by channel how far they are off, a vector, and ``moved`` by decision what it alone moves of them. Channels and decisions of
+    which nothing shows are left out.
+    """
+
+    off: Mapping[int, Array]
+    moved: Mapping[Edge, Array]
 
 
-Look = Callable[[str, tuple[Edge, ...]], Sums | None]
-"""The sums of a layer given that these decisions were taken otherwise; None where it has no such bias in front of it."""
+Look = Callable[[str, tuple[Edge, ...]], Sums]
+"""What shows of a layer's near decisions, given that these behind it were taken otherwise."""
 
 READ = 5.0
-"""Deviations to which a channel's sum must be explained, as every tensor of a step."""
+"""Deviations to which a channel's sums must be explained, as every tensor of a step."""
 
 MOST_READ = 4
 """Decisions of one channel of one layer that are tried together."""
 
 
 def read_off(near: Sequence[Edge], look: Look) -> tuple[Edge, ...]:
-    """The fewest ReLUs of every channel whose cotangents explain its sum, the last layer's first; arguments as of ``inferred``."""
+    """The fewest decisions of every channel that explain its sums, the last layer's first; arguments as of ``inferred``."""
     taken: tuple[Edge, ...] = ()
     for layer in reversed(dict.fromkeys(edge.layer for edge in near)):
         sums = look(layer, taken)
-        if sums is None:
-            continue
-        by_channel: dict[int, list[Edge]] = {}
-        for edge in near:
-            if edge.layer == layer:
-                by_channel.setdefault(edge.index[1], []).append(edge)
-        taken += tuple(edge for channel, own in by_channel.items() for edge in _fewest(own, sums, float(sums.off[channel])))
+        for channel, off in sums.off.items():
+            taken += _fewest([edge for edge in sums.moved if edge.index[1] == channel], sums.moved, off)
     return taken
 
 
-def _fewest(near: Sequence[Edge], sums: Sums, off: float) -> tuple[Edge, ...]:
+def _fewest(near: Sequence[Edge], moved: Mapping[Edge, Array], off: Array) -> tuple[Edge, ...]:
     def left(edges: tuple[Edge, ...]) -> float:
-        return abs(off - sum(float(sums.cotangents[edge.index]) * (1 if edge.value > 0 else -1) for edge in edges))
+        return float(np.sqrt(np.mean((off - sum(moved[edge] for edge in edges)) ** 2)))
 
     for count in range(min(len(near), MOST_READ) + 1):
         best = min(itertools.combinations(near, count), key=left)
-        if left(best) <= READ * sums.deviation:
+        if left(best) <= READ:
             return best
     return ()
 

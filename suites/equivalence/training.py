@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from impls.oracle.backward import tied
 from impls.oracle.backward_envelope import Envelope, StepNoise, envelope, step_noise
 from impls.oracle.backward_forced import settled
 from impls.oracle.backward_masks import EXPLAINED, Edge, edges, flipped, mask_differences
+from impls.oracle.backward_moved import kernel_in_front
+from impls.oracle.backward_moved import moved as pool_moved
 from impls.oracle.backward_rounding import descend_sigma
 from impls.oracle.forward import Array
 from impls.oracle.local import TapRounding
@@ -247,7 +249,7 @@ class TrainingExamination:
         taken = take_steps(self._trainer(self.precision, start, sgd), start, batch)
 
         within = partial(within_noise, bound=MIXED_BOUND if arithmetic(self.precision).store else NOISE_BOUND)
-        biases = biases_of_relus(model)
+        biases, nodes = biases_of_relus(model), {node.layer.name: node for node in oracle.wiring(model)}
         known: dict[tuple[Edge, ...], Envelope] = {(): predicted}
 
         def given(flips: tuple[Edge, ...]) -> Envelope:
@@ -259,15 +261,24 @@ class TrainingExamination:
         def errors(flips: tuple[Edge, ...]) -> tuple[Errors, Errors]:
             return step_errors(taken, sgd, given(flips), self.precision)
 
-        def look(layer: str, flips: tuple[Edge, ...]) -> Sums | None:
-            if layer not in biases:
-                return None
-            parameter, velocity = (np.asarray(each[biases[layer]], np.float64) for each in (start.weights, start.momentum))
-            found, noise = given(flips).exact, np.asarray(predicted.gradients[biases[layer]])
-            gradient = found.gradients[biases[layer]]
-            _, expected = oracle.descend(sgd, NOISE_RATES[0], parameter, gradient, velocity)
-            _, deviation = descend_sigma(sgd, NOISE_RATES[0], parameter, gradient, velocity, noise, arithmetic(self.precision))
-            return Sums(taken.between.momentum[biases[layer]] - expected, _rms(deviation), found.cotangents[layer])
+        def off(parameter: str, flips: tuple[Edge, ...]) -> tuple[Array, float]:
+            """How far a gradient is off, and its noise's deviation."""
+            weight, velocity = (np.asarray(each[parameter], np.float64) for each in (start.weights, start.momentum))
+            gradient, noise = given(flips).exact.gradients[parameter], np.asarray(predicted.gradients[parameter])
+            _, expected = oracle.descend(sgd, NOISE_RATES[0], weight, gradient, velocity)
+            _, deviation = descend_sigma(sgd, NOISE_RATES[0], weight, gradient, velocity, noise, arithmetic(self.precision))
+            return taken.between.momentum[parameter] - expected, _rms(deviation)
+
+        def look(layer: str, flips: tuple[Edge, ...]) -> Sums:
+            own, exact = [edge for edge in near if edge.layer == layer], given(flips).exact
+            if layer in biases:
+                sums, deviation = off(biases[layer], flips)
+                passing = {edge: exact.cotangents[layer][edge.index] * (1 if edge.value > 0 else -1) for edge in own}
+                return Sums(
+                    {edge.index[1]: sums[edge.index[1], None] / deviation for edge in own},
+                    {edge: np.array([value / deviation]) for edge, value in passing.items()},
+                )
+            return _of_kernels(nodes, exact, masks, start.weights, batch.images, own, partial(off, flips=flips))
 
         def judge(flips: tuple[Edge, ...]) -> tuple[float, bool]:
             first, second = errors(flips)
@@ -607,6 +618,28 @@ def given_masks(predicted: Envelope, model: ModelSpec, state: State, batch: Batc
     known = Operations(evaluate=lambda layer, inputs, tensors: exact.taps[layer.name])
     found = oracle.differentiate(model, state.weights, batch.images, batch.labels, SGD.label_smoothing, masks=masks, operations=known)
     return dataclasses.replace(predicted, exact=dataclasses.replace(exact, gradients=found.gradients, cotangents=found.cotangents))
+
+
+def _of_kernels(
+    nodes: Mapping[str, oracle.Node],
+    exact: oracle.Derivatives,
+    masks: Arrays,
+    weights: Arrays,
+    images: Array,
+    near: Sequence[Edge],
+    off: Callable[[str], tuple[Array, float]],
+) -> Sums:
+    """What decisions of a max-pool move in the kernels in front; ``off`` says how far a tensor's gradient is off, and its deviation."""
+    found, moved, each = dict[int, Array](), dict[Edge, Array](), cache(off)
+    for edge in near:
+        layer = nodes[edge.layer].layer
+        if isinstance(layer, MaxPool2d):
+            places = pool_moved(layer, masks[edge.mask], exact.cotangents[edge.layer], edge.element, edge.value)
+            if kernel := kernel_in_front(nodes, images, exact.taps, masks, weights, edge.mask, places):
+                gradients, deviation = each(kernel.weight)
+                found[edge.index[1]] = gradients[kernel.channel].ravel() / deviation
+                moved[edge] = kernel.moved.ravel() / deviation
+    return Sums(found, moved)
 
 
 def biases_of_relus(model: ModelSpec) -> dict[str, str]:
