@@ -32,8 +32,8 @@ Say = Callable[[str], None]
 
 IMAGES = "images"
 
-SIDES = (32, PROBE_SIZE, 224)
-"""Sizes that an ONNX file may be fixed to."""
+SIDES = (32, PROBE_SIZE, 224, 288)
+"""Sizes that an ONNX file may be fixed to; 288 is the one at which timm tests its ResNets."""
 
 MOST_IMAGES = 1024
 
