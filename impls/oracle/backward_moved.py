@@ -52,7 +52,7 @@ def moved(layer: MaxPool2d, x: Array, cotangents: Array, element: Place, value: 
     found: dict[Place, float] = {element: 0.0}
     for window in itertools.product((image,), (channel,), *reached):
         held = winner(layer, x, window)
-        if x[held] < value:
+        if float(x[held]) < value:  # as numbers: a float32 would be compared with the value rounded to one
             cotangent = float(cotangents[window])
             found[held] = found.get(held, 0.0) - cotangent
             found[element] += cotangent
