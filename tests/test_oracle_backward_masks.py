@@ -86,6 +86,26 @@ def test_edges_are_the_decisions_that_explained_differences_may_change(own: dict
     assert len(everything.indices) == sum(edge.layer == "relu1" for edge in near)
 
 
+def test_what_the_oracle_takes_is_an_edge_where_another_was_shown(own: dict[str, Array]) -> None:
+    """A step may decide as the oracle does where the derivatives that are shown do not; the margin is the same from either side."""
+    deviation = 2e-3
+    deviations = {name: np.full((1, tap.shape[1]) + (1,) * (tap.ndim - 2), deviation) for name, tap in own.items()}
+    near = edges(BOTTLENECK, batch(BOTTLENECK)[0], own, own, deviations)
+    pools = [edge for edge in near if edge.layer == "maxpool"]
+    assert pools
+    for edge in pools:
+        shown = flipped(own, [edge])
+        back = [each for each in edges(BOTTLENECK, batch(BOTTLENECK)[0], own, shown, deviations) if each.index == edge.index]
+        (other,) = [
+            each for each in back if each.margin == pytest.approx(edge.margin) and own["relu1"][each.element] > own["relu1"][edge.element]
+        ]
+        assert other.layer == "maxpool"
+        for _, decided in ((edge, shown), (other, flipped(shown, [other]))):
+            parts = {part.layer: part for part in mask_differences(BOTTLENECK, batch(BOTTLENECK)[0], own, decided, deviations)}
+            otherwise = edge.index in {tuple(index) for index in parts["maxpool"].indices}
+            assert otherwise == (decided is shown)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_convention_is_no_edge(own: dict[str, Array], value: float) -> None:
     """A ReLU of exactly 0, and what a pool might take: a 0, or an equal of what it takes, as a pool behind a pool has them."""

@@ -124,11 +124,18 @@ def _relu_edges(name: str, own: Array, output: npt.NDArray[Any], deviation: Arra
 
 
 def _pool_edges(layer: MaxPool2d, name: str, own: Array, found: Array, deviation: Array) -> Iterator[Edge]:
-    """Every element that a window might take instead, raised above the maximum."""
+    """Every element that a window might take instead, raised above the maximum.
+
+    It must come past the oracle's maximum, or be it, and past what is taken.
+    """
     (best, highest), chosen = (evaluate(layer, (x,), {}) for x in (own, found)), winners(layer, found)
-    for position, view in enumerate(views(pad(own, layer.padding, -np.inf), layer, *best.shape[2:])):
-        margins = _over(best - view, np.sqrt(2.0) * deviation)
-        for place in np.argwhere((chosen != position) & (view != 0) & (view != best) & (margins <= EXPLAINED)):
+    reached = list(views(pad(own, layer.padding, -np.inf), layer, *best.shape[2:]))
+    took = np.empty_like(best)
+    for position, view in enumerate(reached):
+        np.copyto(took, view, where=chosen == position)
+    for position, view in enumerate(reached):
+        margins = _over(np.maximum(best - view, np.abs(took - view)), np.sqrt(2.0) * deviation)
+        for place in np.argwhere((chosen != position) & (view != 0) & (view != took) & (margins <= EXPLAINED)):
             index = tuple(map(int, place))
             row, column = (int(each[0]) for each in _reached(layer, place[None], np.array([position])))
             yield Edge(
