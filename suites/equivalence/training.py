@@ -147,17 +147,20 @@ class TrainingExamination:
         for state in (start, zero_gamma(model, start)):
             yield derivatives(model, state, given[0], self._trainer("fp64", state, SGD).differentiate(given[0]))
         for sgd in (SGD, HEAVY_BALL):
-            trainer, before = self._trainer("fp64", start, sgd), start
-            for rate, batch in zip(RATES, given, strict=False):
-                masks = trainer.differentiate(batch).taps
-                losses = trainer.steps([batch], [rate])
-                after = trainer.state()
-                expected, right = oracle.step(model, before, batch.images, batch.labels, sgd, rate, masks=masks)
-                yield meaning({"loss": np.array([right.loss])}, {"loss": np.array(losses)})
-                del masks, right
-                yield changed(before, expected, after)
-                before = after
+            yield from self._meaning_of_steps(start, sgd, given)
         yield self._trajectory(start)
+
+    def _meaning_of_steps(self, start: State, sgd: Sgd, given: Sequence[Batch]) -> Iterator[Tier]:
+        trainer, before = self._trainer("fp64", start, sgd), start
+        for rate, batch in zip(RATES, given, strict=False):
+            masks = trainer.differentiate(batch).taps
+            losses = trainer.steps([batch], [rate])
+            after = trainer.state()
+            expected, right = oracle.step(self.subject.model, before, batch.images, batch.labels, sgd, rate, masks=masks)
+            yield meaning({"loss": np.array([right.loss])}, {"loss": np.array(losses)})
+            del masks, right
+            yield changed(before, expected, after)
+            before = after
 
     def _trajectory(self, start: State) -> Tier:
         given, fresh = batches(self.subject), at_rest(start)
@@ -436,7 +439,7 @@ def sound_steps(subject: Subject, precision: str) -> Iterator[State]:
     state = at_rest(begin(subject))
     for batch in batches(subject):
         taken, images = as_taken(subject.model, state.weights, precision), as_held(batch.images, precision)
-        state, _ = oracle.step(subject.model, state, images, batch.labels, SGD, TRAJECTORY_RATE, taken=taken)
+        state = oracle.step(subject.model, state, images, batch.labels, SGD, TRAJECTORY_RATE, taken=taken)[0]
         yield State(state.weights, {})
 
 
