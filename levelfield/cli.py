@@ -703,6 +703,7 @@ def weights_import(path: Path, model: str, preprocess: str | None, out: Path, th
         if made.known:
             known = made.known
             click.echo(f"it has the hash published of {known.file} ({known.source}): top-1 {known.top1} % on {known.dataset}")
+            click.echo(f"`levelfield accuracy --weights {out} --dataset {known.dataset} --data-dir DIR` holds it to that")
         if made.preprocess is None:
             click.echo("how images become its inputs is not known; --preprocess says it")
 
@@ -720,6 +721,26 @@ def weights_export(path: Path, form: str, out: Path, threads: int | None, env: t
         from suites.harness.plan import available_threads
 
         click.echo(f"{out}: {suite.give(path, form, out, named=env, threads=threads or available_threads())}")
+
+
+@weights.command("known")
+@click.argument("named", required=False, metavar="[FILE]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+def weights_known(named: str | None, as_json: bool) -> None:
+    """List the public checkpoints that import knows: hash, preprocessing, published accuracy, and the commands that check it.
+
+    FILE is a file's name or a part of it.
+    """
+    with plain_errors():
+        from levelfield import lists
+
+        rows = lists.checkpoint_rows(named)
+        if as_json:
+            _print_json({"checkpoints": rows})
+        elif rows:
+            lists.checkpoints(rows, whole=named is not None)
+        else:
+            fail(f"no public checkpoint that is known is called {named!r}; `levelfield weights known` lists them")
 
 
 @weights.command("show")

@@ -1,4 +1,4 @@
-"""What the command lists without measuring: the plan, the models, the doctor's findings."""
+"""What the command lists without measuring: the plan, the models, public checkpoints, the doctor's findings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from impls import models as known
 from impls import spec
 from impls.implementation import Manifest
 from impls.weights import trained
+from impls.weights.checkpoints import public
 from results.record import Cell
 from suites.harness import doctor
 from suites.harness.plan import Plan
@@ -89,6 +91,36 @@ def models(rows: Sequence[Mapping[str, Any]]) -> None:
     console = Console()
     console.print(shown)
     console.print("Also cifar_resnetD and cifar_plainD for any D = 6n + 2, and the shortcut options _a, _b, _c of every ResNet.")
+
+
+def checkpoint_rows(named: str | None) -> list[dict[str, Any]]:
+    """What was published of each public checkpoint whose file's name holds ``named``, and the commands that hold it to that."""
+    return [{**dataclasses.asdict(each), "check": list(each.check)} for each in public.KNOWN if named is None or named in each.file]
+
+
+def checkpoints(rows: Sequence[Mapping[str, Any]], *, whole: bool) -> None:
+    """A line each, or all of it with the commands."""
+    if whole:
+        for row in rows:
+            five = f", top-5 {row['top5']} %" if row["top5"] is not None else ""
+            but = f"; its publisher does not say {row['unsaid']}" if row["unsaid"] else ""
+            click.echo(
+                f"{row['file']}: {row['model']}, top-1 {row['top1']} %{five} on {row['dataset']}, prepared as {row['preprocess']}{but}"
+            )
+            click.echo(
+                f"  {'SHA-256 begins with ' + row['sha256'] if row['sha256'] else 'MD5 ' + row['md5']}; {row['licence']}; {row['source']}"
+            )
+            click.echo("".join(f"  {command}\n" for command in row["check"]), nl=False)
+        return
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("file", "model", "data", "preprocessing", "top-1 %", "top-5 %"):
+        shown.add_column(heading, justify="right" if "%" in heading else "left", no_wrap=True)
+    for row in rows:
+        figures = (f"{row['top1']:g}", "-" if row["top5"] is None else f"{row['top5']:g}")
+        shown.add_row(row["file"], row["model"], row["dataset"], row["preprocess"], *figures)
+    console = Console(width=max(120, Console().width))
+    console.print(shown)
+    console.print("`levelfield weights known FILE` tells hash, licence, source and the commands that hold a file to its figure.")
 
 
 def findings(found: Sequence[doctor.Finding]) -> None:

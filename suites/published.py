@@ -41,7 +41,7 @@ def held(record: Record, known: Public) -> dict[str, Any] | None:
         the measured ones are above, whether that is within ``POINTS``, and, where ``holds`` is None, why that cannot be said.
     """
     data, measured = record.data or {}, record.measurements
-    if record.status != "ok" or not str(data["dataset"]).startswith(f"{known.dataset}/"):
+    if record.status != "ok" or not str(data.get("dataset")).startswith(f"{known.dataset}/"):
         return None
     points = {name: _points(measured.get(name), getattr(known, name)) for name in ("top1", "top5")}
     why = _incomparable(record, data, known)

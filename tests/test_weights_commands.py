@@ -103,7 +103,9 @@ def test_a_known_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(public, "KNOWN", (known,))
     done = brought(path, MODEL.name)
     assert done.stdout.splitlines()[1] == "it has the hash published of net.pt (somebody): top-1 90.5 % on cifar10"
-    metadata = file.read_metadata(path.with_suffix(".safetensors"))
+    out = path.with_suffix(".safetensors")
+    assert done.stdout.splitlines()[2] == f"`levelfield accuracy --weights {out} --dataset cifar10 --data-dir DIR` holds it to that"
+    metadata = file.read_metadata(out)
     assert (metadata["licence"], metadata["source"]) == ("MIT", "net.th, somebody")
     assert json.loads(metadata["preprocess"]) == preprocess.chosen("cifar").as_json()
     assert (
@@ -147,6 +149,23 @@ def test_the_table_of_known_files() -> None:
         "levelfield weights import resnet50-11ad3fa6.pth --model resnet50 --preprocess torchvision_v2 --out resnet50-11ad3fa6.safetensors"
     )
     assert len({known.sha256 or known.md5 or known.file for known in public.KNOWN}) == len(public.KNOWN)
+
+
+def test_what_is_known_is_listed() -> None:
+    """All in a line each; one or some with the commands; a name that none has is a sentence."""
+    assert len(json.loads(levelfield("weights", "known", "--json").stdout)["checkpoints"]) == len(public.KNOWN)
+    lines = levelfield("weights", "known").stdout.splitlines()
+    assert len(lines) == len(public.KNOWN) + 2
+    assert lines[4].split() == ["resnet50-11ad3fa6.pth", "resnet50", "imagenet", "torchvision_v2", "80.858", "95.434"]
+    assert levelfield("weights", "known", "resnet50-11ad3fa6").stdout.splitlines() == [
+        "resnet50-11ad3fa6.pth: resnet50, top-1 80.858 %, top-5 95.434 % on imagenet, prepared as torchvision_v2",
+        f"  SHA-256 begins with 11ad3fa6; BSD-3-Clause; {public.TORCHVISION} IMAGENET1K_V2",
+        *(f"  {command}" for command in public.KNOWN[3].check),
+    ]
+    assert "its publisher does not say how images were resized" in levelfield("weights", "known", "vgg16_weights").stdout
+    done = levelfield("weights", "known", "resnet51")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "no public checkpoint that is known is called 'resnet51'" in done.stderr
 
 
 def test_torchvision_s_googlenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
