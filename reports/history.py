@@ -104,7 +104,7 @@ def collect(stores: Iterable[Path], baseline: str = frame.BASELINE) -> History:
                 continue
             if run_id not in loaded.runs:
                 rows_by_reason[f"run {run_id} does not say which machine it ran on"] += 1
-            elif why := _without_right(row) or _without_commit(records[run_id][0]):
+            elif why := _without_right(row) or _of_other_images(row) or _without_commit(records[run_id][0]):
                 rows_by_reason[why] += 1
             else:
                 facts = loaded.runs[run_id].machine
@@ -120,6 +120,14 @@ def _without_right(row: Mapping[Any, Any]) -> str | None:
     if not pd.isna(row["time_per_batch_s"]):
         return None
     return "a certificate or an accuracy alone, not timed" if pd.isna(row["reason"]) else str(row["reason"])
+
+
+def _of_other_images(row: Mapping[Any, Any]) -> str | None:
+    """Why a row is in no line with others of its model: it was timed on images of a weight file's own size."""
+    return next(
+        (f"timed on images of {size}, another size than {row['model']} is for" for size in labels.images(row["model"], row["image_size"])),
+        None,
+    )
 
 
 def _without_commit(record: Record) -> str | None:

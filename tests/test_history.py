@@ -34,6 +34,7 @@ OTHER: dict[str, object] = {
     "memory_gib": 64,
     "gpu_model": "NVIDIA H100",
 }
+LARGE = {"sha256": SHA, "source": "photographs", "ring_size": 8, "shape": [1, 3, 288, 288]}
 SPEEDS = {"pytorch/eager": 0.020, "onnx/ort": 0.018}
 
 Make = Callable[..., Run]
@@ -220,6 +221,10 @@ def test_a_step_is_printed(clone: tuple[Path, list[str]], tmp_path: Path) -> Non
         (lambda run: (run.certify("onnx/ort", "conv1 differs"), run.timed("onnx/ort", 0.01)), "2 rows: conv1 differs"),
         (lambda run: (run.certify("onnx/ort"), run.timed("onnx/ort", 0.01, measurement=False)), "2 rows: NOT-A-MEASUREMENT: a smoke run"),
         (lambda run: run.certify("onnx/ort"), "2 rows: a certificate or an accuracy alone, not timed"),
+        (
+            lambda run: (run.certify("onnx/ort"), run.timed("onnx/ort", 0.01, told={"inputs": LARGE})),
+            "2 rows: timed on images of 288x288, another size than resnet50 is for",
+        ),
     ],
 )
 def test_what_has_no_right_is_left_out_by_name(tmp_path: Path, make: Callable[[Run], object], reason: str) -> None:
