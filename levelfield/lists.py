@@ -15,7 +15,6 @@ from impls import models as known
 from impls import spec
 from impls.implementation import Manifest
 from impls.weights import trained
-from impls.weights.checkpoints import public
 from results.record import Cell
 from suites.harness import doctor
 from suites.harness.plan import Plan
@@ -95,6 +94,8 @@ def models(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def checkpoint_rows(named: str | None) -> list[dict[str, Any]]:
     """What was published of each public checkpoint whose file's name holds ``named``, and the commands that hold it to that."""
+    from impls.weights.checkpoints import public  # NumPy comes with it, which a plan need not wait for
+
     return [{**dataclasses.asdict(each), "check": list(each.check)} for each in public.KNOWN if named is None or named in each.file]
 
 

@@ -333,7 +333,7 @@ def test_unreadable_images_are_named_and_counted(run: Run) -> None:
         {"image": 2, "name": "digit 2", "reason": "is no image"},
         {"image": 11, "name": "digit 11", "reason": "there is no such file"},
     ]
-    found = Evaluation((record,), (), (), (), (), ())
+    found = Evaluation((record,), (), (), (), (), (), ())
     assert classified.code(found, by_name=True) == 1
     assert classified.document(found)["rows"][0]["unreadable"] == record.data["unreadable"]
 
@@ -407,7 +407,7 @@ def evaluation_of(context: Context, records: list[Record], test: TestSet) -> Eva
     about = {name: getattr(group, name) for name in ("model", "weights_sha256", "precision", "device", "dataset")}
     named = tuple({**about, **flip, "name": test.names[flip["image"]]} for flip in found)
     pairs = tuple({**about, **pair} for pair in disagreements(group.members, labels))
-    return Evaluation(tuple(records), (), named, pairs, (), ())
+    return Evaluation(tuple(records), (), named, pairs, (), (), ())
 
 
 @pytest.fixture
@@ -509,7 +509,7 @@ def test_exit_codes(run: Run) -> None:
     skip = Skip("onnx", "ort", "cifar_resnet20", "bf16", "cpu", "no bfloat16", by_name=True)
 
     def code(*records: Record, skips: tuple[Skip, ...] = (), by_name: bool = False) -> int:
-        return classified.code(Evaluation(records, skips, (), (), (), ()), by_name=by_name)
+        return classified.code(Evaluation(records, skips, (), (), (), (), ()), by_name=by_name)
 
     assert code(fine, without) == 0
     assert code(fine, without, by_name=True) == 1
