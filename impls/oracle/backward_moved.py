@@ -89,9 +89,10 @@ def kernel_in_front(
                 scale = float(weights[f"{after}.weight"][channel]) / np.sqrt(x[:, channel].var() + layer.eps)
                 cotangents = {place: value * float(scale) for place, value in cotangents.items()}
             case MaxPool2d() if before is not None:
-                summed = dict.fromkeys((winner(layer, masks[before], place) for place in cotangents), 0.0)
-                for place, value in cotangents.items():  # windows that overlap have taken the same element
-                    summed[winner(layer, masks[before], place)] += value
+                summed: dict[Place, float] = {}
+                for place, value in cotangents.items():  # windows that overlap may have taken the same element
+                    held = winner(layer, masks[before], place)
+                    summed[held] = summed.get(held, 0.0) + value
                 cotangents = summed
             case Concat():
                 first = 0

@@ -70,9 +70,6 @@ def epsilons(model: ModelSpec) -> dict[str, float]:
 
 def constants(model: ModelSpec) -> str:
     """Size of images, classes and epsilons for people."""
-    found = sorted(set(epsilons(model).values()))
-    return (
-        "images of {} x {}, ".format(*model.input_chw[1:])
-        + f"{model.classes} classes"
-        + (f", epsilon {' and '.join(map(str, found))}" if found else "")
-    )
+    (height, width), found = model.input_chw[1:], sorted(set(epsilons(model).values()))
+    sizes = f"images of {height} x {width}, {model.classes} classes"
+    return sizes + (f", epsilon {' and '.join(map(str, found))}" if found else "")
